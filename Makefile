@@ -1,0 +1,43 @@
+# Each word works as the first command on a fresh clone: it makes .venv and installs what it needs.
+BIN := .venv/bin
+BASE := .venv/.installed-base
+DEV := .venv/.installed-dev
+INSTALL_INPUTS := pyproject.toml constraints-ci.txt scripts/install.sh
+
+# The tests' matrices are small, and two workers with two threads each only get in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check bench docs earthview-table
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(DEV)  ## .venv with everything that development needs
+
+demo: $(BASE)  ## localise the example images: demo/map.html, demo/predictions.geojson
+	$(BIN)/geoloc localize demo/images --map demo/map.html --output demo/predictions.geojson
+
+test: $(DEV)  ## the test suite, offline, on the CPU
+	$(PYTEST) -n 2
+
+test-slow: $(DEV)  ## the tests that take minutes
+	$(PYTEST) -n 2 -m slow
+
+check: $(DEV)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(DEV)  ## measure; ratios against peers in the same run
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/import_time.py
+	$(PYTEST) benchmarks --benchmark-only
+
+docs: $(DEV)  ## API pages in docs/api
+	$(BIN)/pdoc --docformat google --output-directory docs/api geoloc quadtree
+
+$(BASE): $(INSTALL_INPUTS)
+	@scripts/install.sh base
+
+$(DEV): $(INSTALL_INPUTS)
+	@scripts/install.sh dev

@@ -1,0 +1,37 @@
+"""Image geolocation: a photo goes in, coordinates with a calibrated uncertainty come out.
+
+    from geoloc import Geolocalizer
+
+    model = Geolocalizer.from_pretrained("earthview")
+    prediction = model.localize("photo.jpg")
+
+Importing this package is cheap: a name is loaded when it is first used, and torch with it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.prediction import Prediction
+
+__all__ = ["Geolocalizer", "Prediction", "__version__"]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Geolocalizer": "geoloc.localize.geolocalizer",
+    "Prediction": "geoloc.localize.prediction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'geoloc' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

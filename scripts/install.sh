@@ -25,11 +25,11 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check)
 cpu_index=()
 if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ -z "${GEOLOC_ALLOW_CUDA:-}" ]; then
     # From 23.3 on, a dry run reads the wheels' metadata only; an older one would download them.
-    "${pip[@]}" install --quiet 'pip>=23.3'
+    "${pip[@]}" install -qq 'pip>=23.3'
 
     takes_cuda() {  # true if pip would install CUDA packages, given these further options
         local report
-        report=$("${pip[@]}" install --quiet --dry-run --ignore-installed --report - "$@" \
+        report=$("${pip[@]}" install -qq --dry-run --ignore-installed --report - "$@" \
             -c constraints-ci.txt torch torchvision) || return 0
         grep -qE '"name": "(nvidia|cuda|triton)' <<<"$report"
     }
@@ -46,6 +46,6 @@ if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ -z "${GE
 fi
 
 echo "Installing $target into .venv (a few minutes the first time) …"
-"${pip[@]}" install --quiet -e "$target" -c constraints-ci.txt ${cpu_index[@]+"${cpu_index[@]}"}
+"${pip[@]}" install -qq -e "$target" -c constraints-ci.txt ${cpu_index[@]+"${cpu_index[@]}"}
 touch .venv/.installed-base
 [ "$1" = base ] || touch .venv/.installed-dev

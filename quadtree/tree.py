@@ -1,0 +1,239 @@
+"""The quadtree: leaf cells, their hierarchy, and the assignment of points to them.
+
+A cell is a path of digits from the root box, 0 south-west, 1 south-east, 2 north-west, 3 north-east; both axes are halved in
+degrees at every level. A leaf that holds training points is a *cell* (a class); a leaf without any is *empty*: it is no
+class but part of the tree. Empty leaves need not be stored, because a box is only ever split where it holds points: they
+are the children of split boxes that have no cell below them.
+
+Cell ids count the cells depth first, which is the order of their ranges on the Z-order curve, so all cells below any box
+of the tree have consecutive ids.
+"""
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quadtree.errors import InvalidTreeError, QuadtreeError
+from quadtree.lookup import NO_CELL, CellLookup, nearest_cells
+from quadtree.morton import MAX_DEPTH, WORLD_BOUNDS_DEG, IntArray, cell_bounds_deg, check_depth, encode
+from quadtree.sphere import FloatArray, validate_latlon_deg
+
+
+class Quadtree:
+    """A partition of a root box into quadtree leaves, made by `build_quadtree` or read from a file.
+
+    Attributes:
+        root_deg: south, west, north, east of the root box.
+        num_cells: how many leaves hold training points: the classes.
+        depths: (num_cells,) int64, 0 is the root.
+        center_latlon_deg: (num_cells, 2) representative points, each inside its closed box. Trees over the whole
+            Earth use the mean on the sphere of the training points, OSV-5M's trees the arithmetic mean.
+        num_points: (num_cells,) int64 training points, or None where the source did not tell.
+
+    Args:
+        start_codes: (num_cells,) the first Z-order code of each cell at depth 24 (its south-west corner), ascending.
+        depths: see above.
+        center_latlon_deg: see above.
+        num_points: see above.
+        root_deg: see above; the whole Earth by default.
+
+    Raises:
+        InvalidTreeError: the cells overlap, are out of order, or a representative point is outside of its box.
+    """
+
+    def __init__(
+        self,
+        start_codes: IntArray,
+        depths: IntArray,
+        center_latlon_deg: FloatArray,
+        num_points: IntArray | None = None,
+        root_deg: tuple[float, float, float, float] = WORLD_BOUNDS_DEG,
+    ) -> None:
+        self.root_deg = _checked_root(root_deg)
+        self._start_codes = _frozen(start_codes, np.int64)
+        self.depths = _frozen(depths, np.int64)
+        self.center_latlon_deg: FloatArray = _frozen(center_latlon_deg, np.float64)
+        self.num_points = None if num_points is None else _frozen(num_points, np.int64)
+        self.num_cells = len(self._start_codes)
+        self._check_cells()
+
+    def _check_cells(self) -> None:
+        found = (self.depths.shape, self.center_latlon_deg.shape)
+        if self.num_cells == 0 or found != ((self.num_cells,), (self.num_cells, 2)):
+            raise InvalidTreeError(
+                f"a tree of {self.num_cells} cells needs at least one cell, depths of shape ({self.num_cells},) and "
+                f"centers of shape ({self.num_cells}, 2); found {found[0]} and {found[1]}"
+            )
+        if self.num_points is not None and (self.num_points.shape != found[0] or self.num_points.min() < 1):
+            raise InvalidTreeError(
+                "num_points must be at least 1 for every cell: leaves without points are no cells"
+            )
+        if self.depths.min() < 0 or self.depths.max() > MAX_DEPTH:
+            raise InvalidTreeError(f"depths must be in [0, {MAX_DEPTH}]; found up to {self.depths.max()}")
+        starts, stops = self.morton_ranges.T
+        if starts[0] < 0 or stops[-1] > 4**MAX_DEPTH or np.any(starts % (stops - starts)):
+            raise InvalidTreeError(
+                "a cell's first code must be a multiple of the number of codes in the cell"
+            )
+        if np.any(starts[1:] < stops[:-1]):
+            cell = int(np.flatnonzero(starts[1:] < stops[:-1])[0])
+            raise InvalidTreeError(
+                f"cells {cell} and {cell + 1} overlap or are out of order; cells must be disjoint, depth first"
+            )
+        south, west, north, east = self.bounds_deg.T
+        latitude, longitude = self.center_latlon_deg.T
+        inside = (latitude >= south) & (latitude <= north) & (longitude >= west) & (longitude <= east)
+        if not inside.all():
+            cell = int(np.flatnonzero(~inside)[0])
+            raise InvalidTreeError(
+                f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is outside of its "
+                f"box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
+            )
+
+    def __repr__(self) -> str:
+        """One line for people: size, depth, root, identity."""
+        root = "world" if self.is_world else f"box {list(self.root_deg)}"
+        return (
+            f"Quadtree({self.num_cells} cells, depth {int(self.depths.min())}-{self.max_depth}, {root}, "
+            f"sha256 {self.fingerprint[:8]})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Trees are equal when their fingerprints are."""
+        return isinstance(other, Quadtree) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        """Consistent with equality."""
+        return hash(self.fingerprint)
+
+    @property
+    def is_world(self) -> bool:
+        """Whether the root covers the whole Earth."""
+        return self.root_deg == WORLD_BOUNDS_DEG
+
+    @property
+    def max_depth(self) -> int:
+        """Depth of the deepest cell."""
+        return int(self.depths.max())
+
+    @cached_property
+    def morton_ranges(self) -> IntArray:
+        """(num_cells, 2) first code and the code after the last one, at depth 24."""
+        return _frozen(
+            np.stack([self._start_codes, self._start_codes + _num_codes(self.depths)], axis=-1), np.int64
+        )
+
+    @cached_property
+    def bounds_deg(self) -> FloatArray:
+        """(num_cells, 4) south, west, north, east of each cell."""
+        bounds = cell_bounds_deg(
+            self._start_codes >> 2 * (MAX_DEPTH - self.depths), self.depths, self.root_deg
+        )
+        return _frozen(bounds, np.float64)
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Path of each cell, such as "0312"; "" is the root."""
+        return tuple(
+            _path(code, depth) for code, depth in zip(self._start_codes.tolist(), self.depths.tolist())
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical leaf table: root, codes, depths and representative points, little endian.
+
+        It identifies the classes. How many training points a cell held is not part of it.
+        """
+        digest = hashlib.sha256(b"quadtree leaf table 1\n")
+        digest.update((np.array(self.root_deg) + 0.0).astype("<f8").tobytes())
+        digest.update(self._start_codes.astype("<i8").tobytes())
+        digest.update(self.depths.astype("<i8").tobytes())
+        digest.update((self.center_latlon_deg + 0.0).astype("<f8").tobytes())  # + 0.0 turns -0.0 into 0.0
+        return digest.hexdigest()
+
+    # Points to cells
+
+    @overload
+    def assign(self, latlon_deg: ArrayLike, return_is_empty: Literal[False] = ...) -> IntArray: ...
+
+    @overload
+    def assign(
+        self, latlon_deg: ArrayLike, return_is_empty: Literal[True]
+    ) -> tuple[IntArray, NDArray[np.bool_]]: ...
+
+    def assign(
+        self, latlon_deg: ArrayLike, return_is_empty: bool = False
+    ) -> IntArray | tuple[IntArray, NDArray[np.bool_]]:
+        """Cell id of each point, (..., 2) -> (...) int64; every valid point has a cell.
+
+        Leaves are half-open, [south, north) x [west, east); the root's last row and column include its end, so +90
+        has a leaf. A point in an empty leaf, or outside of a root that does not cover the Earth, gets the cell
+        whose closed box is nearest to it on the sphere; among equally near boxes the one with the nearer
+        representative point.
+
+        Args:
+            latlon_deg: points; longitudes are wrapped to [-180, 180) first.
+            return_is_empty: also return (...) bool, True where no cell contains the point.
+
+        Raises:
+            InvalidCoordinateError: a latitude is outside [-90, 90] or a value is not finite.
+        """
+        latlon = validate_latlon_deg(latlon_deg)
+        flat = latlon.reshape(-1, 2)
+        cells = self._lookup.find(flat)
+        is_empty = cells == NO_CELL
+        holes = np.flatnonzero(is_empty)
+        if len(holes):
+            points = flat[holes]
+            cells[holes] = nearest_cells(points, encode(points), self.bounds_deg, self.center_latlon_deg)
+        cells = cells.reshape(latlon.shape[:-1])
+        return (cells, is_empty.reshape(cells.shape)) if return_is_empty else cells
+
+    @cached_property
+    def _lookup(self) -> CellLookup:
+        return CellLookup(self.root_deg, self._start_codes, self.depths)
+
+    # Hierarchy
+
+    def prefix_ids(self, depth: int) -> IntArray:
+        """Group of each cell when paths are cut to their first `depth` digits, (num_cells,) int64.
+
+        Shorter paths stay as they are (OSV-5M's rule). Groups count up from 0 in the order of the cells, so there are
+        `prefix_ids(depth)[-1] + 1` of them; at `max_depth` and below every cell is its own group.
+
+        Raises:
+            QuadtreeError: depth is outside [0, 24].
+        """
+        check_depth(depth)
+        prefix = self._start_codes >> 2 * (MAX_DEPTH - depth)
+        # Cells with a common prefix are neighbours in depth-first order; a shorter path covers its prefixes alone.
+        return np.cumsum(np.diff(prefix, prepend=prefix[0]) != 0)
+
+
+def _num_codes(depth: IntArray) -> IntArray:
+    """How many codes of depth 24 lie in a cell of this depth."""
+    return np.int64(1) << 2 * (MAX_DEPTH - depth)
+
+
+def _path(start_code: int, depth: int) -> str:
+    return "".join(str(start_code >> 2 * (MAX_DEPTH - level) & 3) for level in range(1, depth + 1))
+
+
+def _frozen(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
+    array = np.array(values, dtype=dtype)  # a copy, so that freezing does not reach into the caller's array
+    array.flags.writeable = False
+    return array
+
+
+def _checked_root(root_deg: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    south, west, north, east = (float(value) + 0.0 for value in root_deg)
+    if not (-90.0 <= south <= north <= 90.0 and -180.0 <= west <= east <= 180.0):
+        raise InvalidTreeError(
+            "the root box must be south <= north in [-90, 90] and west <= east in [-180, 180] degrees; found "
+            f"south, west, north, east = {[south, west, north, east]}"
+        )
+    return south, west, north, east

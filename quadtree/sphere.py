@@ -77,7 +77,7 @@ def wrap_longitude_deg(longitude_deg: ArrayLike) -> FloatArray:
     # fmod is exact, and so are the two shifts (the operands are within a factor of two of each other), so a value just
     # below 180 can never round up to 180.
     turn = np.fmod(np.asarray(longitude_deg, dtype=np.float64), 360.0)
-    return turn - 360.0 * (turn >= 180.0) + 360.0 * (turn < -180.0)
+    return np.asarray(turn - 360.0 * (turn >= 180.0) + 360.0 * (turn < -180.0))
 
 
 def latlon_to_unit(latlon_deg: ArrayLike) -> FloatArray:

@@ -10,6 +10,7 @@ of the tree have consecutive ids.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -212,6 +213,171 @@ class Quadtree:
         prefix = self._start_codes >> 2 * (MAX_DEPTH - depth)
         # Cells with a common prefix are neighbours in depth-first order; a shorter path covers its prefixes alone.
         return np.cumsum(np.diff(prefix, prepend=prefix[0]) != 0)
+
+    def morton_range(self, path: str) -> tuple[int, int]:
+        """First code at depth 24 of the box with this path, and the code after its last one.
+
+        Rows sorted by `quadtree.morton.encode(latlon_deg, root_deg=tree.root_deg)` that lie in the box are one slice.
+
+        Raises:
+            QuadtreeError: the path has other digits than 0-3 or more than 24 of them.
+        """
+        starts, depths = parse_paths([path])
+        return int(starts[0]), int(starts[0] + _num_codes(depths)[0])
+
+    def cells_below(self, path: str) -> range:
+        """Ids of the cells in the box with this path: itself if it is a cell, else all cells below it.
+
+        The range is empty for an empty leaf and for a box inside of a cell.
+
+        Raises:
+            QuadtreeError: as `morton_range`.
+        """
+        start, stop = self.morton_range(path)
+        first, end = np.searchsorted(self._start_codes, [start, stop]).tolist()
+        # A cell that is larger than the box may begin with it, but is not below it.
+        return range(first, first if first < end and self.morton_ranges[first, 1] > stop else end)
+
+    def children(self, path: str) -> tuple[str, ...]:
+        """Paths of the four boxes that this box is split into; () for a leaf, empty or not, there are none.
+
+        Raises:
+            QuadtreeError: as `morton_range`, or the box is no part of the tree because it lies inside of a leaf.
+        """
+        below = self.cells_below(path)
+        if len(below) > 0 and self.depths[below[0]] > len(path):
+            return tuple(path + digit for digit in "0123")
+        if len(below) == 0 and path not in self.empty_paths:
+            raise QuadtreeError(
+                f"{path!r} lies inside of a leaf, so the tree does not know it; cut the path shorter"
+            )
+        return ()
+
+    def ancestors(self, cell_id: int) -> tuple[str, ...]:
+        """Paths of the boxes that contain a cell, from the root "" to its parent.
+
+        Raises:
+            QuadtreeError: there is no such cell.
+        """
+        path = self.paths[self._checked_cell_id(cell_id)]
+        return tuple(path[:depth] for depth in range(len(path)))
+
+    def neighbours(self, cell_id: int) -> IntArray:
+        """Ids of the cells whose boxes share an edge or a corner with this cell's box, (k,) ascending, without itself.
+
+        Boxes that meet at the antimeridian are neighbours, and so are all boxes that touch the same pole. Empty leaves
+        are no cells; a cell surrounded by empty leaves has no neighbours.
+
+        Raises:
+            QuadtreeError: there is no such cell.
+        """
+        south, west, north, east = self.bounds_deg[self._checked_cell_id(cell_id)].tolist()
+        souths, wests, norths, easts = self.bounds_deg.T
+        # The edges of touching boxes are the same float64, since both come from the same midpoints.
+        meets_latitude = (souths <= north) & (norths >= south)
+        meets_longitude = (wests <= east) & (easts >= west)
+        if west == -180.0:
+            meets_longitude |= easts == 180.0
+        if east == 180.0:
+            meets_longitude |= wests == -180.0
+        meets = meets_latitude & meets_longitude
+        if north == 90.0:
+            meets |= norths == 90.0
+        if south == -90.0:
+            meets |= souths == -90.0
+        meets[cell_id] = False
+        return np.flatnonzero(meets)
+
+    def _checked_cell_id(self, cell_id: int) -> int:
+        if not 0 <= cell_id < self.num_cells:
+            raise QuadtreeError(f"cell_id must be in [0, {self.num_cells}); found {cell_id}")
+        return cell_id
+
+    @cached_property
+    def empty_paths(self) -> tuple[str, ...]:
+        """Paths of the leaves that hold no training point, depth first."""
+        codes, depths = self._empty_leaves
+        return tuple(_path(code, depth) for code, depth in zip(codes.tolist(), depths.tolist(), strict=True))
+
+    @cached_property
+    def empty_bounds_deg(self) -> FloatArray:
+        """(num_empty, 4) south, west, north, east of the leaves that hold no training point, depth first.
+
+        Together with `bounds_deg` they tile the root.
+        """
+        codes, depths = self._empty_leaves
+        return _frozen(cell_bounds_deg(codes >> 2 * (MAX_DEPTH - depths), depths, self.root_deg), np.float64)
+
+    @cached_property
+    def _empty_leaves(self) -> tuple[IntArray, IntArray]:
+        """First codes at depth 24, and depths, of the empty leaves."""
+        codes, depths = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for depth in range(1, self.max_depth + 1):
+            shift = 2 * (MAX_DEPTH - depth)
+            occupied = np.unique(self._start_codes[self.depths >= depth] >> shift)
+            siblings = (np.unique(occupied >> 2)[:, None] << 2 | np.arange(4)).ravel()
+            empty = np.setdiff1d(siblings, occupied, assume_unique=True)
+            codes.append(empty << shift)
+            depths.append(np.full(len(empty), depth))
+        order = np.argsort(np.concatenate(codes))
+        return np.concatenate(codes)[order], np.concatenate(depths)[order]
+
+    # Files
+
+    def write(self, path: str | Path) -> None:
+        """Write the tree as GeoParquet 1.1, see `quadtree.storage`; an existing file is replaced atomically."""
+        from quadtree.storage import write_parquet
+
+        write_parquet(self, path)
+
+    @staticmethod
+    def read(path: str | Path) -> "Quadtree":
+        """Read a tree that `write` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InvalidTreeError: it is no quadtree, or was changed after it was written.
+        """
+        from quadtree.storage import read_parquet
+
+        return read_parquet(path)
+
+    @staticmethod
+    def read_osv5m_csv(path: str | Path) -> "Quadtree":
+        """Read OSV-5M's cell table, `quadtree_10_1000.csv`; `num_points` is None because the table does not tell.
+
+        Raises:
+            InvalidTreeError: the file is not such a table.
+        """
+        from quadtree.storage import read_osv5m_csv
+
+        return read_osv5m_csv(path)
+
+    def write_osv5m_csv(self, path: str | Path) -> None:
+        """Write the tree in OSV-5M's format; only a tree with `root="data"` can be read back from it."""
+        from quadtree.storage import write_osv5m_csv
+
+        write_osv5m_csv(self, path)
+
+    def to_geojson(self) -> dict[str, Any]:
+        """The cells as a GeoJSON FeatureCollection of polygons with cell_id, path, depth, num_points and center."""
+        from quadtree.storage import to_geojson
+
+        return to_geojson(self)
+
+
+def parse_paths(paths: Sequence[str]) -> tuple[IntArray, IntArray]:
+    """First codes at depth 24, and depths, of boxes given by their paths.
+
+    Raises:
+        QuadtreeError: a path has other digits than 0-3 or more than 24 of them.
+    """
+    for path in paths:
+        if len(path) > MAX_DEPTH or not set(path) <= set("0123"):
+            raise QuadtreeError(f"a path has at most {MAX_DEPTH} digits 0-3; found {path!r}")
+    depths = np.array([len(path) for path in paths], dtype=np.int64)
+    codes = np.array([int(path or "0", 4) for path in paths], dtype=np.int64)
+    return codes << 2 * (MAX_DEPTH - depths), depths
 
 
 def _num_codes(depth: IntArray) -> IntArray:

@@ -14,12 +14,12 @@ case "${1:-}" in
 esac
 
 python="${PYTHON:-python3}"
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "geoloc needs Python 3.10 or newer, but '$python' is $("$python" --version 2>&1 || echo missing);" \
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    echo "geoloc needs Python 3.10 or newer, but '$python' is $("$python" --version 2>/dev/null || echo missing);" \
          "name another one: make PYTHON=python3.12 …" >&2
     exit 1
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -e .venv/.installed-base ] || "$python" -m venv .venv  # run again, it mends one that was cut off
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 
 cpu_index=()

@@ -60,6 +60,9 @@ _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 # so without a limit a small file keeps libjpeg busy for hours.
 _MAX_JPEG_SCANS = 32
 
+# Pixels are converted in strips, because copies of a large picture in several modes would fill the memory.
+_STRIP_ROWS = 256
+
 # libjpeg's warnings about blocks that are missing or cannot be right. Many bytes left over at the end are
 # such a sign too: a flipped bit shifts all that follows. Up to 16 are the padding of some cameras, and those
 # between header segments or before a restart marker do no harm beyond their place.
@@ -237,7 +240,7 @@ def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArra
     orientation = _survey_jpeg(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: an arrangement of colours that it has no name for
         return None
     _check_pixels(int(width), int(height), limits)
     is_cmyk = colours in ("CMYK", "YCCK")
@@ -250,7 +253,7 @@ def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArra
             raise BadImageError(f"damaged JPEG: {_one_line(error)}") from error
         return None  # truncated (Pillow knows where), or a kind of JPEG that this interface does not take
     if is_cmyk:  # four-colour JPEGs are stored inverted, a habit of Adobe's that became the rule
-        samples = np.asarray(Image.fromarray(255 - samples, "CMYK").convert("RGB"))
+        samples = _rgb_from_loaded(Image.fromarray(np.invert(samples, out=samples), "CMYK"))
     return _turn(samples, orientation)
 
 
@@ -328,13 +331,23 @@ def _rgb_from_pillow(image: Image.Image, limits: ImageLimits) -> NDArray[np.uint
 def _rgb_from_loaded(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_as_uint8(np.asarray(image)))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.new("RGB", rgba.size, "white")
-        image.paste(rgba, mask=rgba.getchannel("A"))
-    elif image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        rgb[top:bottom] = np.asarray(_flatten(image.crop((0, top, image.width, bottom))))
+    return rgb
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """An 8-bit image of any mode as RGB, over white where it is transparent."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":  # Pillow knows no direct way from it
+        image = image.convert("LA")
+    rgba = image.convert("RGBA")
+    flat = Image.new("RGB", rgba.size, "white")
+    flat.paste(rgba, mask=rgba.getchannel("A"))
+    return flat
 
 
 def _rgb_from_array(array: NDArray[Any], limits: ImageLimits) -> NDArray[np.uint8]:
@@ -369,12 +382,12 @@ def _as_uint8(samples: NDArray[Any]) -> NDArray[np.uint8]:
         scales = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0)
         low, high = 0.0, next(scale for scale in scales if high <= scale)
     levels = np.empty(samples.shape, np.uint8)
-    for row in range(0, len(samples), 256):  # in strips: float64 copies of a large picture would be huge
-        strip = samples[row : row + 256].astype(np.float64)
+    for top in range(0, len(samples), _STRIP_ROWS):
+        strip = samples[top : top + _STRIP_ROWS].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             strip = np.rint((strip - low) * (255.0 / ((high - low) or 1.0)))
         strip[~np.isfinite(strip)] = 0.0
-        levels[row : row + 256] = strip
+        levels[top : top + _STRIP_ROWS] = strip
     return levels
 
 
@@ -399,6 +412,6 @@ def _turn(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 def _one_line(error: BaseException) -> str:
     """An exception's message fit for a table cell, with its type where the message alone says too little."""
     message = " ".join(str(error).split())[:160]
-    if message and isinstance(error, OSError | ValueError | SyntaxError):
+    if message and isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError):
         return message
     return f"{type(error).__name__} {message}".rstrip()

@@ -80,5 +80,5 @@ def _number(value: Any) -> float | None:
 
 
 def _letter(value: Any) -> str:
-    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
     return text.strip("\x00 ")[:1].upper()

@@ -1,0 +1,247 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from image_samples import encode, photo_like
+from PIL import Image
+
+from geoloc.errors import BadImageError, ConfigError
+from geoloc.images import ImageLimits, Preprocess, decode_image, load_and_preprocess
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip(size: int = 224, **options) -> Preprocess:
+    return Preprocess(image_size_px=size, mean=MEAN, std=STD, **options)
+
+
+def grey_levels(tensor):
+    """A normalised tensor (3, S, S) back on the scale 0..255."""
+    return (np.asarray(tensor) * np.reshape(STD, (3, 1, 1)) + np.reshape(MEAN, (3, 1, 1))) * 255
+
+
+def torchvision_transform(preprocess: Preprocess):
+    from geoloc.torchvision_cpu import ensure_importable
+
+    ensure_importable()
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+    size = preprocess.image_size_px
+    shape = (size, size) if preprocess.resize == "squash" else size
+    interpolation = InterpolationMode(preprocess.interpolation)
+    return Compose(
+        [
+            Resize(shape, interpolation=interpolation, antialias=True),
+            CenterCrop(size),
+            ToTensor(),
+            Normalize(preprocess.mean, preprocess.std),
+        ]
+    )
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize(
+    "width_height",
+    [
+        (640, 480),
+        (480, 640),
+        (333, 500),
+        (501, 333),
+        (225, 224),
+        (224, 225),
+        (224, 224),
+        (90, 61),
+        (1000, 301),
+        (37, 500),
+    ],
+)
+def test_equals_torchvision_on_a_pillow_image(width_height, resize, interpolation):
+    preprocess = clip(resize=resize, interpolation=interpolation)
+    image = photo_like(*width_height)
+    ours = preprocess(decode_image(image))
+    theirs = torchvision_transform(preprocess)(image)
+    assert tuple(ours.shape) == (3, 224, 224)
+    assert str(ours.dtype) == "torch.float32"
+    assert ours.is_contiguous()
+    difference = np.abs(grey_levels(ours) - grey_levels(theirs))
+    assert difference.mean() < 0.05
+    # Both round to whole levels after each axis, in different fixed-point arithmetic.
+    assert difference.max() < 1.01
+
+
+def test_normalisation_by_hand():
+    levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    expected = ((levels / 255.0 - MEAN) / STD).transpose(2, 0, 1)
+    np.testing.assert_allclose(np.asarray(clip(8)(levels)), expected, atol=1e-6)
+
+
+def test_scaled_decode_stays_within_half_a_level_of_torchvision_on_average():
+    preprocess = clip()
+    data = encode(photo_like(1600, 1200), "JPEG", quality=90)
+    theirs = torchvision_transform(preprocess)(Image.fromarray(decode_image(data)))
+    ours = load_and_preprocess(data, preprocess)
+    assert np.abs(grey_levels(ours) - grey_levels(theirs)).mean() < 0.5
+
+
+def test_decoding_is_no_larger_than_useful(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "geoloc.images.preprocess.decode_image",
+        lambda source, **options: asked.append(options) or decode_image(source, **options),
+    )
+    limits = ImageLimits(max_bytes=10**6)
+    assert load_and_preprocess(encode(photo_like(300, 200), "JPEG"), clip(64), limits=limits).shape == (
+        3,
+        64,
+        64,
+    )
+    assert asked == [{"limits": limits, "min_side_px": 128}]
+
+
+def test_bad_bytes_stay_bad():
+    with pytest.raises(BadImageError, match="the file is empty"):
+        load_and_preprocess(b"", clip())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 300_000)])
+def test_extreme_shapes_cost_no_memory(shape):
+    image = np.full((*shape, 3), 128, np.uint8)
+    for resize in ("shortest", "squash"):
+        tensor = clip(32, resize=resize)(image)
+        np.testing.assert_allclose(grey_levels(tensor), 128, atol=1e-3)
+
+
+def test_read_only_and_reversed_arrays(recwarn):
+    image = np.asarray(photo_like(100, 80))
+    read_only = image.view()
+    read_only.flags.writeable = False
+    expected = np.asarray(clip(32)(image.copy()))
+    np.testing.assert_array_equal(np.asarray(clip(32)(read_only)), expected)
+    backwards = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
+    np.testing.assert_array_equal(np.asarray(clip(32)(backwards)), expected)
+    assert not recwarn.list
+
+
+def test_the_image_is_left_alone():
+    image = np.asarray(photo_like(32, 32)).copy()
+    before = image.copy()
+    clip(32)(image)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((3, 0, 3), np.uint8)]
+)
+def test_only_decoded_images(image):
+    with pytest.raises(ValueError, match=r"expected \(h, w, 3\) uint8, found"):
+        clip()(image)
+
+
+# The description
+
+
+def test_round_trip_through_json():
+    preprocess = clip(336, resize="squash", interpolation="bilinear")
+    values = preprocess.to_dict()
+    assert values == {
+        "image_size_px": 336,
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
+    assert Preprocess.from_dict(json.loads(json.dumps(values))) == preprocess
+    assert hash(preprocess) == hash(Preprocess.from_dict(values))
+
+
+def test_defaults_and_frozen():
+    preprocess = clip()
+    assert (preprocess.resize, preprocess.interpolation, preprocess.decode_min_side_px) == (
+        "shortest",
+        "bicubic",
+        448,
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preprocess.image_size_px = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 224}, r"preprocess\.image_size is unknown; the keys are image_size_px, resize"),
+        ({"image_size_px": 0}, r"preprocess\.image_size_px must be a positive integer, not 0"),
+        ({"image_size_px": 224.0}, r"preprocess\.image_size_px .* not 224\.0"),
+        ({"image_size_px": True}, r"preprocess\.image_size_px .* not True"),
+        ({"resize": "longest"}, r"preprocess\.resize must be one of shortest, squash, not 'longest'"),
+        (
+            {"interpolation": "nearest"},
+            r"preprocess\.interpolation must be one of bicubic, bilinear, not 'nearest'",
+        ),
+        ({"interpolation": ["bicubic"]}, r"preprocess\.interpolation must be one of"),
+        ({"mean": [0.5, 0.5]}, r"preprocess\.mean must be three finite numbers"),
+        ({"mean": "abc"}, r"preprocess\.mean must be three finite numbers, not 'abc'"),
+        ({"std": [0.1, float("nan"), 0.1]}, r"preprocess\.std must be three finite numbers"),
+        ({"std": [0.1, 0.0, 0.1]}, r"preprocess\.std must be positive"),
+    ],
+)
+def test_wrong_descriptions_are_refused_by_name(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Preprocess.from_dict(clip().to_dict() | change)
+
+
+@pytest.mark.parametrize("key", ["image_size_px", "mean", "std"])
+def test_a_missing_key_is_named(key):
+    values = clip().to_dict()
+    del values[key]
+    with pytest.raises(ConfigError, match=rf"preprocess\.{key} is missing"):
+        Preprocess.from_dict(values)
+
+
+def openclip_cfg(**change) -> dict:
+    cfg = {
+        "size": (224, 224),
+        "mode": "RGB",
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    return cfg | change
+
+
+def test_open_clips_description():
+    assert Preprocess.from_openclip_cfg(openclip_cfg()) == clip()
+    assert Preprocess.from_openclip_cfg(openclip_cfg(size=336, resize_mode="squash")) == clip(
+        336, resize="squash"
+    )
+    assert Preprocess.from_openclip_cfg({"size": [256, 256], "mean": MEAN, "std": STD}) == clip(256)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (224, 448)}, r"size must be square, not \(224, 448\)"),
+        ({"mode": "L"}, "mode must be RGB, not 'L'"),
+        ({"resize_mode": "longest"}, "must be one of shortest, squash, not 'longest'"),
+        ({"interpolation": "random"}, "must be one of bicubic, bilinear, not 'random'"),
+        ({"crop_pct": 0.9}, r"preprocess_cfg\.crop_pct is unknown"),
+    ],
+)
+def test_what_open_clip_has_and_we_do_not(change, message):
+    with pytest.raises(ConfigError, match=message):
+        Preprocess.from_openclip_cfg(openclip_cfg(**change))
+
+
+def test_agrees_with_open_clips_own_transform():
+    from geoloc.torchvision_cpu import ensure_importable
+
+    ensure_importable()
+    open_clip_transform = pytest.importorskip("open_clip.transform")
+    cfg = open_clip_transform.PreprocessCfg(size=64, resize_mode="shortest")
+    theirs = open_clip_transform.image_transform_v2(cfg, is_train=False)(photo_like(301, 200))
+    ours = Preprocess.from_openclip_cfg(dataclasses.asdict(cfg))(decode_image(photo_like(301, 200)))
+    assert np.abs(grey_levels(ours) - grey_levels(theirs)).max() < 1.01

@@ -1,9 +1,9 @@
 """Building a quadtree from points: a pyramid of histograms, refined where it is too coarse.
 
-Points are counted once on the finest grid that fits in memory; 2 x 2 blocks are summed upwards and the splits decided
-from the top down. Where cells at the finest level still hold too many points and may be split further, another pass
-counts the points of those cells alone on the next levels. So memory depends on the grid and not on the number of
-points, which may come in batches from a file.
+Points are counted once on the finest grid that fits in memory; 2 x 2 blocks are summed upwards and the splits
+decided from the top down. Where cells at the finest level still hold too many points and may be split
+further, another pass counts the points of those cells alone on the next levels. So memory depends on the grid
+and not on the number of points, which may come in batches from a file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from quadtree.morton import (
 )
 from quadtree.sphere import (
     FloatArray,
-    latlon_to_unit,
+    unit_components,
     unit_to_latlon,
     validate_latlon_deg,
     wrap_longitude_deg,
@@ -33,8 +33,10 @@ from quadtree.tree import Quadtree
 
 Root = Literal["world", "data"]
 
-_GRID_DEPTH: Final = 11  # levels of one pass: 4^11 counters and as many sums per coordinate are 134 MB
-_BLOCK: Final = 1 << 16  # points whose temporaries stay in cache
+_MAX_SLOTS: Final = 4**11  # of one pass; with a counter and three sums each they take 134 MB
+_BLOCK: Final = (
+    1 << 12
+)  # points; larger temporaries leave the cache, and their memory is given back each time
 
 
 def build_quadtree(
@@ -42,8 +44,8 @@ def build_quadtree(
 ) -> Quadtree:
     """Quadtree whose cells hold about equally many points.
 
-    A box is split in four as soon as it holds `max_points_per_cell` points, down to `max_depth` (OSV-5M's rule), so a
-    cell holds fewer points than that unless it is at `max_depth`.
+    A box is split in four as soon as it holds `max_points_per_cell` points, down to `max_depth` (OSV-5M's
+    rule), so a cell holds fewer points than that unless it is at `max_depth`.
 
     Args:
         latlon_deg: (n, 2) training points, n >= 1.
@@ -61,10 +63,10 @@ def build_quadtree(
     >>> tree.paths, tree.num_points.tolist()
     (('1', '32'), [1, 2])
     """
-    latlon = validate_latlon_deg(latlon_deg)
-    if latlon.ndim != 2:
-        raise QuadtreeError(f"latlon_deg must have shape (n, 2); found {latlon.shape}")
-    return build_quadtree_from_batches([latlon], max_points_per_cell, max_depth, root)
+    latlon = np.asarray(latlon_deg, dtype=np.float64)
+    # Few points need no fine grid: a coarse one and a second pass over the full boxes take less time.
+    num_slots = min(max(latlon.size, 4), _MAX_SLOTS)
+    return _build(_Passes([latlon]), max_points_per_cell, max_depth, root, num_slots)
 
 
 def build_quadtree_from_batches(
@@ -72,9 +74,9 @@ def build_quadtree_from_batches(
 ) -> Quadtree:
     """The tree of `build_quadtree` from points in batches, in memory that does not grow with their number.
 
-    A tree over the Earth of depth 11 or less needs one pass over the points. `root="data"` needs one more to find the
-    box, and every further level or few one more, so then `batches` must be an iterable that starts afresh each
-    time, such as a list or `quadtree.storage.PointTable`, not a generator.
+    A tree over the Earth of depth 11 or less needs one pass over the points. `root="data"` needs one more to
+    find the box, and every further level or few one more, so then `batches` must be an iterable that starts
+    afresh each time, such as a list or `quadtree.points.PointTable`, not a generator.
 
     Args:
         batches: arrays of shape (n, 2).
@@ -86,42 +88,47 @@ def build_quadtree_from_batches(
         InvalidCoordinateError: as `build_quadtree`.
         QuadtreeError: as `build_quadtree`, or a generator was given where more than one pass is needed.
     """
+    return _build(_Passes(batches), max_points_per_cell, max_depth, root, _MAX_SLOTS)
+
+
+def _build(
+    passes: "_Passes", max_points_per_cell: int, max_depth: int, root: Root, num_slots: int
+) -> Quadtree:
     check_depth(max_depth)
     if max_points_per_cell < 1:
         raise QuadtreeError(f"max_points_per_cell must be at least 1; found {max_points_per_cell}")
     if root not in ("world", "data"):
         raise QuadtreeError(f'root must be "world" or "data"; found {root!r}')
-    passes = _Passes(batches)
     root_deg = WORLD_BOUNDS_DEG if root == "world" else _bounding_box(passes)
-    leaf_codes, leaf_depths, leaf_counts, leaf_sums = [], [], [], []
+    leaf_codes, leaf_depths, leaf_totals = [], [], []
     pending, depth = np.zeros(1, dtype=np.int64), 0  # codes of the boxes to look into, and their depth
     while len(pending):
         levels = 1
-        while depth + levels < max_depth and len(pending) * 4 ** (levels + 1) <= 4**_GRID_DEPTH:
+        while depth + levels < max_depth and len(pending) * 4 ** (levels + 1) <= num_slots:
             levels += 1
         levels = min(levels, max_depth - depth)
         grid = _Grid(root_deg, pending, depth, levels, spherical=root == "world")
         for block in passes.blocks():
             grid.add(block)
-        starts, level, split = _cut(grid.counts, levels, max_points_per_cell)
+        starts, level, split = _cut(grid.totals[:, 0], levels, max_points_per_cell)
         codes = grid.codes(starts) >> 2 * (levels - level)
         split &= depth + level < max_depth
-        counts = np.add.reduceat(grid.counts, starts)
-        leaf = ~split & (counts > 0)
+        totals = np.add.reduceat(grid.totals, starts, axis=0)
+        leaf = ~split & (totals[:, 0] > 0)
         leaf_codes.append(codes[leaf] << 2 * (MAX_DEPTH - depth - level[leaf]))
         leaf_depths.append(depth + level[leaf])
-        leaf_counts.append(counts[leaf])
-        leaf_sums.append(np.stack([np.add.reduceat(total, starts)[leaf] for total in grid.sums], axis=-1))
+        leaf_totals.append(totals[leaf])
         pending, depth = codes[split], depth + levels
     order = np.argsort(np.concatenate(leaf_codes))
     codes, depths = np.concatenate(leaf_codes)[order], np.concatenate(leaf_depths)[order]
-    counts, sums = np.concatenate(leaf_counts)[order], np.concatenate(leaf_sums)[order]
+    counts, *sums = np.concatenate(leaf_totals)[order].T
+    total = np.stack(sums, axis=-1)
     if len(codes) == 0:
         raise QuadtreeError("a quadtree needs at least one point; found none")
     bounds_deg = cell_bounds_deg(codes >> 2 * (MAX_DEPTH - depths), depths, root_deg)
-    centers = _spherical_centers(sums, bounds_deg) if root == "world" else sums / counts[:, None]
+    centers = _spherical_centers(total, bounds_deg) if root == "world" else total / counts[:, None]
     centers = np.clip(centers, bounds_deg[:, :2], bounds_deg[:, 2:])
-    return Quadtree(codes, depths, centers, counts, root_deg)
+    return Quadtree(codes, depths, centers, counts.astype(np.int64), root_deg)
 
 
 class _Passes:
@@ -134,22 +141,29 @@ class _Passes:
     def blocks(self) -> Iterator[FloatArray]:
         if self._is_spent and iter(self._batches) is self._batches:
             raise QuadtreeError(
-                "the points must be read more than once (root='data' or a depth over 11), but a generator gives them "
-                "only once; pass a list of arrays or a PointTable"
+                "the points must be read more than once (root='data' or a depth over 11), but a generator "
+                "gives them only once; pass a list of arrays or a PointTable"
             )
         self._is_spent = True
         first_row = 0
         for batch in self._batches:
-            latlon = validate_latlon_deg(batch, first_row=first_row)
+            latlon = np.asarray(batch, dtype=np.float64)
+            if latlon.ndim != 2:
+                raise QuadtreeError(f"points must come in arrays of shape (n, 2); found {latlon.shape}")
             for start in range(0, len(latlon), _BLOCK):
-                yield latlon[start : start + _BLOCK]
+                yield validate_latlon_deg(latlon[start : start + _BLOCK], first_row=first_row + start)
             first_row += len(latlon)
 
 
 def _bounding_box(passes: _Passes) -> tuple[float, float, float, float]:
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for block in passes.blocks():
-        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+        for axis in (
+            0,
+            1,
+        ):  # one column at a time: NumPy reduces the short axis of (n, 2) twenty times slower
+            low[axis] = min(low[axis], block[:, axis].min())
+            high[axis] = max(high[axis], block[:, axis].max())
     if not np.all(low <= high):
         raise QuadtreeError("a quadtree needs at least one point; found none")
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
@@ -178,43 +192,44 @@ class _Grid:
         self._latitude_axis = Axis(south, north, depth + levels)
         self._longitude_axis = Axis(west, east, depth + levels)
         self._boxes, self._levels, self._spherical = boxes, levels, spherical
-        self.counts = np.zeros(len(boxes) * 4**levels, dtype=np.int64)
-        self.sums = [np.zeros(len(self.counts)) for _ in range(3 if spherical else 2)]
+        self._is_whole_root = depth == 0
+        # A slot's count and sums lie together, so that a point costs one cache miss; float64 counts to 2^53.
+        self.totals = np.zeros((len(boxes) * 4**levels, 4 if spherical else 3))
 
     def add(self, latlon_deg: FloatArray) -> None:
         """Count a block of points."""
         latitude, longitude = np.ascontiguousarray(latlon_deg[:, 0]), np.ascontiguousarray(latlon_deg[:, 1])
         slot = interleave(self._latitude_axis.index(latitude), self._longitude_axis.index(longitude))
-        if len(self._boxes) > 1 or self._boxes[0] != 0:
+        if not self._is_whole_root:
             box_code = slot >> 2 * self._levels
             box = np.minimum(np.searchsorted(self._boxes, box_code), len(self._boxes) - 1)
             is_inside = self._boxes[box] == box_code
             slot = (box << 2 * self._levels | slot & (4**self._levels - 1))[is_inside]
-            latlon_deg = latlon_deg[is_inside]
-        np.add.at(self.counts, slot, 1)
-        values = latlon_to_unit(latlon_deg) if self._spherical else latlon_deg
-        for total, value in zip(self.sums, values.T):
+            latitude, longitude = latitude[is_inside], longitude[is_inside]
+        values = unit_components(latitude, longitude) if self._spherical else (latitude, longitude)
+        for total, value in zip(self.totals.T, (1.0, *values), strict=True):
             np.add.at(total, slot, value)
 
     def codes(self, slots: IntArray) -> IntArray:
         """Codes, at the depth of the grid, of its slots."""
-        return self._boxes[slots >> 2 * self._levels] << 2 * self._levels | slots & (4**self._levels - 1)
+        above: IntArray = self._boxes[slots >> 2 * self._levels]
+        return above << 2 * self._levels | slots & (4**self._levels - 1)
 
 
 def _cut(
-    counts: IntArray, levels: int, max_points_per_cell: int
+    counts: FloatArray, levels: int, max_points_per_cell: int
 ) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
     """Cut boxes from the top down wherever they hold too many points.
 
     Returns:
-        First slot of each resulting box in grid order, its level (0 is the boxes themselves, `levels` the grid), and
-        whether it holds too many points still.
+        First slot of each resulting box in grid order, its level (0 is the boxes themselves, `levels` the
+        grid), and whether it holds too many points still.
     """
     pyramid = [counts]
     for _ in range(levels):
         pyramid.append(pyramid[-1].reshape(-1, 4).sum(axis=1))
     starts, depths, splits = [], [], []
-    reached = np.ones(len(pyramid[-1]), dtype=np.bool_)
+    reached: NDArray[np.bool_] = np.ones(len(pyramid[-1]), dtype=np.bool_)
     for level in range(levels + 1):
         is_full = reached & (pyramid[levels - level] >= max_points_per_cell)
         final = np.flatnonzero(reached if level == levels else reached & ~is_full)
@@ -223,14 +238,16 @@ def _cut(
         splits.append(is_full[final])
         reached = np.repeat(is_full, 4)
     order = np.argsort(np.concatenate(starts))
-    return np.concatenate(starts)[order], np.concatenate(depths)[order], np.concatenate(splits)[order]
+    is_split: NDArray[np.bool_] = np.concatenate(splits)[order]
+    return np.concatenate(starts)[order], np.concatenate(depths)[order], is_split
 
 
 def _spherical_centers(unit_sums: FloatArray, bounds_deg: FloatArray) -> FloatArray:
     """Mean directions, kept inside their half-open boxes.
 
     The mean of points along a parallel lies poleward of it, so that of a wide cell can leave the cell; the
-    representative point is then the nearest one in degrees, and always one that `assign` gives to its own cell.
+    representative point is then the nearest one in degrees, and always one that `assign` gives to its own
+    cell.
     """
     south, west, north, east = bounds_deg.T
     latitude, longitude = unit_to_latlon(unit_sums).T

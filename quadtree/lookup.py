@@ -6,17 +6,19 @@ Knows leaves as ranges of Z-order codes; knows nothing about files or about how 
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quadtree.morton import MAX_DEPTH, Axis, IntArray, interleave
+from quadtree.morton import MAX_DEPTH, Axis, IntArray, cell_bounds_deg, encode, interleave
 from quadtree.sphere import FloatArray, box_distance_km, haversine_km
 
 NO_CELL: Final = -1  # a hole: an empty leaf, or no leaf at all
 
 _BELOW_TABLE: Final = -2
 _TABLE_DEPTH: Final = 10  # 4^10 int32 entries are 4 MB, which stay in cache
-_BLOCK: Final = 1 << 14  # points whose temporaries stay in a core's L2 cache
-_FEW: Final = 8  # points or candidates from which on another split no longer pays
+_BLOCK: Final = (
+    1 << 12
+)  # points; larger temporaries leave the cache, and their memory is given back each time
+_BATCH: Final = 1 << 16  # points in holes at a time, so that the pairs to compare fit in memory
+_FEW: Final = 4  # points or candidates from which on smaller boxes no longer pay
 _ROUNDING_KM: Final = 1e-6  # generous bound on the rounding of a distance on Earth
 
 
@@ -40,16 +42,17 @@ class CellLookup:
         shift = 2 * (MAX_DEPTH - self._depth)
         self._starts = start_codes >> shift
         self._stops = self._starts + (1 << 2 * (self._depth - depths))
-        # The table holds the cell of every grid cell at its depth, or says that the answer lies below or is a hole.
+        # The table holds the cell of every grid cell at its depth, or says that the answer lies below or is a
+        # hole.
         table_depth = min(self._depth, _TABLE_DEPTH)
         self._table_shift = 2 * (self._depth - table_depth)
-        first, last = self._starts >> self._table_shift, (self._stops - 1) >> self._table_shift
+        first, end = self._starts >> self._table_shift, self._stops >> self._table_shift
+        is_whole = depths <= table_depth
         self._table = np.full(4**table_depth, NO_CELL, dtype=np.int32)
-        whole = np.flatnonzero(depths <= table_depth)
-        lengths = (last - first + 1)[whole]
-        offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        self._table[np.repeat(first[whole], lengths) + offsets] = np.repeat(whole, lengths)
-        self._table[first[depths > table_depth]] = _BELOW_TABLE
+        entries = np.arange(len(self._table))
+        cell, entry = _lists(entries, first[is_whole], (end - first)[is_whole])
+        self._table[entry] = np.flatnonzero(is_whole)[cell]
+        self._table[first[~is_whole]] = _BELOW_TABLE
 
     def find(self, latlon_deg: FloatArray) -> IntArray:
         """Cell of each validated point, (n, 2) -> (n,), or NO_CELL in a hole and outside of the root box."""
@@ -62,12 +65,13 @@ class CellLookup:
     def _find_block(self, latlon_deg: FloatArray) -> IntArray:
         latitude, longitude = np.ascontiguousarray(latlon_deg[:, 0]), np.ascontiguousarray(latlon_deg[:, 1])
         code = interleave(self._latitude_axis.index(latitude), self._longitude_axis.index(longitude))
-        cell = self._table[code >> self._table_shift].astype(np.int64)
+        cell: IntArray = self._table[code >> self._table_shift].astype(np.int64)
         below = np.flatnonzero(cell == _BELOW_TABLE)
         if len(below):
             deep = code[below]
             found = np.searchsorted(self._starts, deep, side="right") - 1
-            # A hole can come before the first cell, where `found` is -1 and the last cell's stop lies above any code.
+            # A hole can come before the first cell, where `found` is -1 and the last cell's stop lies above
+            # any code.
             in_hole = (found < 0) | (deep >= self._stops[found])
             cell[below] = np.where(in_hole, NO_CELL, found)
         south, west, north, east = self._root_deg
@@ -82,50 +86,105 @@ class CellLookup:
         return cell
 
 
-def nearest_cells(
-    latlon_deg: FloatArray, codes: IntArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray
-) -> IntArray:
+def nearest_cells(latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray) -> IntArray:
     """The cell whose closed box is nearest on the sphere to each point, (n, 2) -> (n,).
 
-    Ties go to the nearer representative point, then to the lower id.
+    Ties go to the nearer representative point, then to the lower id. Points are grouped by quadtree boxes of
+    the Earth, and the cells that may win in a box are sieved from those that may win in the box around it.
 
     Args:
-        latlon_deg: (n, 2) points.
-        codes: (n,) their Z-order codes; only the order matters, it keeps neighbours together.
+        latlon_deg: (n, 2) validated points.
         bounds_deg: (num_cells, 4) boxes.
         center_latlon_deg: (num_cells, 2) representative points.
     """
-    order = np.argsort(codes, kind="stable")
+    codes = encode(latlon_deg)
+    order = np.argsort(codes)
     nearest = np.empty(len(order), dtype=np.int64)
-    pending = [(order, np.arange(len(bounds_deg)))]
-    while pending:
-        group, candidates = pending.pop()
-        if len(group) > _FEW and len(candidates) > _FEW:
-            # Triangle inequality: within r of the middle point no cell can win that is farther from it than the
-            # nearest cell by more than 2r.
-            middle = latlon_deg[group[len(group) // 2]]
-            radius_km = haversine_km(middle, latlon_deg[group]).max()
-            distance_km = box_distance_km(middle, bounds_deg[candidates])
-            candidates = candidates[distance_km <= distance_km.min() + 2 * radius_km + _ROUNDING_KM]
-        if len(group) > _FEW and len(candidates) > _FEW:
-            half = len(group) // 2
-            pending += [(group[:half], candidates), (group[half:], candidates)]
-        else:
-            nearest[group] = _nearest_of(candidates, latlon_deg[group], bounds_deg, center_latlon_deg)
+    for start in range(0, len(order), _BATCH):  # compact, because sorted along the curve
+        batch = order[start : start + _BATCH]
+        winners = _nearest_in_batch(codes[batch], latlon_deg[batch], bounds_deg, center_latlon_deg)
+        nearest[batch] = winners
     return nearest
 
 
-def _nearest_of(
-    candidates: IntArray, latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray
+def _nearest_in_batch(
+    codes: IntArray, latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray
 ) -> IntArray:
-    nearest = np.empty(len(latlon_deg), dtype=np.int64)
-    step = max(1, _BLOCK // len(candidates))
-    for start in range(0, len(latlon_deg), step):
-        points = latlon_deg[start : start + step, None]
-        distance_km = box_distance_km(points, bounds_deg[candidates])
-        tied: NDArray[np.bool_] = distance_km == distance_km.min(axis=1, keepdims=True)
-        to_center_km = np.full(distance_km.shape, np.inf)
-        rows, columns = np.nonzero(tied)
-        to_center_km[rows, columns] = haversine_km(points[rows, 0], center_latlon_deg[candidates[columns]])
-        nearest[start : start + step] = candidates[to_center_km.argmin(axis=1)]
+    nearest = np.empty(len(codes), dtype=np.int64)
+    points = np.arange(len(codes))  # those without an answer, in the order of their codes
+    group = np.zeros(len(codes), dtype=np.int64)  # which candidate list is theirs
+    candidates, first, count = np.arange(len(bounds_deg)), np.array([0]), np.array([len(bounds_deg)])
+    for depth in range(1, MAX_DEPTH + 2):
+        # Where points or candidates are few, or boxes get no smaller, compare all pairs.
+        size = np.bincount(group, minlength=len(count))
+        is_settled = ((size <= _FEW) | (count <= _FEW) | (depth > MAX_DEPTH))[group]
+        settled = points[is_settled]
+        pair, chosen = _lists(candidates, first[group[is_settled]], count[group[is_settled]])
+        nearest[settled] = _best_pairs(latlon_deg[settled], pair, chosen, bounds_deg, center_latlon_deg)
+        points, group = points[~is_settled], group[~is_settled]
+        if len(points) == 0:
+            break
+        # The next smaller boxes take over the lists of the boxes around them.
+        prefix = codes[points] >> 2 * (MAX_DEPTH - depth)
+        is_first = np.diff(prefix, prepend=-1) != 0
+        parent = group[is_first]
+        box, candidates = _lists(candidates, first[parent], count[parent])
+        middle, radius_km = _enclosing_circles(prefix[is_first], depth)
+        distance_km = _pair_distance_km(middle, bounds_deg, box, candidates)
+        # Triangle inequality: a cell that wins somewhere within r of the middle is at most 2r farther from
+        # the middle than the cell that wins there.
+        least_km = np.minimum.reduceat(distance_km, np.flatnonzero(np.diff(box, prepend=-1)))
+        may_win = distance_km <= (least_km + 2 * radius_km + _ROUNDING_KM)[box]
+        box, candidates = box[may_win], candidates[may_win]
+        count = np.bincount(box)
+        first = np.cumsum(count) - count
+        group = np.cumsum(is_first) - 1
     return nearest
+
+
+def _lists(values: IntArray, first: IntArray, count: IntArray) -> tuple[IntArray, IntArray]:
+    """Concatenate the slices values[first[i] : first[i] + count[i]]; the first result is each element's i."""
+    owner = np.repeat(np.arange(len(first)), count)
+    return owner, values[np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)]
+
+
+def _enclosing_circles(codes: IntArray, depth: int) -> tuple[FloatArray, FloatArray]:
+    """Middle and radius in km of circles around boxes of the Earth at depth >= 1.
+
+    No point of a box that is at most 180 degrees wide is farther from its middle than a corner.
+    """
+    south, west, north, east = cell_bounds_deg(codes, depth).T
+    middle = np.stack([(south + north) / 2, (west + east) / 2], axis=-1)
+    to_south = haversine_km(middle, np.stack([south, east], axis=-1))
+    to_north = haversine_km(middle, np.stack([north, east], axis=-1))
+    return middle, np.maximum(to_south, to_north)
+
+
+def _pair_distance_km(
+    latlon_deg: FloatArray, bounds_deg: FloatArray, point: IntArray, box: IntArray
+) -> FloatArray:
+    distance_km = np.empty(len(point))
+    for start in range(0, len(point), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        distance_km[block] = box_distance_km(latlon_deg[point[block]], bounds_deg[box[block]])
+    return distance_km
+
+
+def _best_pairs(
+    latlon_deg: FloatArray,
+    point: IntArray,
+    cell: IntArray,
+    bounds_deg: FloatArray,
+    center_latlon_deg: FloatArray,
+) -> IntArray:
+    """The best cell of each point among (point, cell) pairs, which are sorted by point and then by cell."""
+    if len(latlon_deg) == 0:
+        return np.zeros(0, dtype=np.int64)
+    distance_km = _pair_distance_km(latlon_deg, bounds_deg, point, cell)
+    least_km = np.minimum.reduceat(distance_km, np.flatnonzero(np.diff(point, prepend=-1)))
+    is_tied = distance_km == least_km[point]
+    point, cell = point[is_tied], cell[is_tied]
+    to_center_km = haversine_km(latlon_deg[point], center_latlon_deg[cell])
+    best = np.lexsort((cell, to_center_km, point))
+    winners: IntArray = cell[best[np.diff(point[best], prepend=-1) != 0]]
+    return winners

@@ -19,8 +19,8 @@ _PARQUET_BATCH_ROWS: Final = 1 << 17
 class PointTable:
     """Coordinates in one or more files; every iteration reads them afresh and yields float64 (n, 2) batches.
 
-    The suffix tells the format: `.parquet`, or `.csv`, also compressed as `.csv.gz` and the like. An empty field becomes
-    NaN, which the reader of the batch will refuse.
+    The suffix tells the format: `.parquet`, or `.csv`, also compressed as `.csv.gz` and the like. An empty
+    field becomes NaN, which the reader of the batch will refuse.
 
     Args:
         paths: a file, or several that are read one after the other.
@@ -74,7 +74,8 @@ class PointTable:
             import pyarrow as pa
             import pyarrow.csv as pc
 
-            # One thread: the parallel reader holds many blocks ahead, and parsing two columns is not the bottleneck.
+            # One thread: the parallel reader holds many blocks ahead, and parsing two columns is not the
+            # bottleneck.
             read_options = pc.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
             parse_options = pc.ParseOptions(newlines_in_values=True)
             with pc.open_csv(path, read_options, parse_options) as reader:
@@ -90,6 +91,6 @@ class PointTable:
         missing = [name for name in (self.latitude_column, self.longitude_column) if name not in found]
         if missing:
             raise InvalidPointTableError(
-                f"{path} has no column {' and '.join(map(repr, missing))}; its columns are {found}; name them with "
-                "latitude_column and longitude_column"
+                f"{path} has no column {' and '.join(map(repr, missing))}; its columns are {found}; "
+                "name the right ones with latitude_column and longitude_column"
             )

@@ -11,8 +11,8 @@ The GeoParquet file has one row per cell in the order of the cell ids, so row i 
     bbox        struct of float64 xmin, ymin, xmax, ymax: the box, and the covering that readers filter by
     geometry    WKB polygon, the same box
 
-The root box and the fingerprint are in the file's metadata under "quadtree". Reading rebuilds the tree from paths and
-representative points and checks all else against it, so a file that was changed or cut is refused.
+The root box and the fingerprint are in the file's metadata under "quadtree". Reading rebuilds the tree from
+paths and representative points and checks all else against it, so a file that was changed or cut is refused.
 """
 
 import contextlib
@@ -89,7 +89,8 @@ def read_parquet(path: str | Path) -> Quadtree:
     """Read what `write_parquet` wrote.
 
     Raises:
-        InvalidTreeError: the file is no Parquet file, was not written by this package, is of another version, or its
+        InvalidTreeError: the file is no Parquet file, was not written by this package, is of another version,
+            or its
             content contradicts its fingerprint.
     """
     import pyarrow as pa
@@ -101,7 +102,8 @@ def read_parquet(path: str | Path) -> Quadtree:
         )
     columns = ["cell_id", "path", "depth", "latitude", "longitude", "num_points", "bbox"]
     try:
-        # Without the threads of Arrow's readers and without memory mapping: the file may be replaced while we read.
+        # Without the threads of Arrow's readers and without memory mapping: the file may be replaced while we
+        # read.
         with pq.ParquetFile(str(path), memory_map=False) as file:
             metadata = (file.schema_arrow.metadata or {}).get(b"quadtree")
             own = None if metadata is None else json.loads(metadata)
@@ -146,8 +148,8 @@ def _tree_of_table(path: str | Path, own: Any, table: "pa.Table") -> Quadtree:
         raise InvalidTreeError(f"{path} holds no valid quadtree: {error}") from error
     if tree.fingerprint != own.get("fingerprint") or not redundant:
         raise InvalidTreeError(
-            f"{path} was changed after it was written: its cells have the fingerprint {tree.fingerprint[:8]}…, its "
-            f"metadata says {str(own.get('fingerprint'))[:8]}…, and its boxes, depths and ids "
+            f"{path} was changed after it was written: its cells have the fingerprint {tree.fingerprint[:8]}…, "
+            f"its metadata says {str(own.get('fingerprint'))[:8]}…, and its boxes, depths and ids "
             f"{'agree' if redundant else 'do not agree'} with its paths; copy or build it again"
         )
     return tree
@@ -156,11 +158,12 @@ def _tree_of_table(path: str | Path, own: Any, table: "pa.Table") -> Quadtree:
 def read_osv5m_csv(path: str | Path) -> Quadtree:
     """Read OSV-5M's cell table (`quadtree_10_1000.csv`).
 
-    The table stores neither the root nor the paths. The root is the box around all cells, because OSV-5M's root is the
-    box of the training points; depths and paths follow from halving it.
+    The table stores neither the root nor the paths. The root is the box around all cells, because OSV-5M's
+    root is the box of the training points; depths and paths follow from halving it.
 
     Raises:
-        InvalidTreeError: a column is missing, a value is no number, the ids do not count up from 0, or a box does not
+        InvalidTreeError: a column is missing, a value is no number, the ids do not count up from 0, or a box
+            does not
             result from halving the root.
     """
     with open(path, newline="", encoding="utf-8") as file:
@@ -191,8 +194,8 @@ def read_osv5m_csv(path: str | Path) -> Quadtree:
     if not np.all(difference_deg <= _OSV5M_TOLERANCE_DEG):
         cell = int(np.flatnonzero(~(difference_deg <= _OSV5M_TOLERANCE_DEG))[0])
         raise InvalidTreeError(
-            f"{path}: the box of cell {cell}, {bounds_deg[cell].tolist()} (south, west, north, east), does not result from "
-            f"halving the root {list(root_deg)}; the table must hold every leaf of an OSV-5M quadtree"
+            f"{path}: the box of cell {cell}, {bounds_deg[cell].tolist()} (south, west, north, east), does not "
+            f"result from halving the root {list(root_deg)}; the table must hold every leaf of an OSV-5M quadtree"
         )
     return Quadtree(codes << 2 * (MAX_DEPTH - depths), depths, centers, None, root_deg)
 
@@ -211,7 +214,8 @@ def _locate_boxes(
     last = (1 << depths) - 1
     indices = []
     for axis in (0, 1):
-        # Where all points share a latitude (or longitude) every midpoint equals it and the upper half owns it.
+        # Where all points share a latitude (or longitude) every midpoint equals it and the upper half owns
+        # it.
         with np.errstate(divide="ignore", invalid="ignore"):
             position = (bounds_deg[:, axis] - low[axis]) / extent[axis] * (last + 1)
         indices.append(last if extent[axis] == 0 else np.clip(position.round().astype(np.int64), 0, last))
@@ -221,8 +225,8 @@ def _locate_boxes(
 def write_osv5m_csv(tree: Quadtree, path: str | Path) -> None:
     """Write a tree in the columns, order and number format of OSV-5M's table.
 
-    Numbers are the shortest that read back as the same float64. Only a tree with `root="data"` can be read back:
-    the table has no place for a root that is larger than its cells.
+    Numbers are the shortest that read back as the same float64. Only a tree with `root="data"` can be read
+    back: the table has no place for a root that is larger than its cells.
     """
     with _replacing(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         file.write(",".join(_OSV5M_COLUMNS) + "\n")
@@ -261,7 +265,7 @@ def to_geojson(tree: Quadtree) -> dict[str, Any]:
 
 
 def _wkb_boxes(bounds_deg: FloatArray) -> "pa.Array":
-    """Boxes as well-known binary polygons (OGC 06-103r4, 8.2): little endian, one closed ring of five points."""
+    """Boxes as well-known binary polygons (OGC 06-103r4, 8.2): little endian, one ring of five points."""
     import pyarrow as pa
 
     south, west, north, east = bounds_deg.T

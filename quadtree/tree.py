@@ -1,12 +1,12 @@
 """The quadtree: leaf cells, their hierarchy, and the assignment of points to them.
 
-A cell is a path of digits from the root box, 0 south-west, 1 south-east, 2 north-west, 3 north-east; both axes are halved in
-degrees at every level. A leaf that holds training points is a *cell* (a class); a leaf without any is *empty*: it is no
-class but part of the tree. Empty leaves need not be stored, because a box is only ever split where it holds points: they
-are the children of split boxes that have no cell below them.
+A cell is a path of digits from the root box, 0 south-west, 1 south-east, 2 north-west, 3 north-east; both
+axes are halved in degrees at every level. A leaf that holds training points is a *cell* (a class); a leaf
+without any is *empty*: it is no class but part of the tree. Empty leaves need not be stored, because a box is
+only ever split where it holds points: they are the children of split boxes that have no cell below them.
 
-Cell ids count the cells depth first, which is the order of their ranges on the Z-order curve, so all cells below any box
-of the tree have consecutive ids.
+Cell ids count the cells depth first, which is the order of their ranges on the Z-order curve, so all cells
+below any box of the tree have consecutive ids.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from quadtree.errors import InvalidTreeError, QuadtreeError
 from quadtree.lookup import NO_CELL, CellLookup, nearest_cells
-from quadtree.morton import MAX_DEPTH, WORLD_BOUNDS_DEG, IntArray, cell_bounds_deg, check_depth, encode
+from quadtree.morton import MAX_DEPTH, WORLD_BOUNDS_DEG, IntArray, cell_bounds_deg, check_depth
 from quadtree.sphere import FloatArray, validate_latlon_deg
 
 
@@ -31,19 +31,19 @@ class Quadtree:
         root_deg: south, west, north, east of the root box.
         num_cells: how many leaves hold training points: the classes.
         depths: (num_cells,) int64, 0 is the root.
-        center_latlon_deg: (num_cells, 2) representative points, each inside its closed box. Trees over the whole
-            Earth use the mean on the sphere of the training points, OSV-5M's trees the arithmetic mean.
+        center_latlon_deg: (num_cells, 2) representative points, each inside its closed box. A tree over the
+            Earth uses the mean on the sphere of the training points, OSV-5M's tree their arithmetic mean.
         num_points: (num_cells,) int64 training points, or None where the source did not tell.
 
     Args:
-        start_codes: (num_cells,) the first Z-order code of each cell at depth 24 (its south-west corner), ascending.
+        start_codes: (num_cells,) the first Z-order code of each cell at depth 24, ascending.
         depths: see above.
         center_latlon_deg: see above.
         num_points: see above.
         root_deg: see above; the whole Earth by default.
 
     Raises:
-        InvalidTreeError: the cells overlap, are out of order, or a representative point is outside of its box.
+        InvalidTreeError: cells overlap or are out of order, or a representative point is outside of its box.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Quadtree:
         found = (self.depths.shape, self.center_latlon_deg.shape)
         if self.num_cells == 0 or found != ((self.num_cells,), (self.num_cells, 2)):
             raise InvalidTreeError(
-                f"a tree of {self.num_cells} cells needs at least one cell, depths of shape ({self.num_cells},) and "
-                f"centers of shape ({self.num_cells}, 2); found {found[0]} and {found[1]}"
+                f"a tree of {self.num_cells} cells needs at least one cell, depths of shape ({self.num_cells},) "
+                f"and centers of shape ({self.num_cells}, 2); found {found[0]} and {found[1]}"
             )
         if self.num_points is not None and (self.num_points.shape != found[0] or self.num_points.min() < 1):
             raise InvalidTreeError(
@@ -83,7 +83,7 @@ class Quadtree:
         if np.any(starts[1:] < stops[:-1]):
             cell = int(np.flatnonzero(starts[1:] < stops[:-1])[0])
             raise InvalidTreeError(
-                f"cells {cell} and {cell + 1} overlap or are out of order; cells must be disjoint, depth first"
+                f"cells {cell} and {cell + 1} overlap or are out of order; they must be disjoint, depth first"
             )
         south, west, north, east = self.bounds_deg.T
         latitude, longitude = self.center_latlon_deg.T
@@ -91,8 +91,8 @@ class Quadtree:
         if not inside.all():
             cell = int(np.flatnonzero(~inside)[0])
             raise InvalidTreeError(
-                f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is outside of its "
-                f"box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
+                f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is outside "
+                f"of its box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
             )
 
     def __repr__(self) -> str:
@@ -140,7 +140,8 @@ class Quadtree:
     def paths(self) -> tuple[str, ...]:
         """Path of each cell, such as "0312"; "" is the root."""
         return tuple(
-            _path(code, depth) for code, depth in zip(self._start_codes.tolist(), self.depths.tolist())
+            _path(code, depth)
+            for code, depth in zip(self._start_codes.tolist(), self.depths.tolist(), strict=True)
         )
 
     @cached_property
@@ -171,10 +172,10 @@ class Quadtree:
     ) -> IntArray | tuple[IntArray, NDArray[np.bool_]]:
         """Cell id of each point, (..., 2) -> (...) int64; every valid point has a cell.
 
-        Leaves are half-open, [south, north) x [west, east); the root's last row and column include its end, so +90
-        has a leaf. A point in an empty leaf, or outside of a root that does not cover the Earth, gets the cell
-        whose closed box is nearest to it on the sphere; among equally near boxes the one with the nearer
-        representative point.
+        Leaves are half-open, [south, north) x [west, east); the root's last row and column include its end,
+        so +90 has a leaf. A point in an empty leaf, or outside of a root that does not cover the Earth, gets
+        the cell whose closed box is nearest to it on the sphere; among equally near boxes the one with the
+        nearer representative point.
 
         Args:
             latlon_deg: points; longitudes are wrapped to [-180, 180) first.
@@ -190,7 +191,7 @@ class Quadtree:
         holes = np.flatnonzero(is_empty)
         if len(holes):
             points = flat[holes]
-            cells[holes] = nearest_cells(points, encode(points), self.bounds_deg, self.center_latlon_deg)
+            cells[holes] = nearest_cells(points, self.bounds_deg, self.center_latlon_deg)
         cells = cells.reshape(latlon.shape[:-1])
         return (cells, is_empty.reshape(cells.shape)) if return_is_empty else cells
 
@@ -203,21 +204,23 @@ class Quadtree:
     def prefix_ids(self, depth: int) -> IntArray:
         """Group of each cell when paths are cut to their first `depth` digits, (num_cells,) int64.
 
-        Shorter paths stay as they are (OSV-5M's rule). Groups count up from 0 in the order of the cells, so there are
-        `prefix_ids(depth)[-1] + 1` of them; at `max_depth` and below every cell is its own group.
+        Shorter paths stay as they are (OSV-5M's rule). Groups count up from 0 in the order of the cells, so
+        there are `prefix_ids(depth)[-1] + 1` of them; at `max_depth` and below every cell is its own group.
 
         Raises:
             QuadtreeError: depth is outside [0, 24].
         """
         check_depth(depth)
         prefix = self._start_codes >> 2 * (MAX_DEPTH - depth)
-        # Cells with a common prefix are neighbours in depth-first order; a shorter path covers its prefixes alone.
+        # Cells with a common prefix are neighbours in depth-first order; a shorter path covers its prefixes
+        # alone.
         return np.cumsum(np.diff(prefix, prepend=prefix[0]) != 0)
 
     def morton_range(self, path: str) -> tuple[int, int]:
         """First code at depth 24 of the box with this path, and the code after its last one.
 
-        Rows sorted by `quadtree.morton.encode(latlon_deg, root_deg=tree.root_deg)` that lie in the box are one slice.
+        Rows sorted by `quadtree.morton.encode(latlon_deg, root_deg=tree.root_deg)` that lie in the box are
+        one slice.
 
         Raises:
             QuadtreeError: the path has other digits than 0-3 or more than 24 of them.
@@ -242,7 +245,7 @@ class Quadtree:
         """Paths of the four boxes that this box is split into; () for a leaf, empty or not, there are none.
 
         Raises:
-            QuadtreeError: as `morton_range`, or the box is no part of the tree because it lies inside of a leaf.
+            QuadtreeError: as `morton_range`, or the box lies inside of a leaf.
         """
         below = self.cells_below(path)
         if len(below) > 0 and self.depths[below[0]] > len(path):
@@ -263,10 +266,10 @@ class Quadtree:
         return tuple(path[:depth] for depth in range(len(path)))
 
     def neighbours(self, cell_id: int) -> IntArray:
-        """Ids of the cells whose boxes share an edge or a corner with this cell's box, (k,) ascending, without itself.
+        """Ids of the other cells that share an edge or a corner with this cell, (k,) ascending.
 
-        Boxes that meet at the antimeridian are neighbours, and so are all boxes that touch the same pole. Empty leaves
-        are no cells; a cell surrounded by empty leaves has no neighbours.
+        Boxes that meet at the antimeridian are neighbours, and so are all boxes that touch the same pole.
+        Empty leaves are no cells; a cell surrounded by empty leaves has no neighbours.
 
         Raises:
             QuadtreeError: there is no such cell.
@@ -325,7 +328,7 @@ class Quadtree:
     # Files
 
     def write(self, path: str | Path) -> None:
-        """Write the tree as GeoParquet 1.1, see `quadtree.storage`; an existing file is replaced atomically."""
+        """Write the tree as GeoParquet 1.1 (see `quadtree.storage`), replacing a file atomically."""
         from quadtree.storage import write_parquet
 
         write_parquet(self, path)
@@ -344,7 +347,7 @@ class Quadtree:
 
     @staticmethod
     def read_osv5m_csv(path: str | Path) -> "Quadtree":
-        """Read OSV-5M's cell table, `quadtree_10_1000.csv`; `num_points` is None because the table does not tell.
+        """Read OSV-5M's cell table, `quadtree_10_1000.csv`; it does not tell `num_points`.
 
         Raises:
             InvalidTreeError: the file is not such a table.
@@ -360,7 +363,7 @@ class Quadtree:
         write_osv5m_csv(self, path)
 
     def to_geojson(self) -> dict[str, Any]:
-        """The cells as a GeoJSON FeatureCollection of polygons with cell_id, path, depth, num_points and center."""
+        """The cells as a GeoJSON FeatureCollection of polygons, see `quadtree.storage.to_geojson`."""
         from quadtree.storage import to_geojson
 
         return to_geojson(self)

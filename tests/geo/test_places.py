@@ -95,7 +95,7 @@ def test_columns_and_places_agree() -> None:
 def test_one_position_with_two_names_gives_the_first_row(tmp_path: Path) -> None:
     rows = "10,20,First,,,AA\n50,50,Far,,,BB\n10,20,Second,,,CC\n"
     places = Places.read_csv(write_table(tmp_path, rows))
-    found = places.nearest([[10, 20], [10.1, 20.1], [50, 50]])
+    found = places.nearest([[10.0, 20.0], [10.1, 20.1], [50.0, 50.0]])
     assert list(found.names) == ["First", "First", "Far"]
 
 

@@ -1,0 +1,1 @@
+"""Training: recipes that turn data into checkpoints."""

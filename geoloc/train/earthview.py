@@ -1,0 +1,248 @@
+"""The recipe of the bundled model `earthview`: where on Earth is this view from above?
+
+One training step: N places; of each a query view (any heading and scale) of one mosaic and a north-up reference view
+near it of another. Both go through the same tower. Losses: hierarchical cell loss and offsets for both views, and
+symmetric InfoNCE between query and reference embeddings, where pairs near each other on the ground are no negatives.
+
+The tower keeps its ImageNet batch-norm statistics (folded into the convolutions), and early steps use small pictures:
+both buy steps, and steps are what a CPU lacks. Weights are averaged over time (EMA); the average is what is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from geoloc.data.earthview import HeldOutPlaces, Mosaic, Views, render_mixed
+from geoloc.errors import OutputMismatchError
+from geoloc.files import atomic_write
+from geoloc.models.losses import hierarchical_cell_loss, info_nce, offset_loss
+from geoloc.models.network import GeoNetwork
+from geoloc.train.augment import photometric
+from quadtree import Quadtree
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
+
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # what EfficientNet-Lite was trained with
+
+
+@dataclass(frozen=True)
+class EarthviewRecipe:
+    """Everything that decides a run.
+
+    Attributes:
+        stages: (share of the steps, picture side in px), in order.
+        places_per_step: N; a step sees 2 N pictures.
+        reference_footprint_km: range of the reference views' footprints, log-uniform.
+        reference_shift_km: a reference's centre lies within this square's half side of the place.
+        same_place_km: nearer pairs of one batch are not negatives of each other.
+    """
+
+    num_steps: int = 7500
+    places_per_step: int = 32
+    stages: tuple[tuple[float, int], ...] = ((0.6, 64), (0.25, 88), (0.15, 112))
+    trunk_lr: float = 6e-4
+    head_lr: float = 2e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    blend_probability: float = 0.4
+    offset_weight: float = 2.0
+    contrast_weight: float = 0.5
+    temperature: float = 0.07
+    reference_footprint_km: tuple[float, float] = (500.0, 1600.0)
+    reference_shift_km: float = 60.0
+    same_place_km: float = 300.0
+    num_training_places: int = 400_000
+    save_every_steps: int = 200
+    seed: int = 2026
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's pictures: queries first, then their references; (2 N, 3, S, S) normalised, (2 N, 2) degrees."""
+
+    images: Tensor
+    latlon_deg: NDArray[np.float64]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """[0, 1] to the range that the tower knows."""
+    return (images - PIXEL_MEAN) / PIXEL_STD
+
+
+def shifted_latlon_deg(
+    latlon_deg: NDArray[np.float64], half_side_km: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Points uniform in a square of the tangent plane around each point, (n, 2) -> (n, 2)."""
+    shift = rng.uniform(-half_side_km, half_side_km, latlon_deg.shape) / EARTH_MEAN_RADIUS_KM
+    lat = np.clip(latlon_deg[:, 0] + np.degrees(shift[:, 0]), -89.0, 89.0)
+    lon = latlon_deg[:, 1] + np.degrees(shift[:, 1]) / np.cos(np.radians(lat))
+    return np.stack([lat, (lon + 180.0) % 360.0 - 180.0], -1)
+
+
+class BatchMaker:
+    """Makes the batch of any step from (recipe, step) alone, so that a resumed run sees the same batches."""
+
+    def __init__(self, recipe: EarthviewRecipe, mosaics: dict[str, Mosaic], places_latlon_deg: NDArray[np.float64]):
+        self.recipe, self.mosaics, self.places = recipe, mosaics, places_latlon_deg
+
+    def size_px(self, step: int) -> int:
+        done, total = 0.0, self.recipe.num_steps
+        for share, size in self.recipe.stages:
+            done += share
+            if step < done * total:
+                return size
+        return self.recipe.stages[-1][1]
+
+    def batch(self, step: int) -> Batch:
+        r = self.recipe
+        rng = np.random.default_rng((r.seed, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        n, size = r.places_per_step, self.size_px(step)
+        places = self.places[rng.integers(0, len(self.places), n)]
+        main = rng.integers(0, len(self.mosaics), n)
+        # A pair never shows one mosaic twice: recognising a place must not mean recognising a picture.
+        other = (main + rng.integers(1, len(self.mosaics), n)) % len(self.mosaics)
+        low, high = np.log(r.reference_footprint_km)
+        reference_places = shifted_latlon_deg(places, r.reference_shift_km, rng)
+        references = Views.north_up(reference_places, np.exp(rng.uniform(low, high, n)))
+        blended = rng.random((n, 1)) < r.blend_probability
+        share = np.clip(rng.uniform(0, 1, (n, 1)) + rng.uniform(-0.15, 0.15, (n, 3)), 0, 1)
+        share = np.where(blended, share, 1.0)
+        queries = render_mixed(self.mosaics, Views.random(places, rng), size, main, share)
+        references_px = render_mixed(self.mosaics, references, size, other, np.ones((n, 3)))
+        images = torch.cat([photometric(queries, generator), photometric(references_px, generator, 0.6)])
+        return Batch(normalise(images), np.concatenate([places, reference_places]))
+
+    def batches(self, start: int) -> DataLoader[Batch]:
+        """Batches from step `start` on, made ahead by one worker process."""
+        steps = range(start, self.recipe.num_steps)
+        return DataLoader(_Steps(self, steps), batch_size=None, num_workers=1, prefetch_factor=4)
+
+
+class _Steps(Dataset[Batch]):
+    def __init__(self, maker: BatchMaker, steps: range) -> None:
+        self.maker, self.steps = maker, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.maker.batch(self.steps[index])
+
+
+def training_places(recipe: EarthviewRecipe, held_out: HeldOutPlaces, cities: NDArray[np.float64]) -> NDArray[Any]:
+    """The places of a run, (n, 2): half cities, half land, none near a held-out place."""
+    return held_out.training_places(recipe.num_training_places, cities, np.random.default_rng((recipe.seed, 1)))
+
+
+def losses(network: GeoNetwork, batch: Batch, quadtree: Quadtree, prefix_ids: Tensor, r: EarthviewRecipe) -> dict[str, Tensor]:
+    """The named, weighted losses of one batch; their sum is what is minimised."""
+    n = len(batch.images) // 2
+    output = network(batch.images)
+    assert output.cell_logits is not None and output.offsets is not None and network.offsets is not None
+    cell_ids = torch.from_numpy(quadtree.assign(batch.latlon_deg))
+    chosen = network.offsets.of_cells(output.offsets, cell_ids[:, None])[:, 0]
+    target = network.offsets.target(torch.from_numpy(batch.latlon_deg), cell_ids)
+    query = network.embed(output.features[:n], "query")
+    reference = network.embed(output.features[n:], "aerial")
+    unit = latlon_to_unit(batch.latlon_deg)
+    apart_km = EARTH_MEAN_RADIUS_KM * np.arccos(np.clip(unit[:n] @ unit[n:].T, -1, 1))
+    return {
+        "cells": hierarchical_cell_loss(output.cell_logits, cell_ids, prefix_ids) / (1 + len(prefix_ids)),
+        "offsets": r.offset_weight * offset_loss(chosen, target.clamp(-1.2, 1.2), beta=0.3),
+        "contrast": r.contrast_weight
+        * info_nce(query, reference, r.temperature, torch.from_numpy(apart_km > r.same_place_km)),
+    }
+
+
+def train(
+    network: GeoNetwork,
+    quadtree: Quadtree,
+    mosaics: dict[str, Mosaic],
+    places_latlon_deg: NDArray[np.float64],
+    recipe: EarthviewRecipe,
+    run_folder: str | Path,
+    on_save: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Train, resuming from `run_folder` if it holds the same recipe's state; the result's weights are the average.
+
+    Every `save_every_steps` the whole state (weights, average, optimiser, step) replaces the last one atomically;
+    batches depend on the step alone, so a killed run goes on as if nothing had happened.
+
+    Raises:
+        OutputMismatchError: the folder holds the run of another recipe.
+    """
+    folder = Path(run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path, log_path, recipe_path = folder / "state.pt", folder / "log.jsonl", folder / "recipe.json"
+    described = json.dumps(asdict(recipe) | {"quadtree": quadtree.fingerprint}, indent=1)
+    if recipe_path.exists() and recipe_path.read_text() != described:
+        raise OutputMismatchError(
+            f"{folder} holds the run of another recipe ({recipe_path}); choose another run folder or delete this one"
+        )
+    recipe_path.write_text(described)
+
+    trunk = list(network.backbone.parameters())
+    heads = [p for name, p in network.named_parameters() if not name.startswith("backbone.")]
+    groups = [{"params": trunk, "lr": recipe.trunk_lr}, {"params": heads, "lr": recipe.head_lr}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.ema_decay)
+    )
+    start = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = int(state["step"])
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    prefix_ids = torch.from_numpy(np.stack([quadtree.prefix_ids(d) for d in range(1, int(quadtree.depths.max()))]))
+
+    def lr_factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / recipe.warmup_steps)
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.num_steps)))
+
+    maker = BatchMaker(recipe, mosaics, places_latlon_deg)
+    network.train()
+    progress = tqdm(maker.batches(start), initial=start, total=recipe.num_steps, unit="step", mininterval=5)
+    for step, batch in enumerate(progress, start):
+        for group, base in zip(optimizer.param_groups, (recipe.trunk_lr, recipe.head_lr), strict=True):
+            group["lr"] = base * lr_factor(step)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        parts = losses(network, Batch(images, batch.latlon_deg), quadtree, prefix_ids, recipe)
+        torch.stack(list(parts.values())).sum().backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(network)
+        values = {name: round(float(value.detach()), 4) for name, value in parts.items()}
+        progress.set_postfix(values, refresh=False)
+        with log_path.open("a") as log:
+            log.write(json.dumps({"step": step, "time": round(time.time(), 1)} | values) + "\n")
+        if (step + 1) % recipe.save_every_steps == 0 or step + 1 == recipe.num_steps:
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+            }
+            with atomic_write(state_path, "wb") as file:
+                torch.save(state, file)
+            if on_save is not None:
+                on_save(step + 1)
+    network.load_state_dict(average.module.state_dict())
+    return network

@@ -1,0 +1,1 @@
+"""Scores: pure functions of coordinates and distances, no torch."""

@@ -1,0 +1,184 @@
+"""What a model is made of, as plain typed values: `config.json` and nothing else decides the network.
+
+`from_plain` turns JSON values into these dataclasses strictly: an unknown key, a missing key or a value of the wrong
+kind is a ConfigError that names the key. No value is ever a class path. Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from geoloc.errors import ConfigError
+
+SCHEMA_VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The image tower: a model that open_clip knows by name, or a custom open_clip vision tower.
+
+    Attributes:
+        architecture: an open_clip model name ("ViT-B-32", "ViT-L-14", …) or "hf-hub:org/name".
+        custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers; a
+            timm trunk goes here (`vision_cfg.timm_model_name`).
+        pretrained: open_clip's tag of pretrained weights, or a local state dict. Ignored when a checkpoint is loaded.
+        features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output before the
+            projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M uses).
+        image_size_px: overrides the tower's input size.
+    """
+
+    architecture: str | None = None
+    custom: Mapping[str, Any] | None = None
+    pretrained: str | None = None
+    features: Literal["projected", "pooled", "cls_before_norm"] = "pooled"
+    image_size_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.architecture is None) == (self.custom is None):
+            raise ConfigError(
+                f"backbone needs exactly one of 'architecture' and 'custom'; found architecture={self.architecture!r}, "
+                f"custom={'given' if self.custom is not None else None}; name an open_clip model or describe a tower"
+            )
+
+
+@dataclass(frozen=True)
+class CellHeadConfig:
+    """Classifier over the quadtree's cells. `hidden_dims=()` is a linear layer after a layer norm."""
+
+    hidden_dims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OffsetHeadConfig:
+    """Where inside a cell (OSV-5M's hybrid head, Astruc et al., CVPR 2024).
+
+    Attributes:
+        origin: what offset 0 means: the cell's "representative" point (OSV-5M's default) or its "box" centre.
+        shared: one offset for all cells instead of one a cell.
+        tanh_scale: the largest offset; above 1 a prediction may leave its cell by that share.
+    """
+
+    hidden_dims: tuple[int, ...] = (512,)
+    origin: Literal["representative", "box"] = "representative"
+    shared: bool = False
+    tanh_scale: float = 1.2
+
+
+@dataclass(frozen=True)
+class RegressionHeadConfig:
+    """Coordinates without cells: "unit_vector" normalises three numbers; "tanh" is OSV-5M's lat/90, lon/180."""
+
+    hidden_dims: tuple[int, ...] = (64,)
+    kind: Literal["unit_vector", "tanh"] = "unit_vector"
+
+
+@dataclass(frozen=True)
+class EmbeddingHeadConfig:
+    """Projection of the features to a unit vector for retrieval."""
+
+    dim: int = 256
+    hidden_dims: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A backbone and the heads that read its features; a head that is None does not exist.
+
+    Attributes:
+        embeddings: projections by role: "query" for the photo, "aerial" and "street" for references.
+    """
+
+    backbone: BackboneConfig
+    cells: CellHeadConfig | None = None
+    offsets: OffsetHeadConfig | None = None
+    regression: RegressionHeadConfig | None = None
+    embeddings: Mapping[str, EmbeddingHeadConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.offsets is not None and self.cells is None:
+            raise ConfigError("'offsets' was asked for without 'cells': offsets are inside cells; add a cell head")
+        if unknown := sorted(set(self.embeddings) - {"query", "aerial", "street"}):
+            raise ConfigError(f"unknown embedding {unknown[0]!r}: known are 'query', 'aerial' and 'street'")
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as JSON values (tuples become lists)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[T], value: Any, where: str = "config") -> T:
+    """JSON values as the dataclass `kind`, strictly.
+
+    Args:
+        where: the name of the file or key, for the message.
+
+    Raises:
+        ConfigError: an unknown key, a missing key, or a value of the wrong kind.
+    """
+    return typing.cast(T, _convert(kind, value, where))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return _convert(inner[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if is_dataclass(kind):
+        return _convert_dataclass(kind, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        _expect(value, Mapping, "a mapping", where)
+        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        _expect(value, (list, tuple), "a list", where)
+        if arguments[-1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(arguments):
+            raise ConfigError(f"{where} has {len(value)} values; expected {len(arguments)}")
+        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{where} is {value!r}; expected a number")
+        return float(value)
+    if kind is int and isinstance(value, bool):
+        raise ConfigError(f"{where} is {value!r}; expected a whole number")
+    _expect(value, kind, {int: "a whole number", str: "a text", bool: "true or false"}.get(kind, str(kind)), where)
+    return value
+
+
+def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(value, Mapping, "a mapping", where)
+    hints = typing.get_type_hints(kind)
+    known = {item.name: item for item in fields(kind)}
+    if unknown := sorted(set(value) - set(known)):
+        raise ConfigError(
+            f"{where} has the unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}. "
+            "A checkpoint from a newer geoloc needs a newer geoloc; in your own file, check the spelling"
+        )
+    required = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    if missing := [name for name in required if name not in value]:
+        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
+    return kind(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _expect(value: Any, kind: Any, words: str, where: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{where} is {value!r}; expected {words}")

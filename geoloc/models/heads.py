@@ -1,0 +1,120 @@
+"""Heads: from a backbone's features to cell logits, offsets inside cells, coordinates and embeddings.
+
+Every head is an MLP of one form (OSV-5M, Astruc et al. 2024, section 4): layer norm, then per hidden layer
+linear - group norm(4) - GELU, then linear.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geoloc.models.config import EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
+
+
+def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
+    """Layer norm, hidden layers, linear: (B, in_dim) -> (B, out_dim)."""
+    layers: list[nn.Module] = [nn.LayerNorm(in_dim)]
+    for width in hidden_dims:
+        layers += [nn.Linear(in_dim, width), nn.GroupNorm(4, width), nn.GELU()]
+        in_dim = width
+    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+
+
+class OffsetHead(nn.Module):
+    """Offsets inside cells and their geometry.
+
+    An offset `r` in [-s, s]² (s = `tanh_scale`) moves from the cell's origin towards the far edge on the side of its
+    sign: r = ±1 is the edge, r = 0 the origin. Latitude first.
+    """
+
+    cell_origin: Tensor  # (C, 2) degrees
+    cell_reach: Tensor  # (C, 2, 2) degrees: per axis, the way to the edge on the (negative, positive) side
+
+    def __init__(
+        self,
+        feature_dim: int,
+        config: OffsetHeadConfig,
+        bounds_deg: NDArray[np.float64],
+        center_latlon_deg: NDArray[np.float64],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.mlp = mlp(feature_dim, config.hidden_dims, 2 if config.shared else 2 * len(bounds_deg))
+        final = self.mlp[-1]
+        assert isinstance(final, nn.Linear)
+        # Start at r = 0, the cell's origin: the classifier's answer, which offsets can only improve from.
+        nn.init.zeros_(final.weight)
+        nn.init.zeros_(final.bias)
+        south_west, north_east = bounds_deg[:, :2], bounds_deg[:, 2:]
+        origin = center_latlon_deg if config.origin == "representative" else (south_west + north_east) / 2
+        reach = np.stack([origin - south_west, north_east - origin], -1)
+        # float64: a float32 longitude moves in steps of up to 1.7 m. From the quadtree, so not part of the weights.
+        self.register_buffer("cell_origin", torch.from_numpy(np.array(origin, np.float64)), persistent=False)
+        self.register_buffer("cell_reach", torch.from_numpy(np.array(reach, np.float64)), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, C, 2), or (B, 1, 2) when shared, in [-tanh_scale, tanh_scale]."""
+        return self.config.tanh_scale * torch.tanh(self.mlp(features)).unflatten(-1, (-1, 2))
+
+    def of_cells(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
+        """The offsets of chosen cells: (B, C or 1, 2), (B, K) -> (B, K, 2)."""
+        if self.config.shared:
+            return offsets.expand(-1, cell_ids.shape[1], -1)
+        return offsets.gather(1, cell_ids[..., None].expand(-1, -1, 2))
+
+    def to_latlon_deg(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
+        """Coordinates of offsets in cells: (…, 2), (…) -> (…, 2) float64; latitude clamped, longitude wrapped."""
+        r = offsets.double()
+        reach = self.cell_reach[cell_ids]
+        latlon = self.cell_origin[cell_ids] + r * torch.where(r > 0, reach[..., 1], reach[..., 0])
+        lat = latlon[..., 0].clamp(-90.0, 90.0)
+        lon = torch.remainder(latlon[..., 1] + 180.0, 360.0) - 180.0
+        return torch.stack([lat, lon], -1)
+
+    def target(self, latlon_deg: Tensor, cell_ids: Tensor) -> Tensor:
+        """The offset that would give these coordinates: (…, 2), (…) -> (…, 2) float32.
+
+        The side is chosen by the target's own sign, so the target stands still while the prediction moves (OSV-5M
+        chooses by the prediction's sign). An axis on which the cell has no extent on that side has target 0.
+        """
+        step = latlon_deg.double() - self.cell_origin[cell_ids]
+        # The short way around the Earth in longitude.
+        lon = torch.remainder(step[..., 1] + 180.0, 360.0) - 180.0
+        step = torch.stack([step[..., 0], lon], -1)
+        reach = self.cell_reach[cell_ids]
+        side = torch.where(step > 0, reach[..., 1], reach[..., 0])
+        return torch.where(side > 0, step / side.clamp_min(1e-12), 0.0).float()
+
+
+class RegressionHead(nn.Module):
+    """Coordinates straight from the features."""
+
+    def __init__(self, feature_dim: int, config: RegressionHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mlp = mlp(feature_dim, config.hidden_dims, 3 if config.kind == "unit_vector" else 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, 2) latitude and longitude in radians."""
+        raw = self.mlp(features)
+        if self.config.kind == "tanh":
+            scaled = torch.tanh(raw)
+            return torch.stack([scaled[:, 0] * (math.pi / 2), scaled[:, 1] * math.pi], -1)
+        x, y, z = raw.unbind(-1)
+        return torch.stack([torch.atan2(z, torch.hypot(x, y)), torch.atan2(y, x)], -1)
+
+
+class EmbeddingHead(nn.Module):
+    """Unit vectors for retrieval: (B, D) -> (B, dim)."""
+
+    def __init__(self, feature_dim: int, config: EmbeddingHeadConfig) -> None:
+        super().__init__()
+        self.mlp = mlp(feature_dim, config.hidden_dims, config.dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.normalize(self.mlp(features), dim=-1)

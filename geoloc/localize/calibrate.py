@@ -1,0 +1,100 @@
+"""Confidence that means what it says: temperature, kernel width and split-conformal mass levels.
+
+Fitted on held-out images and kept in the checkpoint's `calibration.json`. A conformal level needs no belief in the
+model: whatever the posterior is, a circle that holds the fitted mass contains the truth as often as stated on images
+exchangeable with the calibration set (Vovk et al. 2005; Angelopoulos & Bates 2021, section 1). On other images, no
+promise holds. Knows nothing about networks: works on logits, points and posteriors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from geoloc.errors import ConfigError
+
+FloatArray = NDArray[np.float64]
+PERCENTS = (50, 90)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was fitted.
+
+    Attributes:
+        temperature: divides the cell logits.
+        cell_kernel: kernel width of a cell's atom, as a share of the radius of a disc with the cell's area.
+        regression_kernel_km: kernel width of a plain regression's single atom (models without cells).
+        mass_levels: by utility ("geoscore", "median"), percent -> posterior mass of the circle that holds the truth
+            in that percent of cases. Empty when not calibrated: then predictions have no radii.
+        num_images: size of the calibration set.
+        data: what the calibration images were, in words.
+    """
+
+    temperature: float = 1.0
+    cell_kernel: float = 0.5
+    regression_kernel_km: float = 500.0
+    mass_levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    num_images: int = 0
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "cell_kernel", "regression_kernel_km"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"calibration.{name} is {getattr(self, name)}; it must be positive")
+        for utility, levels in self.mass_levels.items():
+            for percent, level in levels.items():
+                if not (percent.isdigit() and 0 < int(percent) < 100 and 0 <= level <= 1):
+                    raise ConfigError(
+                        f"calibration.mass_levels.{utility} has {percent!r}: {level}; expected a percent in 1..99 and "
+                        "a mass in [0, 1]"
+                    )
+
+    def levels(self, utility: str) -> dict[int, float]:
+        """Percent -> mass for a utility; another utility than the fitted ones borrows geoscore's."""
+        found = self.mass_levels.get(utility, self.mass_levels.get("geoscore", {}))
+        return {int(percent): level for percent, level in found.items()}
+
+
+def log_softmax(logits: FloatArray) -> FloatArray:
+    """Along the last axis, float64."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def fit_temperature(cell_logits: FloatArray, cell_ids: NDArray[np.int64]) -> float:
+    """The temperature with the least negative log-likelihood (Guo et al. 2017), in [0.05, 20].
+
+    Args:
+        cell_logits: (n, C); cell_ids: (n,) the true cells.
+    """
+    rows = np.arange(len(cell_ids))
+
+    def loss(log_temperature: float) -> float:
+        return float(-log_softmax(cell_logits / np.exp(log_temperature))[rows, cell_ids].mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def fit_kernel(distance_km: FloatArray, cell_radius_km: FloatArray) -> float:
+    """Kernel width as a share of the cell's radius, from the right cells' points.
+
+    The median distance of a 2-D Gaussian is sqrt(2 ln 2) widths; the median is deaf to the few far points.
+
+    Args:
+        distance_km: (n,) from the decoded point of the true cell to the truth.
+        cell_radius_km: (n,) of a disc with that cell's area.
+    """
+    return float(np.median(distance_km / cell_radius_km) / np.sqrt(2 * np.log(2)))
+
+
+def conformal_level(scores: FloatArray, percent: int) -> float:
+    """Split-conformal quantile: the ceil((n + 1) p)-th smallest score, 1 if there are too few."""
+    n = len(scores)
+    rank = int(np.ceil((n + 1) * percent / 100))
+    return 1.0 if rank > n else float(np.sort(scores)[rank - 1])

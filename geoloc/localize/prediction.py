@@ -1,0 +1,98 @@
+"""What a user gets for one image. Plain values: knows nothing about models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from geoloc.geo.places import Place
+
+COORDINATE_DIGITS = 6  # decimals of a degree in what we write: 0.1 m
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One place that the image may show.
+
+    Attributes:
+        source: "cell" for a classifier's cell with its offset; "aerial" or "street" for a reference.
+        similarity: cosine between query and reference embedding; None for a cell.
+        key: the cell's path, or the reference's key.
+    """
+
+    lat: float
+    lon: float
+    probability: float
+    source: str
+    similarity: float | None
+    key: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, coordinates with six decimals."""
+        return {
+            "lat": round(self.lat, COORDINATE_DIGITS),
+            "lon": round(self.lon, COORDINATE_DIGITS),
+            "probability": round(self.probability, 6),
+            "source": self.source,
+            "similarity": None if self.similarity is None else round(self.similarity, 6),
+            "key": self.key,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Where an image was probably taken, and how sure the model is.
+
+    Attributes:
+        lat: WGS84 degrees in [-90, 90].
+        lon: WGS84 degrees in [-180, 180).
+        cell_path: the most probable cell, digits from the root of the quadtree.
+        probability: of that cell, after temperature.
+        candidates: the most probable places, best first.
+        radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out data
+            like the model's own ({50: …, 90: …}); empty for a model without calibration.
+        place: the city nearest to the point, and its distance; None if not asked for.
+        abstained: the 90 % radius exceeds the limit that the user set: do not rely on the point.
+    """
+
+    lat: float
+    lon: float
+    cell_path: str
+    probability: float
+    candidates: tuple[Candidate, ...] = ()
+    radius_km: Mapping[int, float] = field(default_factory=dict)
+    place: Place | None = None
+    abstained: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, coordinates with six decimals, radii in km."""
+        place = None
+        if self.place is not None:
+            place = {
+                "name": self.place.name,
+                "admin1": self.place.admin1,
+                "admin2": self.place.admin2,
+                "country_code": self.place.country_code,
+                "distance_km": round(self.place.distance_km, 3),
+            }
+        return {
+            "lat": round(self.lat, COORDINATE_DIGITS),
+            "lon": round(self.lon, COORDINATE_DIGITS),
+            "cell_path": self.cell_path,
+            "probability": round(self.probability, 6),
+            "radius_km": {str(percent): round(radius, 3) for percent, radius in sorted(self.radius_km.items())},
+            "place": place,
+            "abstained": self.abstained,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+        }
+
+    def to_geojson(self, **properties: Any) -> dict[str, Any]:
+        """A GeoJSON feature: the point, longitude first; everything else and `properties` as its properties."""
+        values = self.to_dict()
+        lat, lon = values.pop("lat"), values.pop("lon")
+        return {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [lon, lat]},
+            "properties": {**properties, **values},
+        }

@@ -212,8 +212,9 @@ class _Grid:
 
     def codes(self, slots: IntArray) -> IntArray:
         """Codes, at the depth of the grid, of its slots."""
-        above: IntArray = self._boxes[slots >> 2 * self._levels]
-        return above << 2 * self._levels | slots & (4**self._levels - 1)
+        codes: IntArray = self._boxes[slots >> 2 * self._levels] << 2 * self._levels
+        codes |= slots & (4**self._levels - 1)
+        return codes
 
 
 def _cut(

@@ -148,7 +148,7 @@ def _tree_of_table(path: str | Path, own: Any, table: "pa.Table") -> Quadtree:
         raise InvalidTreeError(f"{path} holds no valid quadtree: {error}") from error
     if tree.fingerprint != own.get("fingerprint") or not redundant:
         raise InvalidTreeError(
-            f"{path} was changed after it was written: its cells have the fingerprint {tree.fingerprint[:8]}…, "
+            f"{path} was changed after it was written: its cells have fingerprint {tree.fingerprint[:8]}…, "
             f"its metadata says {str(own.get('fingerprint'))[:8]}…, and its boxes, depths and ids "
             f"{'agree' if redundant else 'do not agree'} with its paths; copy or build it again"
         )
@@ -194,8 +194,8 @@ def read_osv5m_csv(path: str | Path) -> Quadtree:
     if not np.all(difference_deg <= _OSV5M_TOLERANCE_DEG):
         cell = int(np.flatnonzero(~(difference_deg <= _OSV5M_TOLERANCE_DEG))[0])
         raise InvalidTreeError(
-            f"{path}: the box of cell {cell}, {bounds_deg[cell].tolist()} (south, west, north, east), does not "
-            f"result from halving the root {list(root_deg)}; the table must hold every leaf of an OSV-5M quadtree"
+            f"{path}: the box of cell {cell}, {bounds_deg[cell].tolist()} (south, west, north, east), does "
+            f"not result from halving the root {list(root_deg)}; the table must hold all leaves"
         )
     return Quadtree(codes << 2 * (MAX_DEPTH - depths), depths, centers, None, root_deg)
 

@@ -66,7 +66,7 @@ class Quadtree:
         found = (self.depths.shape, self.center_latlon_deg.shape)
         if self.num_cells == 0 or found != ((self.num_cells,), (self.num_cells, 2)):
             raise InvalidTreeError(
-                f"a tree of {self.num_cells} cells needs at least one cell, depths of shape ({self.num_cells},) "
+                f"a tree of {self.num_cells} cells needs at least one, depths of shape ({self.num_cells},) "
                 f"and centers of shape ({self.num_cells}, 2); found {found[0]} and {found[1]}"
             )
         if self.num_points is not None and (self.num_points.shape != found[0] or self.num_points.min() < 1):
@@ -91,8 +91,8 @@ class Quadtree:
         if not inside.all():
             cell = int(np.flatnonzero(~inside)[0])
             raise InvalidTreeError(
-                f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is outside "
-                f"of its box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
+                f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is "
+                f"outside of its box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
             )
 
     def __repr__(self) -> str:

@@ -30,8 +30,9 @@ check: $(DEV)  ## lint, format and types
 	$(BIN)/mypy
 
 bench: $(DEV)  ## measure; ratios against peers in the same run
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/import_time.py
-	$(PYTEST) benchmarks --benchmark-only
+	@for script in benchmarks/*.py; do \
+		echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python "$$script" || exit 1; \
+	done
 
 docs: $(DEV)  ## API pages in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api geoloc quadtree

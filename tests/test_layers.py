@@ -162,7 +162,7 @@ def test_quadtree_stands_alone() -> None:
 
 
 def test_nothing_is_imported_by_a_name_in_a_string() -> None:
-    """A class path in a file must have no way to become an import; only the front door looks its own names up."""
+    """A class path in a file must have no way to become an import; the front door looks its own names up."""
     for path in sources(ROOT):
         names = {
             n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "")
@@ -193,7 +193,7 @@ def test_nothing_is_imported_by_a_name_in_a_string() -> None:
         (
             "geoloc/localize/x.py",
             "import open_clip.model",
-            "open_clip enters only through geoloc/models/backbone.py",
+            "open_clip enters only through geoloc/models/",
         ),
         (
             "geoloc/train/x.py",

@@ -8,7 +8,7 @@ INSTALL_INPUTS := pyproject.toml constraints-ci.txt scripts/install.sh
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench docs earthview-table
+.PHONY: help install demo test test-slow check bench docs
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

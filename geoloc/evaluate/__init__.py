@@ -1,0 +1,1 @@
+"""Evaluation: models and predictions against the truth."""

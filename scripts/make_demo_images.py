@@ -1,0 +1,84 @@
+"""Make the demo's example images: real imagery of held-out places, half of it from the unseen mosaic.
+
+npm pack cesium@1.140.0 && tar xzf cesium-1.140.0.tgz package/Source/Assets/Textures/NaturalEarthII
+python scripts/make_demo_images.py package/Source/Assets/Textures/NaturalEarthII demo/images
+
+The places are not chosen by what the model says of them: farthest-point sampling over the test set's cities.
+The truth is in each file's EXIF, which predictions never see (`geoloc localize --truth-from-exif` compares
+with it).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from geoloc.data.earthview import (
+    HeldOutPlaces,
+    Mosaic,
+    Views,
+    load_basemap_mosaics,
+    load_cities_latlon_deg,
+)
+from geoloc.geo.places import load_places
+from quadtree.sphere import latlon_to_unit
+
+NUM_IMAGES = 12
+SIZE_PX = 448
+GPS_IFD = 0x8825
+
+
+def spread_out(latlon_deg: NDArray[np.float64], n: int) -> NDArray[np.int64]:
+    """Farthest-point sampling on the sphere from the first point, (m, 2) -> (n,) indices."""
+    unit = latlon_to_unit(latlon_deg)
+    chosen = [0]
+    for _ in range(n - 1):
+        chosen.append(int(np.argmin((unit @ unit[chosen].T).max(-1))))
+    return np.array(chosen)
+
+
+def gps_exif(lat: float, lon: float) -> Image.Exif:
+    """EXIF with a position, to 0.01 seconds of arc."""
+
+    def dms(degrees: float) -> tuple[float, float, float]:
+        minutes, seconds = divmod(round(abs(degrees) * 3600, 2), 60)
+        return float(minutes // 60), float(minutes % 60), round(seconds, 2)
+
+    exif = Image.Exif()
+    exif[GPS_IFD] = {1: "N" if lat >= 0 else "S", 2: dms(lat), 3: "E" if lon >= 0 else "W", 4: dms(lon)}
+    return exif
+
+
+def main() -> None:
+    """Write the images."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("natural_earth", type=Path, help="folder NaturalEarthII of the npm package cesium")
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+
+    mosaics = {
+        "natural-earth": Mosaic.from_tms_folder("natural_earth", arguments.natural_earth),
+        "blue-marble": load_basemap_mosaics(["blue_marble"])["blue_marble"],
+    }
+    test = HeldOutPlaces.draw(load_cities_latlon_deg()).test_latlon_deg
+    cities = load_places().nearest(test)
+    is_city = np.array([place.distance_km < 0.01 for place in cities])
+    chosen = np.flatnonzero(is_city)[spread_out(test[is_city], NUM_IMAGES)]
+    views = Views.random(test[chosen], np.random.default_rng(12))
+    for i, index in enumerate(chosen):
+        name, mosaic = list(mosaics.items())[i % 2]
+        picture = mosaic.render(views[i : i + 1], SIZE_PX)[0]
+        image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+        city = "".join(c if c.isalnum() else "-" for c in cities[index].name.lower())
+        path = arguments.folder / f"{i + 1:02d}_{city}_{name}.jpg"
+        image.save(path, quality=88, exif=gps_exif(*test[index]))
+        print(path, cities[index].label, f"{views.footprint_km[i]:.0f} km")
+
+
+if __name__ == "__main__":
+    main()

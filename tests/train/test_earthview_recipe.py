@@ -1,0 +1,167 @@
+"""The recipe on small mosaics and a tiny tower: it learns, and a killed run goes on as if nothing had happened."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+from geoloc.data.earthview import Mosaic
+from geoloc.errors import OutputMismatchError
+from geoloc.models.backbone import Backbone
+from geoloc.models.config import (
+    BackboneConfig,
+    CellHeadConfig,
+    EmbeddingHeadConfig,
+    NetworkConfig,
+    OffsetHeadConfig,
+    from_plain,
+)
+from geoloc.models.network import GeoNetwork
+from geoloc.train.augment import photometric
+from geoloc.train.earthview import (
+    BatchMaker,
+    EarthviewExperiment,
+    EarthviewRecipe,
+    load_imagenet_trunk,
+    shifted_latlon_deg,
+    train,
+)
+from quadtree import Quadtree, build_quadtree
+from quadtree.sphere import haversine_km
+
+RECIPE = EarthviewRecipe(
+    num_steps=6, places_per_step=4, stages=((0.5, 16), (0.5, 24)), warmup_steps=2, save_every_steps=2
+)
+
+
+class TinyTower(nn.Module):
+    """Enough of a backbone to train on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_dim = 16
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+def noise_mosaics() -> dict[str, Mosaic]:
+    rng = np.random.default_rng(0)
+    return {
+        name: Mosaic(name, Image.fromarray(rng.integers(0, 255, (256, 512, 3)).astype(np.uint8)))
+        for name in ("a", "b", "c")
+    }
+
+
+def places() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.stack([rng.uniform(-60, 75, 500), rng.uniform(-180, 180, 500)], -1)
+
+
+def tiny_network(quadtree: Quadtree) -> GeoNetwork:
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        BackboneConfig(custom={"embed_dim": 16, "vision_cfg": {}}),
+        cells=CellHeadConfig(),
+        offsets=OffsetHeadConfig((8,)),
+        embeddings={"query": EmbeddingHeadConfig(8), "aerial": EmbeddingHeadConfig(8)},
+    )
+    return GeoNetwork(config, TinyTower(), quadtree.bounds_deg, quadtree.center_latlon_deg)
+
+
+@pytest.fixture(scope="module")
+def quadtree() -> Quadtree:
+    return build_quadtree(places(), max_points_per_cell=50, max_depth=5, root="world")
+
+
+def test_a_batch_depends_on_its_step_alone(quadtree):
+    maker = BatchMaker(RECIPE, noise_mosaics(), places())
+    a, b = maker.batch(4), maker.batch(4)
+    assert torch.equal(a.images, b.images)
+    assert np.array_equal(a.latlon_deg, b.latlon_deg)
+    assert not torch.equal(maker.batch(5).images, a.images)
+    assert a.images.shape == (8, 3, 24, 24)
+    assert maker.batch(0).images.shape == (8, 3, 16, 16)
+    made_ahead = [batch for batch in maker.batches(4)]
+    assert len(made_ahead) == 2
+    assert torch.equal(made_ahead[0].images, a.images)
+
+
+def test_a_run_killed_after_any_save_ends_with_the_same_weights(quadtree, tmp_path, monkeypatch):
+    whole = train(tiny_network(quadtree), quadtree, noise_mosaics(), places(), RECIPE, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    original = torch.optim.AdamW.step
+    for last_step in (3, 5):
+        folder, done = tmp_path / f"killed{last_step}", []
+
+        def step(self, *args, done=done, last_step=last_step, **kwargs):
+            if len(done) == last_step:
+                raise Killed
+            done.append(1)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(Killed):
+            train(tiny_network(quadtree), quadtree, noise_mosaics(), places(), RECIPE, folder)
+        monkeypatch.setattr(torch.optim.AdamW, "step", original)
+        resumed = train(tiny_network(quadtree), quadtree, noise_mosaics(), places(), RECIPE, folder)
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_another_recipe_does_not_continue_a_run(quadtree, tmp_path):
+    train(tiny_network(quadtree), quadtree, noise_mosaics(), places(), replace(RECIPE, num_steps=2), tmp_path)
+    with pytest.raises(OutputMismatchError, match="another recipe"):
+        train(tiny_network(quadtree), quadtree, noise_mosaics(), places(), RECIPE, tmp_path)
+
+
+def test_the_losses_fall(quadtree, tmp_path):
+    recipe = replace(
+        RECIPE, num_steps=60, places_per_step=8, stages=((1.0, 16),), head_lr=0.01, save_every_steps=60
+    )
+    train(tiny_network(quadtree), quadtree, noise_mosaics(), places()[:4], recipe, tmp_path)
+    cells = [json.loads(line)["cells"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert np.mean(cells[-10:]) < 0.7 * np.mean(cells[:5])
+
+
+def test_shifted_places_stay_in_their_square():
+    origin = np.array([[0.0, 179.99], [60.0, -180.0], [-45.0, 10.0]]).repeat(200, 0)
+    moved = shifted_latlon_deg(origin, 60.0, np.random.default_rng(0))
+    distance = haversine_km(origin, moved)
+    assert 60 < distance.max() < 60 * 2**0.5 * 1.02  # meridians converge a little inside the square
+    assert (np.abs(moved[:, 1]) <= 180).all()
+
+
+def test_photometric_changes_the_look_and_keeps_the_range():
+    images = torch.rand(16, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    changed = photometric(images, torch.Generator().manual_seed(1))
+    assert changed.shape == images.shape
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    assert (changed - images).abs().mean((1, 2, 3)).min() > 0.01
+    assert torch.equal(changed, photometric(images, torch.Generator().manual_seed(1)))
+
+
+def test_the_experiment_composes_and_its_trunk_takes_the_imagenet_weights(request):
+    with initialize_config_dir(str(request.config.rootpath / "configs"), version_base="1.3"):
+        config = compose("train", ["experiment=earthview"])
+    experiment = from_plain(
+        EarthviewExperiment, OmegaConf.to_container(config.experiment, resolve=True), "experiment"
+    )
+    assert experiment.recipe == EarthviewRecipe()
+    backbone = Backbone(experiment.network.backbone, load_pretrained=False)
+    before = backbone.tower.trunk.conv_stem.weight.clone()
+    load_imagenet_trunk(backbone)
+    assert not torch.equal(before, backbone.tower.trunk.conv_stem.weight)
+    # ImageNet statistics, not initial ones: running variances of a trained net are not all 1.
+    assert backbone.tower.trunk.bn1.running_var.std() > 0.01

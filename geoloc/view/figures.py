@@ -80,9 +80,9 @@ def save_quadtree_png(
             )
         values, label = num_points, "points in the cell"
         norm = LogNorm(1, max(2, int(num_points.max())))
-    facts = [f"{quadtree.num_cells:,} cells", f"depth {depths.min()} to {depths.max()}"]
+    facts = [_count(quadtree.num_cells, "cell"), f"depth {depths.min()} to {depths.max()}"]
     if num_points is not None:
-        facts.append(f"{num_points.sum():,} points")
+        facts.append(_count(int(num_points.sum()), "point"))
     figure, axes = _world(title, " · ".join(facts))
     cells = [project_equal_earth(_box_ring(bounds)) for bounds in quadtree.bounds_deg]
     axes.add_artist(
@@ -133,7 +133,7 @@ def save_points_png(
     known = [i for i, point in enumerate(located) if point.truth_latlon_deg is not None]
     truth = _positions([located[i].truth_latlon_deg for i in known])
     if subtitle is None:
-        subtitle = f"{len(located):,} image{'' if len(located) == 1 else 's'}"
+        subtitle = _count(len(located), "image")
         if known:
             subtitle += f" · median error {np.median(haversine_km(predicted[known], truth)):,.0f} km"
     figure, axes = _world(title, subtitle)
@@ -273,6 +273,10 @@ def _box_ring(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:
             [[south, west]],
         ]
     )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _positions(latlon_deg: Sequence[tuple[float, float] | None]) -> NDArray[np.float64]:

@@ -57,6 +57,10 @@ function percentText(share) {
   return share >= 0.0995 ? `${Math.round(share * 100)} %` : `${(share * 100).toPrecision(2)} %`;
 }
 
+function countText(count, word) {
+  return `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+}
+
 function missKm(point) {
   return point.latlon && point.truth ? haversineKm(point.latlon, point.truth) : undefined;
 }
@@ -155,10 +159,14 @@ function surroundings(point) {
 function home() {
   const all = points.filter((p) => p.latlon).flatMap(points.length > 500 ? (p) => [p.latlon] : surroundings);
   for (const [lat, lon] of data.heatmap || []) all.push([lat, lon]);
-  if (!all.length && cells) cells.centers.forEach((c) => all.push(c));
-  if (!all.length) return [0, 0, view.width / 360];
-  const [x, y, scale] = frameOf(all);
-  return [x, y, Math.min(scale, 2000)];
+  if (all.length) {
+    const [x, y, scale] = frameOf(all);
+    return [x, y, Math.min(scale, 400)];  // some country around a point without a circle
+  }
+  if (!cells) return [0, 0, view.width / 360];
+  const {west, east, top, bottom} = cellLayer.around;
+  const scale = 0.95 * Math.min(view.width / (east - west), view.height / (bottom - top));
+  return [(west + east) / 2, (top + bottom) / 2, scale];
 }
 
 // ---- drawing
@@ -376,10 +384,14 @@ const cellLayer = cells && (() => {
   const boxes = cells.bounds.map(([south, west, north, east]) => ({
     west, east: east < west ? east + 360 : east, top: projectY(north), bottom: projectY(south),
   }));
+  const around = boxes.reduce((a, b) => ({
+    west: Math.min(a.west, b.west), east: Math.max(a.east, b.east),
+    top: Math.min(a.top, b.top), bottom: Math.max(a.bottom, b.bottom),
+  }));
   const most = cells.counts ? cells.counts.reduce((a, b) => Math.max(a, b), 1) : 1;
   const depths = cells.paths.map((path) => path.length);
   const shallow = depths.reduce((a, b) => Math.min(a, b)), deep = depths.reduce((a, b) => Math.max(a, b));
-  return {boxes, most, depths, shallow, deep};
+  return {boxes, around, most, depths, shallow, deep};
 })();
 
 function cellShade(i) {
@@ -571,6 +583,7 @@ function drawRows() {
     row.addEventListener("pointerleave", () => hover(-1));
     return row;
   }));
+  if (points.length && !order.length) $("rows").append(element("div", "row quiet", "No image matches."));
 }
 
 function hover(i) {
@@ -591,8 +604,10 @@ function choose(i, fly) {
   drawRows();
   redraw();
   if (fly && i >= 0 && points[i].latlon) {
-    const [x, y, scale] = frameOf(surroundings(points[i]));
-    flyTo(x, y, Math.min(scale * 0.7, 4000));
+    const [x, y, fitting] = frameOf(surroundings(points[i]));
+    const scale = Math.min(fitting * 0.7, 4000);
+    const beside = view.width > 720 ? $("details").offsetWidth / 2 : 0;  // the details hide the right of the map
+    flyTo(x + beside / scale, y, scale);
   }
 }
 
@@ -716,7 +731,7 @@ function look([px, py]) {
   if (i >= 0) {
     tip.textContent = [points[i].name, points[i].place].filter(Boolean).join("\n");
   } else if (cell >= 0) {
-    const count = cells.counts ? `\n${cells.counts[cell].toLocaleString("en")} points` : "";
+    const count = cells.counts ? `\n${countText(cells.counts[cell], "point")}` : "";
     const path = cells.paths[cell] || "root";
     tip.textContent = `cell ${cell}, path ${path}\ndepth ${cellLayer.depths[cell]}${count}\n`
       + `centre ${latLonText(cells.centers[cell], 3)}`;
@@ -775,10 +790,10 @@ function summary() {
     const {shallow, deep} = cellLayer;
     const total = cells.counts && cells.counts.reduce((a, b) => a + b, 0);
     const depth = shallow === deep ? `depth ${deep}` : `depth ${shallow} to ${deep}`;
-    return [`${cells.paths.length.toLocaleString("en")} cells`, depth]
-      .concat(total ? `${total.toLocaleString("en")} points` : []).join(" \u00b7 ");
+    return [countText(cells.paths.length, "cell"), depth].concat(total ? countText(total, "point") : [])
+      .join(" \u00b7 ");
   }
-  const parts = [`${points.length.toLocaleString("en")} image${points.length === 1 ? "" : "s"}`];
+  const parts = [countText(points.length, "image")];
   const failed = points.filter((p) => p.error).length;
   if (failed) parts.push(`${failed} could not be localised`);
   const known = points.filter((p) => p.latlon && p.truth), misses = known.map(missKm);

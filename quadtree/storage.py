@@ -186,6 +186,9 @@ def read_osv5m_csv(path: str | Path) -> Quadtree:
             f"{path}: cluster_id must count up from 0; found {[row[0] for row in rows[:5]]} …"
         )
     values = np.array([row[1:] for row in rows])
+    if not np.isfinite(values).all():
+        cell = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        raise InvalidTreeError(f"{path}: cell {cell} has a value that is not finite: {list(rows[cell])}")
     bounds_deg, centers = values[:, :4], values[:, 4:]
     low, high = bounds_deg[:, :2].min(axis=0), bounds_deg[:, 2:].max(axis=0)
     root_deg = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
@@ -214,8 +217,7 @@ def _locate_boxes(
     last = (1 << depths) - 1
     indices = []
     for axis in (0, 1):
-        # Where all points share a latitude (or longitude) every midpoint equals it and the upper half owns
-        # it.
+        # Where all points share a latitude (or longitude) it is every midpoint, and the upper half owns it.
         with np.errstate(divide="ignore", invalid="ignore"):
             position = (bounds_deg[:, axis] - low[axis]) / extent[axis] * (last + 1)
         indices.append(last if extent[axis] == 0 else np.clip(position.round().astype(np.int64), 0, last))

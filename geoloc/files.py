@@ -131,6 +131,7 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
             deleted after the swap, so nothing may be in it that we did not write.
     """
     target = Path(os.path.realpath(folder))
+    target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
     _refuse_strangers(target)
     _remove_abandoned(target)

@@ -136,6 +136,11 @@ def test_replace_folder_makes_and_replaces(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+def test_replace_folder_makes_the_folders_above(tmp_path: Path) -> None:
+    save(tmp_path / "runs" / "today" / "model", "new")
+    assert verify_manifest(tmp_path / "runs" / "today" / "model")["kind"] == "test"
+
+
 @pytest.mark.parametrize("existed", [True, False])
 def test_replace_folder_leaves_everything_on_an_exception(tmp_path: Path, existed: bool) -> None:
     folder = tmp_path / "model"

@@ -122,13 +122,12 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     """Give an empty folder to fill, beside `folder`; when the block ends well, it takes that name at once.
 
     On any exception, or a kill at any moment, `folder` is what it was (or absent, if it was). What a killed
-    save left behind is removed by the next one. Of two processes that save to one place at once, the later
-    swap wins.
+    save left behind is removed by the next one. Folders above are made. Of two processes that save to one
+    place at once, the later swap wins.
 
     Raises:
         OutputMismatchError: `folder` holds something that its manifest does not list. All of the old folder
-        is
-            deleted after the swap, so nothing may be in it that we did not write.
+            is deleted after the swap, so nothing may be in it that we did not write.
     """
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)

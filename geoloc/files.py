@@ -261,8 +261,7 @@ def safe_join(root: str | Path, name: str) -> Path:
 
     Raises:
         IntegrityError: the name is absolute, not in its plain form (`..`, `./`, `//`, backslashes), or leads
-        out of
-            `root` through a symbolic link.
+            out of `root` through a symbolic link.
     """
     plain = PurePosixPath(name)
     if (

@@ -44,9 +44,7 @@ def main() -> None:
     queries = training[rng.permutation(NUM_TRAINING)[:NUM_QUERIES]]
     sine = rng.uniform(-1, 1, NUM_ANYWHERE)
     anywhere = np.stack([np.degrees(np.arcsin(sine)), rng.uniform(-180, 180, NUM_ANYWHERE)], axis=1)
-    print(
-        "million points/s   depth  split   root     cells  assign  searchsorted  anywhere (share in empty leaves)"
-    )
+    print("million points/s   depth  split   root     cells  assign  searchsorted  anywhere (empty)")
     for max_depth, max_points_per_cell in ((10, 1000), (20, 1000), (20, 100)):
         for root in ("world", "data"):
             tree = build_quadtree(training, max_points_per_cell, max_depth, root)

@@ -14,9 +14,8 @@ NO_CELL: Final = -1  # a hole: an empty leaf, or no leaf at all
 
 _BELOW_TABLE: Final = -2
 _TABLE_DEPTH: Final = 10  # 4^10 int32 entries are 4 MB, which stay in cache
-_BLOCK: Final = (
-    1 << 12
-)  # points; larger temporaries leave the cache, and their memory is given back each time
+# Points at a time: larger temporaries leave the cache, and their memory is given back after each call.
+_BLOCK: Final = 1 << 12
 _BATCH: Final = 1 << 16  # points in holes at a time, so that the pairs to compare fit in memory
 _FEW: Final = 4  # points or candidates from which on smaller boxes no longer pay
 _ROUNDING_KM: Final = 1e-6  # generous bound on the rounding of a distance on Earth

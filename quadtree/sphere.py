@@ -15,9 +15,8 @@ FloatArray = NDArray[np.float64]
 
 EARTH_MEAN_RADIUS_KM: Final = 6371.0088  # mean radius of the WGS84 ellipsoid, (2a + b) / 3
 
-_BLOCK: Final = (
-    1 << 12
-)  # points; larger temporaries leave the cache, and their memory is given back each time
+# Points at a time: larger temporaries leave the cache, and their memory is given back after each call.
+_BLOCK: Final = 1 << 12
 
 
 def validate_latlon_deg(latlon_deg: ArrayLike, *, first_row: int = 0) -> FloatArray:

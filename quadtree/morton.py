@@ -37,7 +37,7 @@ class Axis:
         self._low, self._high, self._depth = low_deg, high_deg, depth
         width = high_deg - low_deg
         # In units of cells: a scaled position is off by at most four roundings of its size, and an edge by
-        # one rounding per level of the larger end. Within `doubt` (over twice that bound) of an edge it
+        # one rounding per level of the larger end. Within `doubt` (at least twice that bound) of an edge it
         # cannot tell the cell.
         self._scale = 2.0**depth / width if width > 1e-300 else np.inf
         largest = max(abs(low_deg), abs(high_deg))

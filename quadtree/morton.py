@@ -164,8 +164,7 @@ def _squeeze(codes: IntArray) -> IntArray:
     return bits
 
 
-# The other direction is the hot one: a table of 12 bits (32 kB, a core's L1 cache) is five times as fast as
-# the steps.
+# The other direction is the hot one: a table of 12 bits (32 kB, a core's L1 cache) is faster than the steps.
 _SPREAD: Final = np.sum([(np.arange(1 << 12) >> bit & 1) << 2 * bit for bit in range(12)], axis=0)
 
 

@@ -18,6 +18,7 @@ const MAX_PX_PER_DEG = 200000;  // about half a metre to a pixel
 const ROW_PX = 72;
 const CIRCLE_POINTS = 180;
 const MANY_POINTS = 1500;  // from here on a point is a small square
+const WIDE_KM = 1500;  // a larger circle is a thin line until its image is chosen: fills would hide the map
 const MANY_CIRCLES = 80;  // from here on only the chosen image shows its circles
 const RAMP = [  // dark violet to yellow, even steps in lightness (viridis)
   [68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
@@ -274,7 +275,7 @@ function projectedCircles(point) {
     const rings = circleRings(point.latlon, km, CIRCLE_POINTS);
     // The edge of the map, which bounds the fill of a circle around a pole, is no part of the circle's line.
     const edge = rings[rings.length - 1].slice(0, CIRCLE_POINTS + 1);
-    return {inside: rings.map(projectLine), edge: [projectLine(edge)]};
+    return {km, inside: rings.map(projectLine), edge: [projectLine(edge)]};
   });
   return point.circles;
 }
@@ -282,10 +283,11 @@ function projectedCircles(point) {
 function drawCircles(point, strong) {
   ctx.strokeStyle = ctx.fillStyle = colors.accent;
   ctx.lineWidth = strong ? 1.5 : 1;
-  for (const {inside, edge} of projectedCircles(point)) {
+  for (const {km, inside, edge} of projectedCircles(point)) {
+    const wide = !strong && km > WIDE_KM;
     ctx.globalAlpha = strong ? 0.13 : 0.06;
-    ctx.fill(traceAll(new Path2D(), inside), "evenodd");
-    ctx.globalAlpha = strong ? 0.9 : 0.35;
+    if (!wide) ctx.fill(traceAll(new Path2D(), inside), "evenodd");
+    ctx.globalAlpha = strong ? 0.9 : wide ? 0.15 : 0.35;
     ctx.stroke(traceAll(new Path2D(), edge));
   }
   ctx.globalAlpha = 1;

@@ -3,16 +3,14 @@
 npm pack cesium@1.140.0 && tar xzf cesium-1.140.0.tgz package/Source/Assets/Textures/NaturalEarthII
 python scripts/make_demo_images.py package/Source/Assets/Textures/NaturalEarthII demo/images
 
-The places are not chosen by what the model says of them: farthest-point sampling over the test set's cities.
-The truth is in each file's EXIF, which predictions never see (`geoloc localize --truth-from-exif` compares
-with it).
+The places are drawn from the test set's cities, not chosen by what the model says of them. The truth is in
+each file's EXIF, which predictions never see (`geoloc localize --truth-from-exif` compares with it).
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from geoloc.data.earthview import (
@@ -23,20 +21,11 @@ from geoloc.data.earthview import (
     load_cities_latlon_deg,
 )
 from geoloc.geo.places import load_places
-from quadtree.sphere import latlon_to_unit
 
 NUM_IMAGES = 12
 SIZE_PX = 448
+SEED = 12
 GPS_IFD = 0x8825
-
-
-def spread_out(latlon_deg: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """Farthest-point sampling on the sphere from the first point, (m, 2) -> (n,) indices."""
-    unit = latlon_to_unit(latlon_deg)
-    chosen = [0]
-    for _ in range(n - 1):
-        chosen.append(int(np.argmin((unit @ unit[chosen].T).max(-1))))
-    return np.array(chosen)
 
 
 def gps_exif(lat: float, lon: float) -> Image.Exif:
@@ -68,8 +57,9 @@ def main() -> None:
     test = HeldOutPlaces.draw(load_cities_latlon_deg()).test_latlon_deg
     cities = load_places().nearest(test)
     is_city = np.array([place.distance_km < 0.01 for place in cities])
-    chosen = np.flatnonzero(is_city)[spread_out(test[is_city], NUM_IMAGES)]
-    views = Views.random(test[chosen], np.random.default_rng(12))
+    rng = np.random.default_rng(SEED)
+    chosen = rng.choice(np.flatnonzero(is_city), NUM_IMAGES, replace=False)
+    views = Views.random(test[chosen], rng)
     for i, index in enumerate(chosen):
         name, mosaic = list(mosaics.items())[i % 2]
         picture = mosaic.render(views[i : i + 1], SIZE_PX)[0]

@@ -138,14 +138,16 @@ def model_card(model: Geolocalizer, table: str, command: str) -> str:
             "Clouds, night, seasons and snow other than the mosaics': training saw one cloudless day everywhere.",
             f"Antarctica and open ocean: no place south of {-SOUTHERN_LIMIT_DEG:.0f} S and none at sea was trained on.",
             "Featureless land (desert, steppe, taiga, rain forest): expect a wide region and believe it.",
-            "The unseen mosaic (Natural Earth II) and the shaded relief that training saw are by related cartographers; "
-            "their colours differ, the relief shading less so.",
+            "The unseen mosaic (Natural Earth II) and the shaded relief that training saw are by related "
+            "cartographers; their colours differ, the relief shading less so.",
         ],
         facts={
             "parameters": f"{parameters / 1e6:.1f} million, stored as float16",
             "cells": f"{tree.num_cells}, quadtree {tree.fingerprint[:12]}",
             "input": f"{model.preprocess.image_size_px} px",
-            "test places": f"3,000 (half cities, half land), at least {BUFFER_KM:.0f} km from training and calibration places",
+            "test places": (
+                f"3,000 (half cities, half land), at least {BUFFER_KM:.0f} km from training and calibration places"
+            ),
             "embeddings": ", ".join(
                 f"{role} {head.dim}" for role, head in sorted(model.network.config.embeddings.items())
             ),

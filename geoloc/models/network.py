@@ -56,10 +56,14 @@ class GeoNetwork(nn.Module):
         self.cells: nn.Sequential | None = None
         self.offsets: OffsetHead | None = None
         self.regression = RegressionHead(dim, config.regression) if config.regression else None
-        self.embeddings = nn.ModuleDict({role: EmbeddingHead(dim, c) for role, c in config.embeddings.items()})
+        self.embeddings = nn.ModuleDict(
+            {role: EmbeddingHead(dim, c) for role, c in config.embeddings.items()}
+        )
         if config.cells is not None:
             if bounds_deg is None or center_latlon_deg is None:
-                raise ConfigError("a network with a cell head needs the cells' bounds and centres: give a quadtree")
+                raise ConfigError(
+                    "a network with a cell head needs the cells' bounds and centres: give a quadtree"
+                )
             self.cells = mlp(dim, config.cells.hidden_dims, len(bounds_deg))
             if config.offsets is not None:
                 self.offsets = OffsetHead(dim, config.offsets, bounds_deg, center_latlon_deg)
@@ -81,5 +85,7 @@ class GeoNetwork(nn.Module):
         """Unit vectors for retrieval, (B, D) -> (B, dim), role "query", "aerial" or "street"."""
         if role not in self.embeddings:
             known = ", ".join(sorted(self.embeddings)) or "none"
-            raise ConfigError(f"this model has no embedding for {role!r} (it has: {known}); train one, or use another")
+            raise ConfigError(
+                f"this model has no embedding for {role!r} (it has: {known}); train one, or use another"
+            )
         return self.embeddings[role](features)  # type: ignore[no-any-return]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from geoloc.errors import ConfigError
+from geoloc.models.config import (
+    BackboneConfig,
+    CellHeadConfig,
+    EmbeddingHeadConfig,
+    NetworkConfig,
+    OffsetHeadConfig,
+    RegressionHeadConfig,
+)
+from geoloc.models.network import GeoNetwork
+
+BOUNDS = np.array([[-90.0, -180, 90, 0], [-90.0, 0, 0, 180], [0.0, 0, 90, 180]])
+CENTERS = np.array([[10.0, -90], [-20.0, 20], [30.0, 30]])
+
+
+class MeanColour(nn.Module):
+    feature_dim = 3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+
+def network(**parts: object) -> GeoNetwork:
+    config = NetworkConfig(backbone=BackboneConfig(architecture="any"), **parts)  # type: ignore[arg-type]
+    return GeoNetwork(config, MeanColour(), BOUNDS, CENTERS).eval()
+
+
+def test_every_head_reads_the_same_features() -> None:
+    net = network(
+        cells=CellHeadConfig(hidden_dims=(8,)),
+        offsets=OffsetHeadConfig(hidden_dims=(8,)),
+        regression=RegressionHeadConfig(hidden_dims=()),
+        embeddings={"query": EmbeddingHeadConfig(dim=5), "street": EmbeddingHeadConfig(dim=6)},
+    )
+    images = torch.rand(4, 3, 8, 8)
+    output = net(images)
+    assert torch.equal(output.features, images.mean((2, 3)))
+    assert output.cell_logits.shape == (4, 3)
+    assert output.offsets.shape == (4, 3, 2)
+    assert output.latlon_rad.shape == (4, 2)
+    assert net.embed(output.features, "query").shape == (4, 5)
+    assert net.embed(output.features, "street").shape == (4, 6)
+    again = net.read(output.features)
+    assert torch.equal(again.cell_logits, output.cell_logits)
+    assert torch.equal(again.latlon_rad, output.latlon_rad)
+
+
+def test_heads_that_were_not_asked_for_do_not_exist() -> None:
+    net = network()
+    output = net(torch.rand(2, 3, 8, 8))
+    assert (output.cell_logits, output.offsets, output.latlon_rad) == (None, None, None)
+    assert net.state_dict() == {}
+
+
+def test_the_cells_geometry_is_not_in_the_state_dict() -> None:
+    """It is the quadtree's; a second copy could disagree with it."""
+    keys = network(cells=CellHeadConfig(), offsets=OffsetHeadConfig(hidden_dims=())).state_dict().keys()
+    assert {key.split(".")[0] for key in keys} == {"cells", "offsets"}
+    assert all(key.rsplit(".", 1)[1] in ("weight", "bias") for key in keys)
+
+
+def test_an_embedding_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"no embedding for 'aerial' \(it has: query, street\); train one"):
+        network(embeddings={"street": EmbeddingHeadConfig(), "query": EmbeddingHeadConfig()}).embed(
+            torch.zeros(1, 3), "aerial"
+        )
+    with pytest.raises(ConfigError, match=r"\(it has: none\)"):
+        network().embed(torch.zeros(1, 3), "query")
+
+
+def test_a_cell_head_needs_the_cells() -> None:
+    config = NetworkConfig(backbone=BackboneConfig(architecture="any"), cells=CellHeadConfig())
+    with pytest.raises(ConfigError, match=r"needs the cells' bounds and centres: give a quadtree"):
+        GeoNetwork(config, MeanColour())

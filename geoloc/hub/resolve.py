@@ -1,11 +1,15 @@
-"""A model's name becomes a folder on this machine: bundled with the package, a local folder, or on the Hub."""
+"""A model's name becomes a folder on this machine: bundled with the package, a local folder, or on the Hub.
+
+Knows nothing about models.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from geoloc.errors import NotFoundError
+from geoloc.errors import ConfigError, NotFoundError
+from geoloc.files import recover_folder
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints"
 # A checkpoint is these and nothing else: what a repository holds besides is never downloaded.
@@ -28,24 +32,33 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model.
 
     Args:
-        name: a bundled model ("earthview"), a folder, or a Hub id ("org/name"). What exists as a folder is a folder.
+        name: a bundled model ("earthview"), a folder, or a Hub id ("org/name"); a folder comes first.
         revision: of the Hub repository: a branch, tag or commit.
 
     Raises:
         NotFoundError: the name is none of them, or the Hub does not have it or cannot be reached.
+        ConfigError: a revision was asked of a folder or a bundled model, which have none.
     """
     folder = Path(name).expanduser()
-    if isinstance(name, Path) or folder.is_dir():
-        if not folder.is_dir():
-            raise NotFoundError(f"there is no model folder {folder}; check the path, or save a model there first")
+    if folder.parent.is_dir():
+        recover_folder(folder)  # a save may have been killed between its two renames
+    is_bundled = not folder.is_dir() and name in bundled_names()
+    if revision is not None and (folder.is_dir() or is_bundled):
+        raise ConfigError(
+            f"revision {revision!r} was asked of {str(name)!r}, which is on this machine: only models on the "
+            "Hub have revisions; leave it out"
+        )
+    if folder.is_dir():
         return folder
-    if name in bundled_names():
+    if isinstance(name, Path):
+        raise NotFoundError(f"there is no model folder {folder}; check the path, or save a model there first")
+    if is_bundled:
         return BUNDLED / name
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith((".", "/")):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
         return _download(name, revision)
     raise NotFoundError(
-        f"no model is called {name!r}: it is not bundled (bundled: {', '.join(bundled_names()) or 'none'}), not a "
-        "folder here, and not a Hub id of the form org/name"
+        f"no model is called {name!r}: it is not bundled (bundled: {', '.join(bundled_names()) or 'none'}), "
+        "not a folder here, and not a Hub id of the form org/name"
     )
 
 
@@ -56,6 +69,6 @@ def _download(repo_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
     except Exception as error:  # whatever the network, the cache or the Hub may raise
         raise NotFoundError(
-            f"could not get the model {repo_id!r} (revision {revision or 'main'}) from the Hugging Face Hub: {error}; "
-            "check the name and the network, or give the path of a folder"
+            f"could not get the model {repo_id!r} (revision {revision or 'main'}) from the Hugging Face Hub: "
+            f"{error}; check the name and the network, or give the path of a folder"
         ) from error

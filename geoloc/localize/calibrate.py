@@ -1,15 +1,16 @@
 """Confidence that means what it says: temperature, kernel width and split-conformal mass levels.
 
-Fitted on held-out images and kept in the checkpoint's `calibration.json`. A conformal level needs no belief in the
-model: whatever the posterior is, a circle that holds the fitted mass contains the truth as often as stated on images
-exchangeable with the calibration set (Vovk et al. 2005; Angelopoulos & Bates 2021, section 1). On other images, no
-promise holds. Knows nothing about networks: works on logits, points and posteriors.
+Fitted on held-out images and kept in the checkpoint's `calibration.json`. A conformal level needs no belief
+in the model: whatever the posterior is, a circle that holds the fitted mass contains the truth as often as
+stated on images exchangeable with the calibration set (Vovk et al. 2005; Angelopoulos & Bates 2021, section
+1). On other images, no promise holds. Knows nothing about networks: works on logits, distances and masses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,13 @@ class Calibration:
         temperature: divides the cell logits.
         cell_kernel: kernel width of a cell's atom, as a share of the radius of a disc with the cell's area.
         regression_kernel_km: kernel width of a plain regression's single atom (models without cells).
-        mass_levels: by utility ("geoscore", "median"), percent -> posterior mass of the circle that holds the truth
-            in that percent of cases. Empty when not calibrated: then predictions have no radii.
+        mass_levels: by utility ("geoscore", "median"), percent -> posterior mass of the circle that holds the
+            truth in that percent of cases. Empty when not calibrated: then predictions have no radii.
         num_images: size of the calibration set.
         data: what the calibration images were, in words.
+
+    Raises:
+        ConfigError: a value that is impossible.
     """
 
     temperature: float = 1.0
@@ -44,14 +48,14 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "cell_kernel", "regression_kernel_km"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"calibration.{name} is {getattr(self, name)}; it must be positive")
         for utility, levels in self.mass_levels.items():
             for percent, level in levels.items():
                 if not (percent.isdigit() and 0 < int(percent) < 100 and 0 <= level <= 1):
                     raise ConfigError(
-                        f"calibration.mass_levels.{utility} has {percent!r}: {level}; expected a percent in 1..99 and "
-                        "a mass in [0, 1]"
+                        f"calibration.mass_levels.{utility} has {percent!r}: {level}; expected a percent in "
+                        "1..99 and a mass in [0, 1]"
                     )
 
     def levels(self, utility: str) -> dict[int, float]:
@@ -66,35 +70,40 @@ def log_softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def fit_temperature(cell_logits: FloatArray, cell_ids: NDArray[np.int64]) -> float:
+def fit_temperature(cell_logits: NDArray[np.floating[Any]], cell_ids: NDArray[np.int64]) -> float:
     """The temperature with the least negative log-likelihood (Guo et al. 2017), in [0.05, 20].
 
     Args:
-        cell_logits: (n, C); cell_ids: (n,) the true cells.
+        cell_logits: (n, C) of the network.
+        cell_ids: (n,) the true cells.
     """
-    rows = np.arange(len(cell_ids))
+    # In blocks of rows, so that float64 copies of thousands of logits a row need little memory.
+    blocks = [slice(start, start + 256) for start in range(0, len(cell_ids), 256)]
 
     def loss(log_temperature: float) -> float:
-        return float(-log_softmax(cell_logits / np.exp(log_temperature))[rows, cell_ids].mean())
+        total = 0.0
+        for rows in blocks:
+            log_probs = log_softmax(np.float64(cell_logits[rows]) / np.exp(log_temperature))
+            total -= float(np.take_along_axis(log_probs, cell_ids[rows, None], -1).sum())
+        return total
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
     return float(np.exp(found.x))
 
 
-def fit_kernel(distance_km: FloatArray, cell_radius_km: FloatArray) -> float:
-    """Kernel width as a share of the cell's radius, from the right cells' points.
+def fit_kernel(distance: FloatArray) -> float:
+    """Width of the 2-D Gaussian with these distances from its centre, (n,) -> (): the deviation per axis.
 
-    The median distance of a 2-D Gaussian is sqrt(2 ln 2) widths; the median is deaf to the few far points.
-
-    Args:
-        distance_km: (n,) from the decoded point of the true cell to the truth.
-        cell_radius_km: (n,) of a disc with that cell's area.
+    Their median is sqrt(2 ln 2) widths; the median is deaf to the few far points. At least 0.001, since a
+    kernel of no width is none.
     """
-    return float(np.median(distance_km / cell_radius_km) / np.sqrt(2 * np.log(2)))
+    return max(1e-3, float(np.median(distance) / np.sqrt(2 * np.log(2))))
 
 
 def conformal_level(scores: FloatArray, percent: int) -> float:
-    """Split-conformal quantile: the ceil((n + 1) p)-th smallest score, 1 if there are too few."""
+    """Split-conformal quantile, (n,) -> (): the ceil((n + 1) p)-th smallest score, 1 if there are too few."""
     n = len(scores)
-    rank = int(np.ceil((n + 1) * percent / 100))
+    rank = -(
+        -(n + 1) * percent // 100
+    )  # the ceiling in whole numbers: 0.9 * 10 is not 9 in floats everywhere
     return 1.0 if rank > n else float(np.sort(scores)[rank - 1])

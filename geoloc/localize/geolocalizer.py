@@ -4,33 +4,23 @@
     prediction = model.localize("photo.jpg")
     model.save_pretrained("my-model/")
 
-A checkpoint is a folder (the same on disk and on the Hub):
-
-    config.json        the network, the preprocessing, the quadtree's fingerprint: plain values, strict
-    model.safetensors  exactly the network's tensors
-    quadtree.parquet   the cells (absent for a model without a cell head)
-    calibration.json   temperature, kernel width, conformal levels
-    README.md          the card
-    manifest.json      sha256 of every file; verified before anything else is read
+A checkpoint is a folder, see `geoloc.localize.checkpoint`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geoloc.errors import BadImageError, CheckpointError, ConfigError, FingerprintMismatchError
-from geoloc.files import atomic_write, replace_folder, verify_manifest, write_manifest
+from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess, load_and_preprocess
@@ -42,14 +32,18 @@ from geoloc.localize.calibrate import (
     fit_temperature,
     log_softmax,
 )
+from geoloc.localize.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from geoloc.localize.posterior import Posterior, Utility, choose_cells, distance_km
 from geoloc.localize.prediction import Candidate, Prediction
-from geoloc.models.backbone import Backbone
-from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
-from geoloc.models.config import SCHEMA_VERSION, NetworkConfig, from_plain, to_plain
-from geoloc.models.network import GeoNetwork
+from geoloc.models.network import GeoNetwork, NetworkOutput
 from quadtree import Quadtree
-from quadtree.sphere import EARTH_MEAN_RADIUS_KM, haversine_km, latlon_to_unit, unit_to_latlon
+from quadtree.sphere import (
+    EARTH_MEAN_RADIUS_KM,
+    haversine_km,
+    latlon_to_unit,
+    unit_to_latlon,
+    validate_latlon_deg,
+)
 
 if TYPE_CHECKING:
     from geoloc.geo.places import Place
@@ -57,17 +51,6 @@ if TYPE_CHECKING:
 CELL_MASS = 0.95  # the chosen cells hold this much of the posterior …
 MAX_CELLS = 32  # … or are this many
 NEGLIGIBLE_PROBABILITY = 1e-7  # of a cell; the posterior leaves such cells out
-
-
-@dataclass(frozen=True)
-class _Config:
-    """config.json."""
-
-    schema_version: int
-    name: str
-    network: NetworkConfig
-    preprocess: Mapping[str, Any]
-    quadtree_fingerprint: str | None
 
 
 class Geolocalizer:
@@ -80,6 +63,9 @@ class Geolocalizer:
         quadtree: the cells that the network's cell head classifies; None without such a head.
         calibration: fitted on held-out images; without it predictions have no radii.
         card: text of the README.md that the checkpoint carries.
+
+    Raises:
+        ConfigError: the quadtree is not that of the network's cell head.
     """
 
     def __init__(
@@ -91,6 +77,12 @@ class Geolocalizer:
         calibration: Calibration | None = None,
         card: str = "",
     ) -> None:
+        num_cells = 0 if network.cells is None else network.cells[-1].out_features
+        if num_cells != (0 if quadtree is None else quadtree.num_cells):
+            raise ConfigError(
+                f"the network classifies {num_cells} cells, but the quadtree has "
+                f"{0 if quadtree is None else quadtree.num_cells}; give the quadtree that it was built with"
+            )
         self.name = name
         self.network = network.eval().requires_grad_(False)
         self.preprocess = preprocess
@@ -99,7 +91,7 @@ class Geolocalizer:
         self.card = card
         self._identity: str | None = None
 
-    # --- checkpoints ------------------------------------------------------------------------------------------
+    # --- checkpoints ----------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -107,64 +99,44 @@ class Geolocalizer:
     ) -> Geolocalizer:
         """Load a model: a bundled name ("earthview"), a folder, or a Hub id.
 
+        Nothing but the checkpoint is read or downloaded, and nothing in it is unpickled or imported.
+
         Raises:
             NotFoundError: there is no such model.
             IntegrityError: a file is missing or differs from the manifest.
             ConfigError: config.json or calibration.json has an unknown key or an impossible value.
-            CheckpointError: the tensors do not fit the network that config.json describes.
+            CheckpointError: the tensors do not fit the network that config.json describes, or the quadtree is
+                none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        folder = resolve(name, revision)
-        manifest = verify_manifest(folder)
-        config = _read_config(folder / "config.json")
-        quadtree = None
-        if config.quadtree_fingerprint is not None:
-            quadtree = Quadtree.read(folder / "quadtree.parquet")
-            if quadtree.fingerprint != config.quadtree_fingerprint:
-                raise FingerprintMismatchError(
-                    f"{folder / 'config.json'} was written for the quadtree {config.quadtree_fingerprint[:12]}…, but "
-                    f"{folder / 'quadtree.parquet'} is {quadtree.fingerprint[:12]}… ({quadtree.num_cells} cells); "
-                    "use the quadtree saved beside the checkpoint, or fetch the checkpoint again"
-                )
-        network = _build(config, quadtree)
-        _load_tensors(network, folder / "model.safetensors")
-        fold_batch_norm(network.backbone)
-        calibration = from_plain(Calibration, _read_json(folder / "calibration.json"), "calibration.json")
-        network.to(torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        model = cls(config.name, network, Preprocess.from_dict(config.preprocess), quadtree, calibration, card)
-        model._identity = str(manifest["digest"])
+        checkpoint, digest = read_checkpoint(resolve(name, revision))
+        network = checkpoint.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = cls(
+            checkpoint.name,
+            network,
+            checkpoint.preprocess,
+            checkpoint.quadtree,
+            checkpoint.calibration,
+            checkpoint.card,
+        )
+        model._identity = digest
         return model
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the checkpoint; an existing one is replaced in one step, and is whole at every moment.
 
         Args:
+            folder: where to; it is made, or must hold a checkpoint.
             half: store floating-point tensors as float16 (half the size; loaded as float32).
 
         Raises:
             OutputMismatchError: the folder holds files that no checkpoint of ours has.
+            CheckpointError: a weight is too large for float16.
         """
-        state = {key: value.cpu().contiguous() for key, value in unfolded_state_dict(self.network).items()}
-        if half:
-            state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-        config = _Config(
-            schema_version=SCHEMA_VERSION,
-            name=self.name,
-            network=replace(self.network.config, backbone=_described(self.network)),
-            preprocess=self.preprocess.to_dict(),
-            quadtree_fingerprint=None if self.quadtree is None else self.quadtree.fingerprint,
+        checkpoint = Checkpoint(
+            self.name, self.network, self.preprocess, self.quadtree, self.calibration, self.card
         )
-        with replace_folder(folder) as fresh:
-            _write_json(fresh / "config.json", to_plain(config))
-            _write_json(fresh / "calibration.json", to_plain(self.calibration))
-            with atomic_write(fresh / "README.md", "w") as file:
-                file.write(self.card)
-            safetensors.torch.save_file(state, fresh / "model.safetensors")
-            if self.quadtree is not None:
-                self.quadtree.write(fresh / "quadtree.parquet")
-            manifest = write_manifest(fresh)
-        self._identity = str(manifest["digest"])
+        self._identity = write_checkpoint(checkpoint, folder, half=half)
 
     @property
     def identity(self) -> str:
@@ -177,7 +149,7 @@ class Geolocalizer:
             raise CheckpointError("a model has an identity once it is saved: call save_pretrained first")
         return self._identity
 
-    # --- localising -------------------------------------------------------------------------------------------
+    # --- localising -----------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -193,9 +165,9 @@ class Geolocalizer:
         return load_and_preprocess(source, self.preprocess)
 
     @overload
-    def localize(self, images: Sequence[ImageSource], **options: Any) -> list[Prediction]: ...
-    @overload
     def localize(self, images: ImageSource, **options: Any) -> Prediction: ...
+    @overload
+    def localize(self, images: Sequence[ImageSource], **options: Any) -> list[Prediction]: ...
     def localize(
         self,
         images: ImageSource | Sequence[ImageSource],
@@ -212,9 +184,14 @@ class Geolocalizer:
 
         Raises:
             BadImageError: an image is unusable; of a list, the message says which.
+            ConfigError: an option that is impossible.
         """
-        if not isinstance(images, list | tuple):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        # A str and bytes are Sequences, too.
+        if isinstance(images, str | bytes) or not isinstance(images, Sequence):
             return self.localize_batch(self.load(images)[None], **options)[0]
+        images = cast("Sequence[ImageSource]", images)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             tensors = []
@@ -238,20 +215,26 @@ class Geolocalizer:
         """Localise preprocessed images, (B, 3, S, S).
 
         Args:
+            images: as `load` makes them, stacked.
             utility: what the point should be good at: "geoscore", "median" or "within:25km".
-            top_k: number of candidates to report.
+            top_k: number of candidates to report, at least 1; there may be fewer.
             abstain_above_km: set `abstained` where the 90 % radius is larger.
             places: look up the nearest city's name.
 
         Raises:
-            ConfigError: an unknown utility, or abstaining asked of a model without calibration.
+            ConfigError: an option that is impossible, or abstaining asked of a model without calibration.
+            CheckpointError: the network gives numbers that are not finite.
         """
         utility = Utility.parse(utility)
         levels = self.calibration.levels(utility.kind)
+        if top_k < 1:
+            raise ConfigError(f"top_k is {top_k}; it must be at least 1")
+        if abstain_above_km is not None and not abstain_above_km >= 0:
+            raise ConfigError(f"abstain_above_km is {abstain_above_km}; it must be a distance")
         if abstain_above_km is not None and 90 not in levels:
             raise ConfigError(
-                f"asked to abstain above {abstain_above_km} km, but the model {self.name!r} has no calibrated 90 % "
-                "radius; calibrate it, or leave abstain_above_km out"
+                f"asked to abstain above {abstain_above_km} km, but the model {self.name!r} has no "
+                "calibrated 90 % radius; calibrate it, or leave abstain_above_km out"
             )
         posteriors, candidates = self.posteriors(images, top_k)
         predictions = []
@@ -263,41 +246,65 @@ class Geolocalizer:
                 Prediction(
                     lat=lat,
                     lon=lon,
-                    cell_path=ranked[0].key if self.quadtree is not None else "",
+                    cell_path=ranked[0].key,
                     probability=ranked[0].probability,
                     candidates=tuple(ranked),
                     radius_km=radii,
                     abstained=abstain_above_km is not None and radii[90] > abstain_above_km,
                 )
             )
-        if places:
+        if places and predictions:
             names = _nearest_places([(p.lat, p.lon) for p in predictions])
             predictions = [replace(p, place=name) for p, name in zip(predictions, names, strict=True)]
         return predictions
 
     def posteriors(self, images: Tensor, top_k: int = 5) -> tuple[list[Posterior], list[list[Candidate]]]:
-        """The posterior over the Earth of each image, (B, 3, S, S), and its most probable places, best first."""
-        with torch.inference_mode():
-            channels_last = images.to(self.device).contiguous(memory_format=torch.channels_last)
-            output = self.network(channels_last)
-            if output.cell_logits is None:
-                return self._regression_posteriors(output.latlon_rad)
-            return self._cell_posteriors(output.cell_logits.double().cpu().numpy(), output.offsets, top_k)
+        """The posterior over the Earth of each image, and its `top_k` most probable places, best first.
 
-    def _cell_posteriors(
-        self, cell_logits: NDArray[np.float64], offsets: Tensor | None, top_k: int
+        Args:
+            images: (B, 3, S, S).
+            top_k: there may be fewer.
+
+        Raises:
+            ConfigError: the network has no head that says where.
+            CheckpointError: the network gives numbers that are not finite.
+        """
+        return self._posteriors_of(self._run(images), self.calibration, top_k)
+
+    def _run(self, images: Tensor) -> NetworkOutput:
+        with torch.inference_mode():
+            output: NetworkOutput = self.network(
+                images.to(self.device).contiguous(memory_format=torch.channels_last)
+            )
+        says_where = [v for v in (output.cell_logits, output.offsets, output.latlon_rad) if v is not None]
+        if not says_where:
+            raise ConfigError(
+                f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds"
+            )
+        if not all(bool(values.isfinite().all()) for values in says_where):
+            raise CheckpointError(
+                f"the network of the model {self.name!r} gives numbers that are not finite: its weights are "
+                "damaged, or too large for their precision; fetch or train it again"
+            )
+        return output
+
+    def _posteriors_of(
+        self, output: NetworkOutput, calibration: Calibration, top_k: int
     ) -> tuple[list[Posterior], list[list[Candidate]]]:
-        probs = np.exp(log_softmax(cell_logits / self.calibration.temperature))
+        if output.cell_logits is None:
+            return self._regression_posteriors(output, calibration)
+        logits = output.cell_logits.double().cpu().numpy()
+        probs = np.exp(log_softmax(logits / calibration.temperature))
         chosen = [choose_cells(row, CELL_MASS, MAX_CELLS) for row in probs]
-        points = self.cell_points(offsets, chosen)
+        points = self.cell_points(output.offsets, chosen)
         posteriors, candidates = [], []
         for row, cells, latlon in zip(probs, chosen, points, strict=True):
             rest = row.copy()
             rest[cells] = 0.0
             others = np.flatnonzero(rest > NEGLIGIBLE_PROBABILITY)
-            scale = self.calibration.cell_kernel * self._cell_radius_km[cells]
+            scale_km = calibration.cell_kernel * self._cell_radius_km[cells]
             posteriors.append(
-                Posterior(latlon_to_unit(latlon), row[cells], scale, self._cell_unit[others], rest[others])
+                Posterior(latlon_to_unit(latlon), row[cells], scale_km, self._cell_unit[others], rest[others])
             )
             candidates.append(
                 [
@@ -307,77 +314,103 @@ class Geolocalizer:
             )
         return posteriors, candidates
 
+    def _regression_posteriors(
+        self, output: NetworkOutput, calibration: Calibration
+    ) -> tuple[list[Posterior], list[list[Candidate]]]:
+        assert output.latlon_rad is not None
+        unit = latlon_to_unit(np.degrees(output.latlon_rad.double().cpu().numpy()))
+        scale_km = np.array([calibration.regression_kernel_km])
+        return (
+            [Posterior(row[None], np.ones(1), scale_km) for row in unit],
+            # By way of unit vectors: a float32 pi is a little more than 180 degrees.
+            [
+                [Candidate(float(lat), float(lon), 1.0, "regression", None, "")]
+                for lat, lon in unit_to_latlon(unit)
+            ],
+        )
+
     def calibrate(self, batches: Iterable[tuple[Tensor, NDArray[np.float64]]], data: str) -> Calibration:
         """Fit temperature, kernel width and conformal levels on held-out images, and use them from now on.
 
-        Two passes over the network's outputs, one over the images: the kernel needs the temperature, the levels need
-        both.
+        One pass over the images, two over the network's outputs: the levels need the other two.
 
         Args:
-            batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not trained
-                on, like those that the model will meet.
+            batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not
+                trained on, like those that the model will meet.
             data: what they are, in words, for the card.
-        """
-        tree, logits, offsets, truths = _tree(self.quadtree), [], [], []
-        with torch.inference_mode():
-            for images, latlon_deg in batches:
-                output = self.network(images.to(self.device).contiguous(memory_format=torch.channels_last))
-                assert output.cell_logits is not None
-                logits.append(output.cell_logits.double().cpu().numpy())
-                offsets.append(output.offsets)
-                truths.append(latlon_deg)
-        truth = np.concatenate(truths)
-        cell_ids = tree.assign(truth)
-        temperature = fit_temperature(np.concatenate(logits), cell_ids)
-        bounds = np.cumsum([0, *map(len, truths)])
-        in_cell = [
-            np.concatenate(self.cell_points(row, [np.array([cell]) for cell in cell_ids[a:b]]))
-            for row, a, b in zip(offsets, bounds, bounds[1:], strict=False)
-        ]
-        kernel = fit_kernel(haversine_km(np.concatenate(in_cell), truth), self._cell_radius_km[cell_ids])
-        self.calibration = Calibration(temperature, kernel, num_images=len(truth), data=data)
 
-        scores: dict[str, list[float]] = {"geoscore": [], "median": []}
-        truth_unit = latlon_to_unit(truth)
-        for row_logits, row_offsets, a in zip(logits, offsets, bounds, strict=False):
-            posteriors, _ = self._cell_posteriors(row_logits, row_offsets, top_k=1)
-            for posterior, unit in zip(posteriors, truth_unit[a:], strict=False):
-                for kind, found in scores.items():
-                    point = posterior.point(Utility(kind))
-                    found.append(posterior.mass_within(point, float(distance_km(point[None], unit[None])[0, 0])))
+        Raises:
+            ConfigError: there are no images, or the network has no head that says where.
+            InvalidCoordinateError: a coordinate is no place on Earth.
+        """
+        outputs, truths = [], []
+        for images, latlon_deg in batches:
+            outputs.append(self._run(images))
+            truths.append(validate_latlon_deg(latlon_deg))
+        if not truths:
+            raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
+        fitted = replace(self._fit_widths(outputs, truths), num_images=sum(map(len, truths)), data=data)
+
+        masses: dict[str, list[float]] = {"geoscore": [], "median": []}
+        for output, latlon_deg in zip(outputs, truths, strict=True):
+            posteriors, _ = self._posteriors_of(output, fitted, top_k=1)
+            for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
+                for kind, found in masses.items():
+                    point = posterior.point(Utility.parse(kind))
+                    off_km = float(distance_km(point[None], truth[None])[0, 0])
+                    found.append(posterior.mass_within(point, off_km))
         levels = {
             kind: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
-            for kind, found in scores.items()
+            for kind, found in masses.items()
         }
-        self.calibration = replace(self.calibration, mass_levels=levels)
+        self.calibration = replace(fitted, mass_levels=levels)
         self._identity = None
         return self.calibration
 
-    def cell_points(self, offsets: Tensor | None, chosen: list[NDArray[np.int64]]) -> list[NDArray[np.float64]]:
-        """The point inside each chosen cell: by its offset, or its representative point without an offset head.
+    def _fit_widths(self, outputs: list[NetworkOutput], truths: list[NDArray[np.float64]]) -> Calibration:
+        """Temperature and kernel width of a classifier, or kernel width of a regression."""
+        truth = np.concatenate(truths)
+        if self.quadtree is None:  # then there is no cell head, either
+            regressed = [
+                output.latlon_rad.double().cpu() for output in outputs if output.latlon_rad is not None
+            ]
+            off_km = haversine_km(np.degrees(torch.cat(regressed).numpy()), truth)
+            return Calibration(regression_kernel_km=fit_kernel(off_km))
+        cell_ids = self.quadtree.assign(truth)
+        logits = [output.cell_logits.cpu().numpy() for output in outputs if output.cell_logits is not None]
+        ends = np.cumsum([len(rows) for rows in truths])[:-1]
+        right_points = [
+            point
+            for output, right_cells in zip(outputs, np.split(cell_ids, ends), strict=True)
+            for point in self.cell_points(output.offsets, list(right_cells[:, None]))
+        ]
+        off_km = haversine_km(np.concatenate(right_points), truth)
+        return Calibration(
+            temperature=fit_temperature(np.concatenate(logits), cell_ids),
+            cell_kernel=fit_kernel(off_km / self._cell_radius_km[cell_ids]),
+        )
+
+    def cell_points(
+        self, offsets: Tensor | None, chosen: list[NDArray[np.int64]]
+    ) -> list[NDArray[np.float64]]:
+        """The point inside each chosen cell: by its offset, or its representative point without such a head.
 
         Args:
-            offsets: (B, C or 1, 2) or None; chosen: per image (k,) cell ids.
+            offsets: (B, C or 1, 2) or None.
+            chosen: per image (k,) cell ids.
 
         Returns:
             Per image (k, 2) degrees.
         """
-        assert self.quadtree is not None
-        if offsets is None or self.network.offsets is None:
-            return [self.quadtree.center_latlon_deg[cells] for cells in chosen]
-        head, points = self.network.offsets, []
+        head = self.network.offsets
+        if offsets is None or head is None:
+            centers = _tree(self.quadtree).center_latlon_deg
+            return [centers[cells] for cells in chosen]
+        points = []
         for row, cells in zip(offsets, chosen, strict=True):
             ids = torch.from_numpy(cells).to(offsets.device)
             points.append(head.to_latlon_deg(head.of_cells(row[None], ids[None])[0], ids).cpu().numpy())
         return points
-
-    def _regression_posteriors(self, latlon_rad: Tensor | None) -> tuple[list[Posterior], list[list[Candidate]]]:
-        if latlon_rad is None:
-            raise ConfigError(f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds")
-        latlon = np.degrees(latlon_rad.double().cpu().numpy())
-        scale = np.array([self.calibration.regression_kernel_km])
-        posteriors = [Posterior(latlon_to_unit(point)[None], np.ones(1), scale) for point in latlon]
-        return posteriors, [[Candidate(float(a), float(b), 1.0, "regression", None, "")] for a, b in latlon]
 
     @cached_property
     def _cell_radius_km(self) -> NDArray[np.float64]:
@@ -393,10 +426,10 @@ class Geolocalizer:
 
 
 def cell_radius_km(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Radius of the disc with each cell's area, (C, 4) -> (C,)."""
+    """Radius of the disc with each cell's area, (C, 4) -> (C,); at least a metre, for cells without area."""
     south, west, north, east = np.radians(bounds_deg).T
     area = EARTH_MEAN_RADIUS_KM**2 * (east - west) * (np.sin(north) - np.sin(south))
-    return np.asarray(np.sqrt(area / np.pi))
+    return np.asarray(np.maximum(np.sqrt(area / np.pi), 1e-3))
 
 
 def _tree(quadtree: Quadtree | None) -> Quadtree:
@@ -408,64 +441,3 @@ def _nearest_places(latlon_deg: list[tuple[float, float]]) -> Sequence[Place]:
     from geoloc.geo.places import load_places
 
     return load_places().nearest(latlon_deg)
-
-
-def _described(network: GeoNetwork) -> Any:
-    """The backbone's own self-contained config: no pretrained weights, they are in the checkpoint."""
-    config = getattr(network.backbone, "config", network.config.backbone)
-    return replace(config, pretrained=None)
-
-
-def _build(config: _Config, quadtree: Quadtree | None) -> GeoNetwork:
-    backbone = Backbone(config.network.backbone, load_pretrained=False)
-    if quadtree is None:
-        return GeoNetwork(config.network, backbone)
-    return GeoNetwork(config.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
-
-
-def _load_tensors(network: GeoNetwork, path: Path) -> None:
-    try:
-        state = safetensors.torch.load_file(path)
-    except Exception as error:  # safetensors has its own exception type, and OSError
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}; fetch it again") from error
-    expected = network.state_dict()
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{path} does not fit the network of config.json: {len(missing)} tensors are missing "
-            f"({', '.join(missing[:3]) or 'none'}), {len(extra)} are extra ({', '.join(extra[:3]) or 'none'}); "
-            "take config.json and model.safetensors from the same checkpoint"
-        )
-    for key, tensor in state.items():
-        if tensor.shape != expected[key].shape:
-            raise CheckpointError(
-                f"{path}: the tensor {key!r} has shape {tuple(tensor.shape)}, the network of config.json wants "
-                f"{tuple(expected[key].shape)}; take config.json and model.safetensors from the same checkpoint"
-            )
-    network.load_state_dict(state)
-
-
-def _read_config(path: Path) -> _Config:
-    values = _read_json(path)
-    version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path} has schema_version {version!r}; this geoloc reads {SCHEMA_VERSION}. Update geoloc, or save the "
-            "model again"
-        )
-    return from_plain(_Config, values, str(path))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a readable JSON file: {error}; fetch the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} does not hold a JSON object; fetch the checkpoint again")
-    return values
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path, "w") as file:
-        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")

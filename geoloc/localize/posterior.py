@@ -1,9 +1,9 @@
 """The posterior over the Earth: weighted points with a kernel, and everything that is read off it.
 
-Cells with their offsets (and later aerial and street candidates) are *atoms*: a point on the sphere, a weight and a
-kernel width. The kernel is an isotropic Gaussian on the tangent plane, represented by a fixed spiral of points, so the
-whole posterior is one cloud of weighted points and every question about it is a weighted sum. Knows nothing about
-models or images.
+Cells with their offsets (and later aerial and street candidates) are *atoms*: a point on the sphere, a weight
+and a kernel width. The kernel is an isotropic Gaussian on the tangent plane, represented by a fixed spiral of
+points, so the whole posterior is one cloud of weighted points and every question about it is a weighted sum.
+Knows nothing about models or images.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import i1e, ndtr
 
 from geoloc.errors import ConfigError
 from geoloc.metrics.scores import GEOSCORE_SCALE_KM
@@ -22,9 +24,17 @@ from quadtree.sphere import EARTH_MEAN_RADIUS_KM, unit_to_latlon
 FloatArray = NDArray[np.float64]
 
 POINTS_PER_ATOM = 16
-STARTING_ATOMS = 8
-REFINEMENT_STEPS = 4
-_GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))
+HALF_TURN_KM = np.pi * EARTH_MEAN_RADIUS_KM
+# The truth may lie where the cloud has no point: this mass reaches from the farthest one to the antipode, so
+# that every distance has a mass of its own and every radius can be asked for.
+MASS_BEYOND = 1e-6
+# Of the search for the best point, chosen by comparison with a fine grid on random posteriors.
+STARTS = 3
+STEPS = 4
+RELAXATION = 1.5
+MIDPOINT_ATOMS = 24
+MOST_SEARCHED = 1536  # cloud points; the lightest beyond do not move the best point, and would take long
+NEAR_KM = 10.0  # below, a pull per km would grow without bound, and no step would leave the place any more
 
 
 @dataclass(frozen=True)
@@ -34,42 +44,78 @@ class Utility:
     Attributes:
         kind: "geoscore" maximises the expected GeoScore, "median" minimises the expected distance, "within"
             maximises the probability to be within `radius_km`.
+        radius_km: for "within".
     """
 
-    kind: str
+    kind: Literal["geoscore", "median", "within"]
     radius_km: float = 0.0
 
     @staticmethod
     def parse(text: str | Utility) -> Utility:
-        """Read "geoscore", "median" or "within:25km"."""
+        """Read "geoscore", "median" or "within:25km".
+
+        Raises:
+            ConfigError: it is none of them.
+        """
         if isinstance(text, Utility):
             return text
-        if text in ("geoscore", "median"):
-            return Utility(text)
+        if text == "geoscore":
+            return Utility("geoscore")
+        if text == "median":
+            return Utility("median")
         if (match := re.fullmatch(r"within:(\d+(?:\.\d+)?)(?:km)?", text)) and float(match[1]) > 0:
             return Utility("within", float(match[1]))
-        raise ConfigError(f"utility is {text!r}; expected geoscore, median or within:<radius in km>, as in within:25km")
+        raise ConfigError(
+            f"utility is {text!r}; expected geoscore, median or within:<radius in km>, as in within:25km"
+        )
 
-    def value(self, distance_km: FloatArray) -> FloatArray:
-        """The utility of being that far from the truth; larger is better."""
+    def expected(self, distance_km: FloatArray, scale_km: FloatArray) -> FloatArray:
+        """Expected utility if the truth is Gaussian around a place that far away; larger is better.
+
+        Only "within" looks at the width: its step is sharper than a cloud of points can show.
+        """
         if self.kind == "geoscore":
             return np.exp(distance_km / -GEOSCORE_SCALE_KM)
         if self.kind == "median":
             return -distance_km
-        return (distance_km <= self.radius_km).astype(np.float64)
+        return mass_in_disc(distance_km, scale_km, self.radius_km)
 
-    def pull(self, distance_km: FloatArray) -> FloatArray:
-        """How strongly a cloud point pulls the estimate towards itself, per km of distance.
-
-        The derivative of the utility over the distance: fixed points of the weighted mean with these weights are
-        stationary points of the expected utility (Weiszfeld's iteration; mean shift for "within").
-        """
-        # Below a kilometre the pull would grow without bound; there it no longer matters.
+    def pull(self, distance_km: FloatArray, scale_km: FloatArray) -> FloatArray:
+        """How much utility a small step towards that place gains, per km of distance to it."""
         if self.kind == "geoscore":
-            return np.exp(distance_km / -GEOSCORE_SCALE_KM) / np.maximum(distance_km, 1.0)
+            return np.exp(distance_km / -GEOSCORE_SCALE_KM) / np.maximum(distance_km, NEAR_KM)
         if self.kind == "median":
-            return 1.0 / np.maximum(distance_km, 1.0)
-        return (distance_km <= self.radius_km).astype(np.float64)
+            return 1.0 / np.maximum(distance_km, NEAR_KM)
+        # The derivative of the Rice law, with r and d in kernel widths.
+        scale_km = _sharp(scale_km)
+        r, d = self.radius_km / scale_km, np.maximum(distance_km / scale_km, 1e-3)
+        return np.asarray(r * np.exp(-((r - d) ** 2) / 2) * i1e(r * d) / d / scale_km**2)
+
+
+def _sharp(scale_km: FloatArray) -> FloatArray:
+    return np.maximum(scale_km, 1e-3)  # a metre: a point, but not a division by zero
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[FloatArray, FloatArray]:
+    """Nodes sin(t) and weights cos(t) dt for t in [0, pi/2]: flattens the square root at the disc's edge."""
+    nodes, weights = np.polynomial.legendre.leggauss(10)
+    t = (nodes + 1) * np.pi / 4
+    return np.sin(t), np.cos(t) * weights * np.pi / 4
+
+
+def mass_in_disc(distance_km: FloatArray, scale_km: FloatArray, radius_km: float) -> FloatArray:
+    """Mass that an isotropic Gaussian has in a disc whose centre is that far from its own (a Rice law).
+
+    Integrated over strips of the disc along the line of centres; good to 1e-4.
+    """
+    r, d = radius_km / _sharp(scale_km), (distance_km / _sharp(scale_km))[..., None]
+    half_width = np.minimum(r, 5.0)
+    node, weight = _quadrature()
+    across = half_width[..., None] * node
+    along = np.sqrt(np.maximum(np.square(r)[..., None] - across**2, 0.0))
+    strips = (ndtr(along - d) - ndtr(-along - d)) * np.exp(-(across**2) / 2)
+    return np.asarray(strips @ weight * half_width * np.sqrt(2 / np.pi))
 
 
 def distance_km(unit: FloatArray, others: FloatArray) -> FloatArray:
@@ -83,23 +129,30 @@ def distance_km(unit: FloatArray, others: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=8)
 def _spiral(n: int) -> FloatArray:
-    """n points that stand for a standard 2-D Gaussian: equal-mass rings, golden angle; unit variance per axis."""
+    """Points that stand for a standard 2-D Gaussian, (n, 2): rings of equal mass, golden angle.
+
+    Turned and stretched a little so that mean and covariance are exactly 0 and the identity.
+    """
     mass = (np.arange(n) + 0.5) / n
-    radius, angle = np.sqrt(-2 * np.log1p(-mass)), np.arange(n) * _GOLDEN_ANGLE_RAD
+    radius, angle = np.sqrt(-2 * np.log1p(-mass)), np.arange(n) * np.pi * (3 - np.sqrt(5))
     points = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
     points -= points.mean(0)
-    return np.asarray(points / points.std(0))
+    return np.asarray(points @ np.linalg.inv(np.linalg.cholesky(points.T @ points / n)).T)
 
 
 class Posterior:
     """A distribution over the Earth.
 
     Args:
-        unit: (k, 3) unit vectors of the atoms.
-        weight: (k,) not negative.
-        scale_km: (k,) kernel widths, the standard deviation per axis.
+        unit: (k, 3) unit vectors of the atoms, k >= 1.
+        weight: (k,) not negative, not all zero.
+        scale_km: (k,) kernel widths, the standard deviation per axis; 0 is a point.
         background_unit: (n, 3) points without kernel for the mass that no atom holds.
         background_weight: (n,). All weights together are scaled to sum 1.
+
+    Attributes:
+        cloud_unit: (m, 3) unit vectors of the points that stand for all of it.
+        cloud_weight: (m,) their weights, sum 1.
     """
 
     def __init__(
@@ -113,42 +166,68 @@ class Posterior:
         if background_unit is None or background_weight is None:
             background_unit, background_weight = np.zeros((0, 3)), np.zeros(0)
         total = weight.sum() + background_weight.sum()
-        self.unit, self.weight = unit, weight / total
-        self.cloud_unit = _spread(unit, scale_km).reshape(-1, 3)
-        self.cloud_weight = np.repeat(self.weight / POINTS_PER_ATOM, POINTS_PER_ATOM)
-        self.background_unit, self.background_weight = background_unit, background_weight / total
+        self.unit, self.weight, self.scale_km = unit, weight / total, scale_km
+        spread = np.repeat(self.weight / POINTS_PER_ATOM, POINTS_PER_ATOM)
+        self.cloud_unit = np.concatenate([_spread(unit, scale_km).reshape(-1, 3), background_unit])
+        self.cloud_weight = np.concatenate([spread, background_weight / total])
 
     def point(self, utility: Utility) -> FloatArray:
-        """The unit vector that maximises the expected utility: the best of the heaviest atoms, then refined."""
-        starts = self.unit[np.argsort(-self.weight, kind="stable")[:STARTING_ATOMS]]
-        expected = utility.value(distance_km(starts, self.cloud_unit)) @ self.cloud_weight
-        best = starts[expected.argmax()]
-        value = float(expected.max())
-        for _ in range(REFINEMENT_STEPS):
-            d = distance_km(best[None], self.cloud_unit)[0]
-            moved = (self.cloud_weight * utility.pull(d)) @ self.cloud_unit
-            length = np.linalg.norm(moved)
-            if length < 1e-12:  # nothing pulls: no point within the radius, or perfect balance
-                break
-            moved /= length
-            moved_value = float(utility.value(distance_km(moved[None], self.cloud_unit)[0]) @ self.cloud_weight)
-            if moved_value <= value:
-                break
-            best, value = moved, moved_value
+        """The unit vector that maximises the expected utility.
+
+        The most promising places are improved together by Weiszfeld's iteration on the sphere (the geometric
+        median's; Fletcher et al. 2009), each step towards the mean of what pulls, and the best place seen
+        wins. For "within" only the atoms count: background points have no density.
+        """
+        unit, weight, scale_km = self.cloud_unit, self.cloud_weight, np.zeros(1)
+        if utility.kind == "within":
+            unit, weight, scale_km = self.unit, self.weight, self.scale_km
+        if len(weight) > MOST_SEARCHED:
+            heaviest = np.argpartition(-weight, MOST_SEARCHED)[:MOST_SEARCHED]
+            unit, weight = unit[heaviest], weight[heaviest]
+        place = self._promising(utility)
+        best, most = place[0], -np.inf
+        for step in range(STEPS + 1):
+            d = distance_km(place, unit)
+            value = utility.expected(d, scale_km) @ weight
+            if value.max() > most:
+                best, most = place[value.argmax()], value.max()
+            if step < STEPS:
+                pull = weight * utility.pull(d, scale_km)
+                place = _step_towards(place, unit, d / EARTH_MEAN_RADIUS_KM, pull)
         return np.asarray(best)
 
+    def _promising(self, utility: Utility) -> FloatArray:
+        """(STARTS, 3) places to start from: atoms, their mean, and for "within" discs that hold several."""
+        places = [self.unit, self.cloud_weight @ self.cloud_unit]
+        if utility.kind == "within":
+            d = distance_km(self.unit, self.unit)
+            heaviest = np.argsort(-self.weight, kind="stable")[:MIDPOINT_ATOMS]
+            a, b = heaviest[np.stack(np.triu_indices(len(heaviest), 1))]
+            reachable = d[a, b] < 2 * utility.radius_km
+            places += [
+                (self.weight * (d <= utility.radius_km)) @ self.unit,
+                (self.unit[a] + self.unit[b])[reachable],
+            ]
+        place = np.concatenate([np.atleast_2d(p) for p in places])
+        place /= np.maximum(np.linalg.norm(place, axis=-1, keepdims=True), 1e-300)
+        d = distance_km(place, self.unit)
+        if utility.kind == "within":
+            scale = _sharp(self.scale_km)
+            value = ndtr((utility.radius_km - d) / scale) * -np.expm1(-((utility.radius_km / scale) ** 2) / 2)
+        else:  # a kernel makes every distance a little larger
+            value = utility.expected(np.sqrt(d**2 + 1.25 * self.scale_km**2), self.scale_km)
+        return np.asarray(place[np.argsort(-(value @ self.weight), kind="stable")[:STARTS]])
+
     def _mass_curve(self, unit: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Distances from a point and the mass within them, both ascending from 0."""
-        d = np.concatenate(
-            [distance_km(unit[None], self.cloud_unit)[0], distance_km(unit[None], self.background_unit)[0]]
-        )
+        """Distances from a point and the mass within them, both ascending, from 0 to the antipode."""
+        d = distance_km(unit[None], self.cloud_unit)[0]
         order = d.argsort(kind="stable")
-        mass = np.concatenate([self.cloud_weight, self.background_weight])[order].cumsum()
-        return np.concatenate([[0.0], d[order]]), np.concatenate([[0.0], mass])
+        mass = self.cloud_weight[order].cumsum() * (1 - MASS_BEYOND)
+        return np.concatenate([[0.0], d[order], [HALF_TURN_KM]]), np.concatenate([[0.0], mass, [1.0]])
 
     def mass_within(self, unit: FloatArray, radius_km: float) -> float:
-        """The posterior's mass in the circle around a point, in [0, 1]."""
-        return float(np.interp(radius_km, *self._mass_curve(unit), right=1.0))
+        """The posterior's mass in the circle around a point, in [0, 1]; (3,) -> ()."""
+        return float(np.interp(radius_km, *self._mass_curve(unit)))
 
     def radii_km(self, unit: FloatArray, masses: list[float]) -> list[float]:
         """The circles around a point that hold these masses: the inverse of `mass_within`."""
@@ -156,29 +235,44 @@ class Posterior:
         return [float(r) for r in np.interp(masses, mass, d)]
 
     def heatmap(self) -> tuple[FloatArray, FloatArray]:
-        """The cloud as it is drawn: (n, 2) degrees and (n,) weights."""
-        unit = np.concatenate([self.cloud_unit, self.background_unit])
-        return unit_to_latlon(unit), np.concatenate([self.cloud_weight, self.background_weight])
+        """The cloud as it is drawn: (m, 2) degrees and (m,) weights."""
+        return unit_to_latlon(self.cloud_unit), self.cloud_weight
+
+
+def _step_towards(place: FloatArray, unit: FloatArray, angle_rad: FloatArray, pull: FloatArray) -> FloatArray:
+    """Move places (m, 3) along the mean of the tangents to `unit` (n, 3), weighted by `pull` (m, n)."""
+    # The tangent of length `angle` towards u is angle / sin(angle) * (u - cos(angle) * place).
+    tangent = (pull / np.maximum(np.sinc(angle_rad / np.pi), 1e-2)) @ unit
+    tangent -= (tangent * place).sum(-1, keepdims=True) * place
+    tangent *= RELAXATION / np.maximum(pull.sum(-1, keepdims=True), 1e-300)
+    length = np.linalg.norm(tangent, axis=-1, keepdims=True)
+    moved = np.cos(length) * place + np.sinc(length / np.pi) * tangent
+    return np.asarray(moved / np.linalg.norm(moved, axis=-1, keepdims=True))
 
 
 def _spread(unit: FloatArray, scale_km: FloatArray) -> FloatArray:
     """The kernel's points around each atom, (k, 3), (k,) -> (k, POINTS_PER_ATOM, 3) unit vectors."""
-    # Any two directions across the atom do: the kernel is isotropic. The axis least along the atom keeps them exact.
+    # Any two directions across the atom do: the kernel is isotropic. The axis least along the atom keeps them
+    # exact.
     helper = np.eye(3)[np.abs(unit).argmin(-1)]
     across = np.cross(unit, helper)
     across /= np.linalg.norm(across, axis=-1, keepdims=True)
     other = np.cross(unit, across)
     steps = _spiral(POINTS_PER_ATOM)[None] * (scale_km / EARTH_MEAN_RADIUS_KM)[:, None, None]
-    angle = np.minimum(np.linalg.norm(steps, axis=-1, keepdims=True), np.pi)
-    direction = steps / np.maximum(np.linalg.norm(steps, axis=-1, keepdims=True), 1e-300)
+    angle = np.linalg.norm(steps, axis=-1, keepdims=True)
+    direction = steps / np.maximum(angle, 1e-300)
+    angle = np.minimum(angle, np.pi)
     tangent = direction[..., :1] * across[:, None] + direction[..., 1:] * other[:, None]
     return np.asarray(np.cos(angle) * unit[:, None] + np.sin(angle) * tangent)
 
 
 def choose_cells(probs: FloatArray, mass: float = 0.95, most: int = 32) -> NDArray[np.int64]:
-    """The fewest cells that hold `mass`, at most `most`, best first: (C,) -> (k,) cell ids."""
+    """The fewest cells that hold `mass`, at most `most`, best first, (C,) -> (k,) cell ids.
+
+    Of equally probable cells the lower id comes first.
+    """
     most = min(most, len(probs))
-    top = np.argpartition(-probs, most - 1)[:most]
-    top = top[np.lexsort((top, -probs[top]))]
+    candidates = np.flatnonzero(probs >= np.partition(probs, -most)[-most])
+    top = candidates[np.argsort(-probs[candidates], kind="stable")][:most]
     enough = int(np.searchsorted(probs[top].cumsum(), mass)) + 1
     return top[:enough].astype(np.int64)

@@ -11,14 +11,24 @@ from geoloc.geo.places import Place
 COORDINATE_DIGITS = 6  # decimals of a degree in what we write: 0.1 m
 
 
+def _rounded(lat: float, lon: float) -> dict[str, float]:
+    """Both as they are written; what rounds up to 180 is -180, and there is no -0.0."""
+    lat, lon = round(lat, COORDINATE_DIGITS) + 0.0, round(lon, COORDINATE_DIGITS) + 0.0
+    return {"lat": lat, "lon": -180.0 if lon == 180.0 else lon}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One place that the image may show.
 
     Attributes:
-        source: "cell" for a classifier's cell with its offset; "aerial" or "street" for a reference.
-        similarity: cosine between query and reference embedding; None for a cell.
-        key: the cell's path, or the reference's key.
+        lat: WGS84 degrees in [-90, 90].
+        lon: WGS84 degrees in [-180, 180).
+        probability: of being the place, in [0, 1].
+        source: "cell" for a classifier's cell with its offset; "regression" for a point without cells;
+            "aerial" or "street" for a reference.
+        similarity: cosine between query and reference embedding; None without a reference.
+        key: the cell's path, or the reference's key; "" for a regression.
     """
 
     lat: float
@@ -31,8 +41,7 @@ class Candidate:
     def to_dict(self) -> dict[str, Any]:
         """JSON values, coordinates with six decimals."""
         return {
-            "lat": round(self.lat, COORDINATE_DIGITS),
-            "lon": round(self.lon, COORDINATE_DIGITS),
+            **_rounded(self.lat, self.lon),
             "probability": round(self.probability, 6),
             "source": self.source,
             "similarity": None if self.similarity is None else round(self.similarity, 6),
@@ -47,11 +56,11 @@ class Prediction:
     Attributes:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
-        cell_path: the most probable cell, digits from the root of the quadtree.
-        probability: of that cell, after temperature.
+        cell_path: the most probable cell, digits from the root of the quadtree; "" for a model without cells.
+        probability: of that cell, after temperature; 1.0 for a model without cells.
         candidates: the most probable places, best first.
-        radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out data
-            like the model's own ({50: …, 90: …}); empty for a model without calibration.
+        radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out
+            data like the model's own ({50: …, 90: …}); empty for a model without calibration.
         place: the city nearest to the point, and its distance; None if not asked for.
         abstained: the 90 % radius exceeds the limit that the user set: do not rely on the point.
     """
@@ -77,18 +86,19 @@ class Prediction:
                 "distance_km": round(self.place.distance_km, 3),
             }
         return {
-            "lat": round(self.lat, COORDINATE_DIGITS),
-            "lon": round(self.lon, COORDINATE_DIGITS),
+            **_rounded(self.lat, self.lon),
             "cell_path": self.cell_path,
             "probability": round(self.probability, 6),
-            "radius_km": {str(percent): round(radius, 3) for percent, radius in sorted(self.radius_km.items())},
+            "radius_km": {
+                str(percent): round(radius, 3) for percent, radius in sorted(self.radius_km.items())
+            },
             "place": place,
             "abstained": self.abstained,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
         }
 
     def to_geojson(self, **properties: Any) -> dict[str, Any]:
-        """A GeoJSON feature: the point, longitude first; everything else and `properties` as its properties."""
+        """A GeoJSON feature: the point, longitude first; `properties` and all the rest as its properties."""
         values = self.to_dict()
         lat, lon = values.pop("lat"), values.pop("lon")
         return {

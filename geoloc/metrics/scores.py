@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 GEOSCORE_SCALE_KM = 1492.7  # GeoGuessr's world map, as OSV-5M (Astruc et al. 2024, section 3) uses it
-RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street, city, region, country, continent (Hays & Efros 2008 onwards)
+RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street to continent (Hays & Efros 2008 onwards)
 
 
 def geoscore(distance_km: ArrayLike) -> NDArray[np.float64]:
@@ -22,10 +22,10 @@ def geoscore(distance_km: ArrayLike) -> NDArray[np.float64]:
 
 
 def accuracy_within_km(distance_km: ArrayLike, radius_km: float) -> float:
-    """Share of distances strictly below a radius, as OSV-5M counts; 0 of nothing is an error.
+    """Share of distances strictly below a radius, as OSV-5M counts.
 
     Raises:
-        ValueError: there are no distances.
+        ValueError: there are no distances, or one is no distance (negative or not a number).
     """
     distances = _some(distance_km)
     return float((distances < radius_km).mean())
@@ -35,7 +35,7 @@ def summarise(distance_km: ArrayLike, radii_km: Sequence[float] = RADII_KM) -> d
     """GeoScore, mean and median distance, and shares within radii, under the names of `metrics.json`.
 
     Raises:
-        ValueError: there are no distances.
+        ValueError: as `accuracy_within_km`.
     """
     distances = _some(distance_km)
     return {
@@ -51,4 +51,7 @@ def _some(distance_km: ArrayLike) -> NDArray[np.float64]:
     distances = np.asarray(distance_km, np.float64).ravel()
     if not len(distances):
         raise ValueError("no distances to score: the truth and the predictions share no image")
+    # A comparison with NaN is false, so a NaN would silently count as a distant prediction.
+    if bad := int((~(distances >= 0)).sum()):
+        raise ValueError(f"{bad} of {len(distances)} distances are negative or NaN: check the coordinates")
     return distances

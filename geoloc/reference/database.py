@@ -169,7 +169,7 @@ class _Manifest:
                 raise ValueError(f"segment {name!r} with {num_rows!r} rows")
             expected |= {f"{_SEGMENTS}/{name}/{file}" for file in (ROWS_NAME, EMBEDDINGS_NAME)}
         for name, num_deleted in self.tombstones.items():
-            if type(num_deleted) is not int or not 0 < num_deleted <= self.segments[name]:
+            if type(num_deleted) is not int or not 0 < num_deleted <= self.segments.get(name, 0):
                 raise ValueError(f"{num_deleted!r} deleted rows in segment {name!r}")
         if self.tombstones:
             expected.add(str(self.tombstones_name))

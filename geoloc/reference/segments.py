@@ -216,7 +216,7 @@ class _MappedRows:
             self._file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self.mapped)))
             metadata, schema = self._file.metadata, self._file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(str(error)) from None
+            raise self._damaged(error) from None
         if not schema.equals(SCHEMA) or metadata.num_rows != num_rows:
             raise self._damaged(f"{metadata.num_rows} rows of {', '.join(schema.names)}")
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -243,9 +243,10 @@ class _MappedRows:
         try:
             return self._file.read_row_group(number, columns=columns, use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(str(error)) from None
+            raise self._damaged(error) from None
 
-    def _damaged(self, found: str) -> IntegrityError:
+    def _damaged(self, error: object) -> IntegrityError:
+        found = " ".join(str(error).split())  # pyarrow's texts may have several lines
         return IntegrityError(
             f"{self._path} is no table of references as the manifest implies it ({found}): fetch or build "
             "the database again"

@@ -37,9 +37,9 @@ Dtype = Literal["float32", "float16", "int8"]
 DTYPES: Final = ("float32", "float16", "int8")
 ROWS_NAME: Final = "rows.parquet"
 EMBEDDINGS_NAME: Final = "embeddings.safetensors"
-BLOCK_ROWS: Final = 8192  # rows that are moved at once, and a row group of the Parquet file
+BLOCK_ROWS: Final = 2048  # rows that are moved at once, and a row group: one key costs the reading of so many
 
-_CACHED_GROUPS: Final = 8  # decoded row groups that a segment remembers; a megabyte or two each
+_CACHED_GROUPS: Final = 32  # decoded row groups that a segment remembers; some hundred kB each
 
 _SAFETENSORS_NAMES: Final = {
     np.dtype(np.float64): "F64",
@@ -210,7 +210,7 @@ class _MappedRows:
 
     def __init__(self, path: Path, num_rows: int) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._groups: dict[int, Any] = {}
+        self._groups: dict[tuple[int, tuple[str, ...]], Any] = {}
         self.mapped = map_file(path)
         try:
             self._file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self.mapped)))
@@ -223,25 +223,25 @@ class _MappedRows:
         if sizes != block_sizes(num_rows):
             raise self._damaged(f"row groups of {sorted(set(sizes))} rows")
 
-    def group(self, number: int) -> Any:
+    def group(self, number: int, columns: tuple[str, ...]) -> Any:
         """Rows number * BLOCK_ROWS up to the next group, a pyarrow Table."""
         with self._lock:
-            if number not in self._groups:
+            if (number, columns) not in self._groups:
                 while len(self._groups) >= _CACHED_GROUPS:
                     del self._groups[next(iter(self._groups))]
-                self._groups[number] = self._read(number, None)
-            return self._groups[number]
+                self._groups[number, columns] = self._read(number, columns)
+            return self._groups[number, columns]
 
     def column(self, name: str) -> Iterator[Any]:
         """One column, row group by row group, as pyarrow arrays."""
         for number in range(self._file.metadata.num_row_groups):
             with self._lock:
-                table = self._read(number, [name])
+                table = self._read(number, (name,))
             yield table.column(0)
 
-    def _read(self, number: int, columns: list[str] | None) -> Any:
+    def _read(self, number: int, columns: tuple[str, ...]) -> Any:
         try:
-            return self._file.read_row_group(number, columns=columns, use_threads=False)
+            return self._file.read_row_group(number, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._damaged(error) from None
 
@@ -291,7 +291,7 @@ class Segment:
     def with_deleted(self, positions: IntArray | None) -> "Segment":
         """The same segment on the same maps, in which the rows at these places are deleted, and no others."""
         deleted = _marked(self.num_rows, positions)
-        return replace(self, deleted=deleted, num_deleted=int(deleted.sum()))
+        return replace(self, deleted=deleted, num_deleted=0 if positions is None else len(positions))
 
     def positions_of(self, morton_ranges: ArrayLike) -> IntArray:
         """Slices of rows that lie in ranges of codes, (m, 2) first code and code after the last -> (m, 2).
@@ -307,19 +307,24 @@ class Segment:
         scales = None if self.scales is None else self.scales[positions]
         return self.vector_format.decode(self.vectors[positions], scales)
 
-    def rows(self, positions: ArrayLike) -> Any:
-        """All that is known of some rows: a pyarrow Table of `SCHEMA` in the order of the (m,) positions."""
-        wanted = np.asarray(positions, dtype=np.int64)
+    def rows(self, positions: ArrayLike, columns: Sequence[str] = tuple(SCHEMA.names)) -> Any:
+        """What is known of some rows: a pyarrow Table in the order of the (m,) positions.
+
+        Args:
+            positions: places in this segment.
+            columns: of `SCHEMA`; the fewer, the faster.
+        """
+        wanted, names = np.asarray(positions, dtype=np.int64), tuple(columns)
         groups = wanted // BLOCK_ROWS
         found = [
-            self._rows.group(int(group)).take(wanted[groups == group] - group * BLOCK_ROWS)
+            self._rows.group(int(group), names).take(_arrow(wanted[groups == group] - group * BLOCK_ROWS))
             for group in np.unique(groups)
         ]
         if len(found) <= 1:
-            return found[0] if found else SCHEMA.empty_table()
+            return found[0] if found else SCHEMA.empty_table().select(names)
         back = np.empty(len(wanted), dtype=np.int64)
         back[np.argsort(groups, kind="stable")] = np.arange(len(wanted))
-        return pa.concat_tables(found).combine_chunks().take(back)
+        return pa.concat_tables(found).combine_chunks().take(_arrow(back))
 
     def column(self, name: str) -> Iterator[Any]:
         """One column of `SCHEMA` of all rows, deleted ones too, as pyarrow arrays one after the other."""
@@ -348,7 +353,7 @@ class Segment:
                     )
 
             block = slice(start, start + BLOCK_ROWS)
-            rows = self._rows.group(start // BLOCK_ROWS)
+            rows = self._rows.group(start // BLOCK_ROWS, tuple(SCHEMA.names))
             latlon_deg = np.stack([rows["latitude"].to_numpy(), rows["longitude"].to_numpy()], axis=1)
             differs = "differs between its two files"
             refuse(rows["row_id"].to_numpy() != self.row_id[block], differs)
@@ -374,7 +379,6 @@ def open_segment(
         IntegrityError: a file is missing, or is not one of `num_rows` rows in this format.
     """
     arrays, mapped = map_tensors(folder / EMBEDDINGS_NAME, embedding_tensors(vector_format, num_rows))
-    deleted = _marked(num_rows, deleted_positions)
     return Segment(
         name=name,
         vector_format=vector_format,
@@ -384,10 +388,17 @@ def open_segment(
         source=arrays["source"],
         vectors=arrays["vectors"],
         scales=arrays.get("scales"),
-        deleted=deleted,
-        num_deleted=int(deleted.sum()),
+        deleted=_marked(num_rows, deleted_positions),
+        num_deleted=0 if deleted_positions is None else len(deleted_positions),
         _rows=_MappedRows(folder / ROWS_NAME, num_rows),
         _embeddings=mapped,
+    )
+
+
+def _arrow(numbers: IntArray) -> Any:
+    """As a pyarrow array; pyarrow's own conversion of a NumPy array imports pandas, which takes a second."""
+    return pa.Array.from_buffers(
+        pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
     )
 
 
@@ -477,7 +488,7 @@ def sorted_blocks(pending: Block) -> Iterator[Block]:
     for start in range(0, len(order), BLOCK_ROWS):
         chosen = order[start : start + BLOCK_ROWS]
         scales = pending.scales[chosen] if len(pending.scales) else pending.scales
-        yield Block(rows.take(chosen), pending.vectors[chosen], scales)
+        yield Block(rows.take(_arrow(chosen)), pending.vectors[chosen], scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -519,7 +530,7 @@ def merged_blocks(parts: Sequence[Part]) -> Iterator[Block]:
             if part.segment.scales is not None:
                 scales.append(part.segment.scales[positions])
         yield Block(
-            pa.concat_tables(tables).combine_chunks().take(back),
+            pa.concat_tables(tables).combine_chunks().take(_arrow(back)),
             np.concatenate(vectors)[back],
             np.concatenate(scales)[back] if scales else np.zeros(0, dtype=np.float32),
         )
@@ -529,4 +540,4 @@ def _renumbered(rows: Any, offset: int) -> Any:
     if not offset:
         return rows
     place = SCHEMA.get_field_index("row_id")
-    return rows.set_column(place, SCHEMA.field(place), pa.array(rows["row_id"].to_numpy() + offset))
+    return rows.set_column(place, SCHEMA.field(place), _arrow(rows["row_id"].to_numpy() + offset))

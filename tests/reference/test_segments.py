@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,12 +192,15 @@ def test_the_header_is_padded_json_of_the_format() -> None:
 
 
 def test_rows_come_in_any_order_from_many_groups(tmp_path: Path) -> None:
-    num_rows = 10 * BLOCK_ROWS + 17  # more groups than a segment remembers
+    num_rows = 40 * BLOCK_ROWS + 17  # more groups than a segment remembers
     segment, _, _ = make_segment(tmp_path / "0000", num_rows, VectorFormat(1, "int8"))
     whole = pq.read_table(tmp_path / "0000" / ROWS_NAME)
     assert [whole.num_rows, sum(block_sizes(num_rows))] == [num_rows, num_rows]
     positions = np.random.default_rng(0).integers(0, num_rows, 200)
     assert segment.rows(positions).to_pylist() == whole.take(positions).to_pylist()
+    columns = ["latitude", "key"]
+    assert segment.rows(positions, columns).to_pylist() == whole.take(positions).select(columns).to_pylist()
+    assert segment.rows([], columns).schema.names == columns
     assert segment.rows([]).schema.equals(SCHEMA)
     assert segment.rows([]).num_rows == 0
     found = pa.chunked_array([chunk for column in segment.column("key") for chunk in column.chunks])
@@ -216,6 +221,21 @@ def test_cells_of_every_level_are_slices(tmp_path: Path) -> None:
     latitude, longitude = segment.latlon_deg.T
     inside = (latitude >= south) & (latitude < north) & (longitude >= west) & (longitude < east)
     np.testing.assert_array_equal(np.flatnonzero(inside), np.arange(start, stop))
+
+
+def test_opening_and_reading_a_few_rows_imports_no_pandas(tmp_path: Path) -> None:
+    make_segment(tmp_path / "0000", 5000, VectorFormat(1, "int8"))
+    program = """
+import sys
+from pathlib import Path
+from geoloc.reference.segments import VectorFormat, open_segment
+segment = open_segment(Path(sys.argv[1]), "0000", VectorFormat(1, "int8"), 5000, None)
+assert segment.rows([4999, 0, 7], ["key"]).num_rows == 3
+assert "torch" not in sys.modules
+assert "pandas" not in sys.modules
+"""
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, tmp_path / "0000"], cwd=root, check=True)
 
 
 def test_merged_parts_are_what_one_sort_gives(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ from geoloc.files import (
     safe_join,
     sha256_of,
 )
-from geoloc.reference.rows import SOURCES, ReferenceRows
+from geoloc.reference.rows import SCHEMA, SOURCES, ReferenceRows
 from geoloc.reference.segments import (
     EMBEDDINGS_NAME,
     ROWS_NAME,
@@ -69,9 +69,10 @@ from geoloc.reference.segments import (
     open_segment,
     sorted_blocks,
     tensor_header,
+    to_arrow,
     write_segment,
 )
-from quadtree.morton import MAX_DEPTH, IntArray
+from quadtree.morton import MAX_DEPTH, IntArray, encode
 from quadtree.tree import parse_paths
 
 KIND: Final = "geoloc reference database"
@@ -309,6 +310,38 @@ class ReferenceDatabase:
     def shards(self) -> dict[str, range]:
         """Row ids that each named append was given."""
         return {name: range(first, first + num) for name, (first, num) in self._manifest.shards.items()}
+
+    def rows(
+        self, row_ids: ArrayLike, latlon_deg: ArrayLike, columns: Sequence[str] = tuple(SCHEMA.names)
+    ) -> Any:
+        """What is known of rows that a search has found: a pyarrow Table in their order.
+
+        Args:
+            row_ids: (m,) ids.
+            latlon_deg: (m, 2) where they are. Rows are sorted by place and id, so both together find a row in
+                a few steps, without an index of ids.
+            columns: of `geoloc.reference.rows.SCHEMA`; the fewer, the faster.
+
+        Raises:
+            NotFoundError: a row is not here, or is deleted.
+        """
+        ids = np.asarray(row_ids, dtype=np.int64)
+        codes = encode(np.asarray(latlon_deg, dtype=np.float64).reshape(-1, 2))
+        is_missing = np.ones(len(ids), dtype=np.bool_)
+        tables, places = [SCHEMA.empty_table().select(columns)], [_NO_IDS]
+        for segment in self._segments:
+            positions = segment.find(codes, ids)
+            here = np.flatnonzero((positions >= 0) & ~segment.deleted[positions])
+            is_missing[here] = False
+            tables.append(segment.rows(positions[here], columns))
+            places.append(here)
+        if is_missing.any():
+            raise NotFoundError(
+                f"{self.folder} has no row {ids[is_missing][0]} at that place: it was deleted, or the "
+                "ids come from another database"
+            )
+        back = np.argsort(np.concatenate(places))
+        return pa.concat_tables(tables).combine_chunks().take(to_arrow(back))
 
     def __len__(self) -> int:
         """How many rows there are, without the deleted ones."""

@@ -302,6 +302,16 @@ class Segment:
         ranges = np.asarray(morton_ranges, dtype=np.int64).astype(np.uint64)
         return np.searchsorted(self.morton, ranges)
 
+    def find(self, codes: IntArray, row_ids: IntArray) -> IntArray:
+        """Positions of rows, given their Morton codes and ids, (m,) and (m,) -> (m,); -1 where there is none."""
+        positions = np.full(len(row_ids), -1, dtype=np.int64)
+        slices = self.positions_of(np.stack([codes, codes + 1], axis=1))
+        for number, (start, stop) in enumerate(slices.tolist()):
+            place = start + int(np.searchsorted(self.row_id[start:stop], row_ids[number]))
+            if place < stop and self.row_id[place] == row_ids[number]:
+                positions[number] = place
+        return positions
+
     def embeddings(self, positions: IntArray | slice) -> NDArray[np.float32]:
         """Vectors of some rows as float32, (m, dim)."""
         scales = None if self.scales is None else self.scales[positions]
@@ -317,14 +327,14 @@ class Segment:
         wanted, names = np.asarray(positions, dtype=np.int64), tuple(columns)
         groups = wanted // BLOCK_ROWS
         found = [
-            self._rows.group(int(group), names).take(_arrow(wanted[groups == group] - group * BLOCK_ROWS))
+            self._rows.group(int(group), names).take(to_arrow(wanted[groups == group] - group * BLOCK_ROWS))
             for group in np.unique(groups)
         ]
         if len(found) <= 1:
             return found[0] if found else SCHEMA.empty_table().select(names)
         back = np.empty(len(wanted), dtype=np.int64)
         back[np.argsort(groups, kind="stable")] = np.arange(len(wanted))
-        return pa.concat_tables(found).combine_chunks().take(_arrow(back))
+        return pa.concat_tables(found).combine_chunks().take(to_arrow(back))
 
     def column(self, name: str) -> Iterator[Any]:
         """One column of `SCHEMA` of all rows, deleted ones too, as pyarrow arrays one after the other."""
@@ -395,7 +405,7 @@ def open_segment(
     )
 
 
-def _arrow(numbers: IntArray) -> Any:
+def to_arrow(numbers: IntArray) -> Any:
     """As a pyarrow array; pyarrow's own conversion of a NumPy array imports pandas, which takes a second."""
     return pa.Array.from_buffers(
         pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
@@ -488,7 +498,7 @@ def sorted_blocks(pending: Block) -> Iterator[Block]:
     for start in range(0, len(order), BLOCK_ROWS):
         chosen = order[start : start + BLOCK_ROWS]
         scales = pending.scales[chosen] if len(pending.scales) else pending.scales
-        yield Block(rows.take(_arrow(chosen)), pending.vectors[chosen], scales)
+        yield Block(rows.take(to_arrow(chosen)), pending.vectors[chosen], scales)
 
 
 @dataclass(frozen=True, eq=False)
@@ -530,7 +540,7 @@ def merged_blocks(parts: Sequence[Part]) -> Iterator[Block]:
             if part.segment.scales is not None:
                 scales.append(part.segment.scales[positions])
         yield Block(
-            pa.concat_tables(tables).combine_chunks().take(_arrow(back)),
+            pa.concat_tables(tables).combine_chunks().take(to_arrow(back)),
             np.concatenate(vectors)[back],
             np.concatenate(scales)[back] if scales else np.zeros(0, dtype=np.float32),
         )
@@ -540,4 +550,4 @@ def _renumbered(rows: Any, offset: int) -> Any:
     if not offset:
         return rows
     place = SCHEMA.get_field_index("row_id")
-    return rows.set_column(place, SCHEMA.field(place), _arrow(rows["row_id"].to_numpy() + offset))
+    return rows.set_column(place, SCHEMA.field(place), to_arrow(rows["row_id"].to_numpy() + offset))

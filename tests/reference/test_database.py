@@ -266,6 +266,10 @@ class Both:
         assert rows_of(self.database) == self.model.rows
         assert len(self.database) == len(self.model.rows)
         assert self.database.shards == self.model.shards
+        mixed = sorted(self.model.rows, key=lambda row: (row.row_id * 7 % 11, row.row_id))
+        latlon_deg = np.array([[row.latitude, row.longitude] for row in mixed]).reshape(-1, 2)
+        found = self.database.rows([row.row_id for row in mixed], latlon_deg, ["key", "row_id"])
+        assert found.to_pylist() == [{"key": row.key, "row_id": row.row_id} for row in mixed]
 
 
 def iter_must_not_start() -> Iterator[tuple[ReferenceRows, np.ndarray]]:
@@ -518,6 +522,21 @@ def test_boxes_that_tile_the_earth_share_no_row(tmp_path: Path) -> None:
     assert sorted(ids) == list(range(len(latlon_deg)))
     across = database.slice(tmp_path / "fiji", bounds_deg=(-90, 179.5, 90, -179.5))
     assert len(across) == sum(abs(longitude) >= 179.5 for _, longitude in latlon_deg)
+
+
+def test_rows_that_are_not_there_are_not_found(tmp_path: Path) -> None:
+    database = create(tmp_path / "refs")
+    rows, vectors = some_rows(5)
+    database.append(rows, vectors)
+    assert database.rows([3, 3], rows.latlon_deg[[3, 3]])["key"].to_pylist() == ["0/3", "0/3"]
+    with pytest.raises(
+        NotFoundError, match="has no row 3 at that place: it was deleted, or the ids come from"
+    ):
+        database.rows([2, 3], rows.latlon_deg[[2, 2]])
+    database.delete(row_ids=[4])
+    with pytest.raises(NotFoundError, match="has no row 4"):
+        database.rows([4], rows.latlon_deg[[4]])
+    assert create(tmp_path / "empty").rows([], np.zeros((0, 2)), ["key"]).to_pydict() == {"key": []}
 
 
 # --- Readers and writers ---

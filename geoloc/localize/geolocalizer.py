@@ -253,7 +253,7 @@ class Geolocalizer:
                     abstained=abstain_above_km is not None and radii[90] > abstain_above_km,
                 )
             )
-        if places and predictions:
+        if places:
             names = _nearest_places([(p.lat, p.lon) for p in predictions])
             predictions = [replace(p, place=name) for p, name in zip(predictions, names, strict=True)]
         return predictions

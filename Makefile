@@ -19,7 +19,7 @@ help:  ## this list
 install: $(DEV)  ## .venv with everything that development needs
 
 demo: $(BASE)  ## localise the example images: demo/map.html, demo/predictions.geojson
-	$(BIN)/geoloc localize demo/images --map demo/map.html --output demo/predictions.geojson
+	$(BIN)/geoloc localize demo/images --truth-from-exif --overwrite --map demo/map.html --output demo/predictions.geojson
 
 test: $(DEV)  ## the test suite, offline, on the CPU
 	$(PYTEST) -n 2

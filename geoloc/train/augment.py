@@ -16,8 +16,8 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     """A random appearance for every image, (B, 3, S, S) in [0, 1] -> the same, in [0, 1].
 
     Per image: gamma a channel, brightness, contrast, a random mixing of the colour channels (which turns
-    hues), grey with probability 0.1, loss of detail (shrunk by 1.5 to 4 and grown again) with probability
-    0.4, noise.
+    hues), grey with probability 0.1, another style with probability 0.5 (`_restyled`), loss of detail (shrunk by
+    1.5 to 4.5 and grown again) with probability 0.5, noise.
 
     Args:
         strength: 0 changes nothing but noise and detail; 1 is what earthview trains with.
@@ -38,9 +38,41 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     mean = out.mean((1, 2, 3), keepdim=True)
     out = mean + (1 + strength * uniform(-0.4, 0.4, 1, 1, 1)) * (out - mean)
     out = out + strength * uniform(-0.15, 0.15, 3, 1, 1)
-    for i in torch.nonzero(torch.rand(n, generator=generator) < 0.4).flatten().tolist():
-        small = int(size / (1.5 + 2.5 * float(torch.rand((), generator=generator))))
+    out = _restyled(out, torch.rand(n, generator=generator) < 0.5 * strength, generator)
+    for i in torch.nonzero(torch.rand(n, generator=generator) < 0.5).flatten().tolist():
+        small = int(size / (1.5 + 3.0 * float(torch.rand((), generator=generator))))
         shrunk = functional.interpolate(out[i : i + 1], size=(small, small), mode="area")
         out[i] = functional.interpolate(shrunk, size=(size, size), mode="bicubic", align_corners=False)[0]
     out = out + 0.02 * torch.randn(out.shape, generator=generator)
     return out.clamp(0, 1)
+
+
+def _restyled(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Chosen images in the style of no picture that exists: random texture, then random colour statistics.
+
+    A random small filter, blended with the image, changes the texture and keeps the shapes (random convolutions, Xu et
+    al., ICLR 2021); then every channel gets a random mean and deviation.
+    """
+    rows = torch.nonzero(chosen).flatten()
+    if not len(rows):
+        return images
+    picked = images[rows]
+    n, size = len(rows), int(torch.randint(0, 3, (), generator=generator)) * 2 + 1
+    kernels = torch.randn(n * 3, 3, size, size, generator=generator) / (3 * size * size) ** 0.5
+    padded = functional.pad(picked, (size // 2,) * 4, mode="replicate")
+    filtered = functional.conv2d(padded.reshape(1, n * 3, *padded.shape[2:]), kernels, groups=n).view_as(
+        picked
+    )
+    share = torch.rand(n, 1, 1, 1, generator=generator)
+    mixed = share * _standardised(filtered) + (1 - share) * _standardised(picked)
+    mean = torch.rand(n, 3, 1, 1, generator=generator) * 0.6 + 0.2
+    deviation = torch.rand(n, 3, 1, 1, generator=generator) * 0.2 + 0.04
+    out = images.clone()
+    out[rows] = mean + deviation * _standardised(mixed)
+    return out
+
+
+def _standardised(images: Tensor) -> Tensor:
+    """Each channel of each image with mean 0 and deviation 1."""
+    mean, deviation = images.mean((2, 3), keepdim=True), images.std((2, 3), keepdim=True)
+    return (images - mean) / (deviation + 1e-3)

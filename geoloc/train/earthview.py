@@ -63,9 +63,9 @@ class EarthviewRecipe:
         same_place_km: nearer pairs of one batch are not negatives of each other.
     """
 
-    num_steps: int = 5000
+    num_steps: int = 6000
     places_per_step: int = 32
-    stages: tuple[tuple[float, int], ...] = ((0.7, 64), (0.3, 96))
+    stages: tuple[tuple[float, int], ...] = ((0.6, 64), (0.4, 96))
     trunk_lr: float = 6e-4
     head_lr: float = 2e-3
     weight_decay: float = 0.02

@@ -130,7 +130,10 @@ def localize(
     ] = None,
     map_path: Annotated[
         Path | None,
-        typer.Option("--map", help="Map of the predictions: one .html file that needs no network."),
+        typer.Option(
+            "--map",
+            help="Map of the predictions: one .html file that needs no network; replaced if it exists.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the job of this output where it was stopped.")
@@ -434,7 +437,9 @@ def quadtree_info(tree: Annotated[Path, _TREE_ARGUMENT]) -> None:
     areas_km2, empty_km2 = _areas_km2(found.bounds_deg), _areas_km2(found.empty_bounds_deg).sum()
     south, west, north, east = found.root_deg
     facts = {
-        "root": "the whole Earth" if found.is_world else f"{south} to {north} N, {west} to {east} E",
+        "root": "the whole Earth"
+        if found.is_world
+        else f"{south:.4f} to {north:.4f} N, {west:.4f} to {east:.4f} E",
         "cells": f"{found.num_cells:,}",
         "points": "unknown" if found.num_points is None else f"{found.num_points.sum():,}",
     }

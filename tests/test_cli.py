@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_model import make_tiny_model
+from tiny import tiny_checkpoint, tiny_geolocalizer
 
 from geoloc import __version__, cli
 from geoloc.localize.batch import journal_path
@@ -26,9 +26,7 @@ COMMAND = [sys.executable, "-m", "geoloc"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    make_tiny_model().save_pretrained(folder)
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def make_photos(folder, num_images, size_px=40):
@@ -81,7 +79,7 @@ def test_a_table_on_the_screen_and_a_summary(geoloc, photos, checkpoint):
     rows = [line for line in lines if re.match(r" \d{3}\.jpg ", line)]
     assert len(rows) == 5
     assert all(
-        re.search(r" -?\d+\.\d{4} +-?\d+\.\d{4} +\S.*, [A-Z]{2} +\d+% +[\d,]+ km +[\d,]+ km", r) for r in rows
+        re.search(r" -?\d+\.\d{4} +-?\d+\.\d{4} +[A-Z].* +\d+% +[\d,.]+ km +[\d,.]+ km", r) for r in rows
     )
     assert re.fullmatch(r"5 images localised with tiny, \d+\.\d s", lines[-1])
     assert os.listdir() == ["photos"]
@@ -89,7 +87,7 @@ def test_a_table_on_the_screen_and_a_summary(geoloc, photos, checkpoint):
 
 def test_the_same_prediction_as_the_library(geoloc, photos, checkpoint):
     geoloc("localize", "photos", "-m", checkpoint, "-o", "out.csv", "--batch-size", 5, "--utility", "median")
-    predictions = make_tiny_model().localize(
+    predictions = tiny_geolocalizer().localize(
         [photos / f"{n:03}.jpg" for n in range(5)], batch_size=5, utility="median"
     )
     for row, prediction in zip(read_csv("out.csv"), predictions, strict=True):
@@ -182,13 +180,13 @@ def test_the_map_shows_everything_and_is_the_same_every_time(geoloc, photos, che
     assert [point["name"] for point in data["points"]] == [f"{n:03}.jpg" for n in range(5)]
     for n, (point, row) in enumerate(zip(data["points"], read_csv("out.csv"), strict=True)):
         if n == 3:
-            assert point["latlon"] is None
+            assert "latlon" not in point
             assert point["error"] == row["error"] != ""
             continue
         assert point["latlon"] == [float(row["latitude"]), float(row["longitude"])]
         radii = {"50": float(row["radius_50_km"]), "90": float(row["radius_90_km"])}
         assert point["radii"] == pytest.approx(radii, rel=1e-3)
-        assert len(point["candidates"]) == 5
+        assert len(point["candidates"]) == len(json.loads(row["candidates"])) > 0
         assert point.get("truth") == ([48.0, 2.0] if n % 2 == 0 else None)
         assert len(point["thumbnail"]) > 500
     (tmp_path / "map.html").unlink()
@@ -292,7 +290,7 @@ def wait_for_journal(process, output, num_lines):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(geoloc, tmp_path, checkpoint):
-    make_photos(tmp_path / "photos", 100)
+    make_photos(tmp_path / "photos", 50)
     output, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
     options = ["localize", tmp_path / "photos", "-m", checkpoint, "--batch-size", 1, "--output"]
     process = start(*options, output)
@@ -301,16 +299,16 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(geoloc, tmp_path, ch
     out, err = process.communicate()
     assert process.returncode == 130, err
     done = re.fullmatch(
-        r"interrupted: (\d+) of 100 images are done; the same command with --resume continues\n", err
+        r"interrupted: (\d+) of 50 images are done; the same command with --resume continues\n", err
     )
     assert out == ""
     assert not output.exists()
     num_done = journal_path(output).read_bytes().count(b"\n") - 1
-    assert num_done < 100
+    assert num_done < 50
     assert num_done - int(done[1]) in (0, 1)  # a line may be written and not yet known to be on the disk
     code, out, _ = geoloc(*options, output, "--resume")
     assert code == 0
-    assert f"100 images localised with tiny, {100 - num_done} of them now, " in out
+    assert f"50 images localised with tiny, {50 - num_done} of them now, " in out
     geoloc(*options, whole)
     assert output.read_bytes() == whole.read_bytes()
 
@@ -328,7 +326,7 @@ def test_killed_at_50_random_moments_the_file_is_the_same(tmp_path, checkpoint):
     num_kills, rng = 50, random.Random(2024)
     make_photos(tmp_path / "photos", 240, size_px=160)
     (tmp_path / "photos" / "100.jpg").write_text("no picture")
-    output, expected, num_finished = tmp_path / "out.geojson", None, 0
+    output, last = tmp_path / "out.geojson", 61  # lines of the journal: its head and 60 batches
     arguments = [
         "localize",
         tmp_path / "photos",
@@ -341,42 +339,43 @@ def test_killed_at_50_random_moments_the_file_is_the_same(tmp_path, checkpoint):
         4,
     ]
 
+    def num_lines():
+        return journal_path(output).read_bytes().count(b"\n") if journal_path(output).exists() else 0
+
     def run_to_its_end():
-        process = start(*arguments)
-        wait_for_journal(process, output, 1)
         start_s = time.monotonic()
+        process = start(*arguments)
         _, err = process.communicate()
         assert process.returncode == 1, err  # one image is broken
         assert sorted(os.listdir(tmp_path)) == [".out.geojson.receipt", "out.geojson", "photos"]
         return output.read_bytes(), time.monotonic() - start_s
 
-    expected, work_s = run_to_its_end()
+    expected, whole_s = run_to_its_end()
     output.unlink()
-    killed_in = {"start": 0, "work": 0, "end": 0}
-    while sum(killed_in.values()) < num_kills:
+    killed = {"loading": 0, "working": 0, "writing": 0}
+    num_finished = 0
+    while sum(killed.values()) < num_kills:
+        before = num_lines()
         process = start(*arguments)
-        if rng.random() < 0.15:  # while it loads
-            time.sleep(rng.uniform(0, 3))
-        elif rng.random() < 0.7:  # while it works: what is left of that shrinks with each kill
-            wait_for_journal(process, output, 1)
-            time.sleep(rng.uniform(0, 0.4 * work_s))
-        else:  # from the last batch on
-            wait_for_journal(process, output, 61)
-            time.sleep(rng.uniform(0, 0.1))
+        if before == last or rng.random() < 0.2:
+            time.sleep(rng.uniform(0, whole_s))
+        else:
+            target = last if rng.random() < 0.3 else min(last, before + rng.randint(1, 20))
+            wait_for_journal(process, output, target)
+            time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.communicate()
         if process.returncode == -signal.SIGKILL:
-            num_lines = journal_path(output).read_bytes().count(b"\n") if journal_path(output).exists() else 0
-            is_at_end = num_lines == 61 or output.exists()
-            killed_in["end" if is_at_end else "work" if num_lines else "start"] += 1
+            after = num_lines()
+            is_writing = after != before and (after in (0, last))
+            killed["writing" if is_writing else "working" if after != before else "loading"] += 1
         if output.exists() and not journal_path(output).exists():
-            assert run_to_its_end()[0] == expected  # already complete
+            assert run_to_its_end()[0] == expected  # complete already
             output.unlink()
             num_finished += 1
     assert run_to_its_end()[0] == expected
-    print(f"killed {killed_in}, finished {num_finished + 1} times")
-    assert killed_in["work"] >= 10
-    assert killed_in["end"] >= 5
+    print(f"killed {killed}, finished {num_finished + 1} times")
+    assert min(killed.values()) >= 3
 
 
 # --- quadtree ---------------------------------------------------------------------------------------------

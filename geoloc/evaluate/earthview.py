@@ -147,8 +147,8 @@ def model_card(model: Geolocalizer, table: str, command: str) -> str:
             "input": f"{model.preprocess.image_size_px} px",
             "training": (
                 "6,000 steps of 32 pairs on one CPU core; learning rate, picture size and augmentation were changed by "
-                "hand while it ran (random textures and colours for the last 600 steps only), so `experiment=earthview` "
-                "gives weights like these, not these"
+                "hand while it ran (random textures and colours in the last 600 steps only), so "
+                "`experiment=earthview` gives weights like these, not these"
             ),
             "test places": (
                 f"3,000 (half cities, half land), at least {BUFFER_KM:.0f} km from training and calibration places"

@@ -266,7 +266,11 @@ class _Lists:
         for query, ids in enumerate(cells):
             for cell in ids:
                 asking.setdefault(cell, []).append(query)
-        slices = [Slice(*piece, asking[cell]) for cell in sorted(asking) for piece in self.of_cells([cell])]
+        slices = [
+            Slice(segment, start, stop, asking[cell])
+            for cell in sorted(asking)
+            for segment, start, stop in self._pieces[self._first[cell] : self._first[cell + 1]]
+        ]
         counts = self.num_rows.tolist()
         return slices, max((sum(counts[cell] for cell in ids) for ids in cells), default=0)
 

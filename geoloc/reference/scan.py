@@ -117,12 +117,17 @@ class Rows:
 
     def similarity(self, query: FloatArray, position: IntArray) -> FloatArray:
         """Similarity of m queries to a row each, (m, D), (m,) -> (m,)."""
+        if len(self.segments) == 1:
+            return self._similarity(query, 0, position)
         similarity = np.empty(len(position), dtype=np.float32)
         for segment, chosen, row in self._by_segment(position):
-            product = np.vecdot(self.vectors[segment][row].astype(np.float32), query[chosen])
-            scales = self.scales[segment]
-            similarity[chosen] = product if scales is None else product * scales[row]
+            similarity[chosen] = self._similarity(query[chosen], segment, row)
         return similarity
+
+    def _similarity(self, query: FloatArray, segment: int, row: IntArray) -> FloatArray:
+        similarity: FloatArray = np.vecdot(self.vectors[segment][row].astype(np.float32, copy=False), query)
+        scales = self.scales[segment]
+        return similarity if scales is None else similarity * scales[row]
 
     def write_similarity(
         self, segment: int, start: int, stop: int, query: FloatArray, similarity: FloatArray
@@ -372,7 +377,7 @@ class HostBoard:
             self._scores[query, column : column + num_rows]
             for query, column in zip(queries, columns, strict=True)
         ]
-        if len(queries) == 1:
+        if len(scores) == 1:
             self._rows.write_similarity(segment, start, stop, self._query[queries[0]], scores[0])
         else:
             self._multiply(segment, start, stop, queries, scores)

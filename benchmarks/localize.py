@@ -42,7 +42,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--architecture", default="ViT-B-32", help="an open_clip model name")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
@@ -77,7 +79,9 @@ def main() -> None:
     pairs = [(seconds(localize), seconds(forward)) for _ in range(arguments.rounds)]
     whole, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
     load = statistics.median(seconds(lambda: [model.load(file) for file in files]) for _ in range(5))
-    print(f"{arguments.architecture}, batch {arguments.batch_size}, one thread, medians of {arguments.rounds} rounds")
+    print(
+        f"{arguments.architecture}, batch {arguments.batch_size}, one thread, medians of {arguments.rounds} rounds"
+    )
     print(f"  bare backbone forward   {1000 * bare / arguments.batch_size:7.1f} ms an image")
     print(f"  localize, all of it     {1000 * whole / arguments.batch_size:7.1f} ms an image")
     print(f"    of it decode and preprocess {1000 * load / arguments.batch_size:.1f} ms")

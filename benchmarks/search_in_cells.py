@@ -109,24 +109,28 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def bandwidth(vectors: NDArray[np.float32]) -> float:
-    """Bytes a second of the fastest plain read of all rows: the median over pieces of 8 MB, one after the other.
+def read_rates(vectors: NDArray[np.float32]) -> dict[str, float]:
+    """Bytes a second of plain reads of all rows: the median over pieces of 8 MB, one after the other.
 
     A median forgives what else happens on the machine, as do the medians over queries.
     """
     query = vectors[0].copy()
-    reads: tuple[Callable[[NDArray[np.float32]], object], ...] = (
-        np.max,
-        np.sum,
-        lambda piece: np.dot(piece, query),
-        lambda piece: np.vecdot(piece, query),
-    )
-    num_pieces = max(1, vectors.nbytes // (8 << 20))
-    pieces = np.array_split(vectors, num_pieces)
-    return max(
-        median(piece.nbytes / seconds(lambda piece=piece, read=read: read(piece)) for piece in pieces)
-        for read in reads
-    )
+    reads: dict[str, Callable[[NDArray[np.float32]], object]] = {
+        "max": np.max,
+        "sum": np.sum,
+        "sgemv": lambda piece: np.dot(piece, query),
+        "sdot": lambda piece: np.vecdot(piece, query),
+    }
+    pieces = np.array_split(vectors, max(1, vectors.nbytes // (8 << 20)))
+    return {
+        name: median(piece.nbytes / seconds(lambda piece=piece, read=read: read(piece)) for piece in pieces)
+        for name, read in reads.items()
+    }
+
+
+def bandwidth(vectors: NDArray[np.float32]) -> float:
+    """Of the fastest read."""
+    return max(read_rates(vectors).values())
 
 
 def resident_mb(kind: str = "VmRSS") -> float:
@@ -281,9 +285,10 @@ def check(ours: Candidates, theirs: NDArray[np.int64]) -> None:
 
 def in_memory(num_rows: int, dim: int, width: int, num_queries: int) -> None:
     rows = make_rows(num_rows, dim)
+    rates = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in read_rates(rows.vectors).items())
     print(
-        f"{num_rows:,} x {dim} float32, {rows.vectors.nbytes / 1e9:.2f} GB, "
-        f"read at {bandwidth(rows.vectors) / 1e9:.1f} GB/s; medians of {NUM_ROUNDS} rounds"
+        f"{num_rows:,} x {dim} float32, {rows.vectors.nbytes / 1e9:.2f} GB, read at {rates} GB/s; "
+        f"medians of {NUM_ROUNDS} rounds"
     )
     query = unit_vectors(num_queries, dim, np.random.default_rng(2))
     for max_points_per_cell in (400, 1000):  # about the 8,229 cells of earlier measurements; the default

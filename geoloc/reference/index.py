@@ -148,11 +148,11 @@ class CellIndex:
                 f"there are {len(queries)} queries but {len(cells)} sets of cells; give one (perhaps empty) "
                 "for each query"
             )
-        wanted = [list(dict.fromkeys(np.asarray(ids, dtype=np.int64).ravel().tolist())) for ids in cells]
+        wanted = [sorted(set(np.asarray(ids, dtype=np.int64).ravel().tolist())) for ids in cells]
         for ids in wanted:
-            if ids and not 0 <= min(ids) <= max(ids) < self.num_cells:
+            if ids and not 0 <= ids[0] <= ids[-1] < self.num_cells:
                 raise ConfigError(
-                    f"cell ids must be in [0, {self.num_cells}); found {min(ids)} to {max(ids)}; are they of "
+                    f"cell ids must be in [0, {self.num_cells}); found {ids[0]} to {ids[-1]}; are they of "
                     "another quadtree?"
                 )
         if len(queries) <= _QUERIES_AT_ONCE:
@@ -177,7 +177,7 @@ class CellIndex:
     def _search(
         self, query: FloatArray, cells: list[list[int]] | None, k: int, codes: frozenset[int]
     ) -> Candidates:
-        """One block of checked queries; None stands for all cells."""
+        """One block of checked queries and sorted cells; None stands for all cells."""
         if self._dim is None or len(query) == 0:
             return Candidates.nothing(len(query), k)
         if self._faiss is not None:
@@ -228,7 +228,7 @@ class CellIndex:
                 f"queries must have shape (Q, {'D' if self._dim is None else self._dim}), as the stored "
                 f"vectors have; found {queries.shape}"
             )
-        if not math.isfinite(np.dot(queries.ravel(), queries.ravel())):  # one product instead of two passes
+        if not math.isfinite(np.vdot(queries, queries)):  # one product instead of two passes
             raise ConfigError("a query has values that are not finite; look at the image it was made from")
         if k < 1:
             raise ConfigError(f"k must be at least 1; found {k}")
@@ -254,11 +254,8 @@ class _Lists:
 
     def of_cells(self, cells: list[int]) -> list[tuple[int, int, int]]:
         """Segment, start, stop of the slices of some cells."""
-        return [
-            piece
-            for cell in sorted(cells)
-            for piece in self._pieces[self._first[cell] : self._first[cell + 1]]
-        ]
+        pieces, first = self._pieces, self._first
+        return [piece for cell in cells for piece in pieces[first[cell] : first[cell + 1]]]
 
     def grouped(self, cells: list[list[int]]) -> tuple[list[Slice], int]:
         """Slices with the queries that want them, and the most rows that one query wants."""

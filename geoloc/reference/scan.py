@@ -102,7 +102,7 @@ class Rows:
         """`row_id`, `latlon_deg` or `source` at positions, (m,) -> (m, ...)."""
         columns = self._columns[name]
         if len(columns) == 1:
-            taken: NDArray[Any] = columns[0][position]
+            taken: NDArray[Any] = columns[0].take(position, axis=0)
             return taken
         values = np.empty((len(position), *columns[0].shape[1:]), dtype=columns[0].dtype)
         for segment, chosen, row in self._by_segment(position):
@@ -246,12 +246,8 @@ def search_one(
     row_id = rows.take("row_id", position)
     order = np.lexsort((row_id, -similarity))[:k]
     position = position[order]
-    found = Candidates(
-        row_id[None, order],
-        similarity[None, order],
-        rows.take("latlon_deg", position)[None],
-        rows.take("source", position)[None],
-    )
+    latlon_deg, source = rows.take("latlon_deg", position), rows.take("source", position)
+    found = Candidates(row_id[None, order], similarity[None, order], latlon_deg[None], source[None])
     return found if len(order) == k else found.padded(k)
 
 

@@ -108,7 +108,7 @@ def test_unit_vectors_there_and_back(latlon_deg):
     unit = sphere.latlon_to_unit(latlon_deg)
     latitude, longitude = np.radians(latlon_deg)
     expected = [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)]
-    np.testing.assert_allclose(unit, expected, rtol=0, atol=4e-16)
+    np.testing.assert_allclose(unit, expected, rtol=0, atol=1e-15)
     back = sphere.unit_to_latlon(3.0 * unit)
     assert -180 <= back[1] < 180
     assert sphere.haversine_km(latlon_deg, back) < 1e-8

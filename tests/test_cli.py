@@ -149,7 +149,7 @@ def test_a_file_name_cannot_steer_the_terminal(geoloc, photos, checkpoint):
 
 
 def test_the_table_is_for_few_images_or_when_nothing_else_is_left(geoloc, photos, checkpoint, monkeypatch):
-    monkeypatch.setattr(cli, "FEW_IMAGES", 4)
+    monkeypatch.setattr("geoloc.cli.localize.FEW_IMAGES", 4)
     _, out, _ = geoloc("localize", "photos", "-m", checkpoint, "-o", "out.csv")
     assert out.count("\n") == 1
     _, out, _ = geoloc("localize", "photos", "-m", checkpoint)
@@ -197,7 +197,7 @@ def test_the_map_shows_everything_and_is_the_same_every_time(geoloc, photos, che
 
 
 def test_a_map_has_a_limit_and_says_so(geoloc, photos, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "MAX_MAP_IMAGES", 2)
+    monkeypatch.setattr("geoloc.cli.localize.MAX_MAP_IMAGES", 2)
     geoloc("localize", "photos", "-m", checkpoint, "--map", "map.html")
     data = map_data(tmp_path / "map.html")
     assert len(data["points"]) == 2
@@ -255,7 +255,7 @@ def test_a_traceback_is_for_those_who_ask_and_for_bugs(geoloc, photos, checkpoin
     assert code == 2
     assert "Traceback" in err
     assert err.endswith("NotFoundError: there is no file or folder 'gone.jpg'; check the path\n")
-    monkeypatch.setattr(cli, "_load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("geoloc.cli.localize.load_model", lambda *_: 1 / 0)
     code, _, err = geoloc("localize", "photos")
     assert code == 2
     assert err.endswith("ZeroDivisionError: division by zero\n")
@@ -317,7 +317,7 @@ def test_ctrl_c_before_anything_is_done(geoloc, photos, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load_model", interrupt)
+    monkeypatch.setattr("geoloc.cli.localize.load_model", interrupt)
     assert geoloc("localize", "photos", "-o", "out.csv") == (130, "", "interrupted: nothing was saved\n")
 
 

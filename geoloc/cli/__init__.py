@@ -1,0 +1,74 @@
+"""The command `geoloc`: one module for each group of commands, put together here.
+
+They parse, call the library and print; heavy packages are loaded by the commands, so that `--help` is quick.
+Exit codes: 0 all is well, 1 some images failed (their rows say why), 2 the command could not be carried out,
+130 it was interrupted.
+"""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from geoloc import __version__
+from geoloc.cli.console import EXIT_ERROR, new_app, say
+from geoloc.cli.localize import localize as _localize
+from geoloc.cli.quadtree import quadtree_app
+from geoloc.errors import GeolocError
+
+app = new_app(
+    name="geoloc",
+    help="Image geolocation: a photo goes in, coordinates with a calibrated uncertainty come out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(_localize)
+app.add_typer(quadtree_app, name="quadtree")
+
+
+class _Settings:
+    """What the options before the command have set."""
+
+    debug = False
+
+
+def main() -> None:
+    """Run the command; a deliberate error is one line on stderr, any other is a bug with its traceback."""
+    try:
+        app()
+    except Exception as error:
+        if _Settings.debug or not _is_deliberate(error):
+            traceback.print_exc()
+        else:
+            say(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+def _is_deliberate(error: Exception) -> bool:
+    from quadtree.errors import QuadtreeError
+
+    return isinstance(error, GeolocError | QuadtreeError | OSError)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        named = "" if error.filename is None else f": {error.filename}"
+        return f"{error.strerror}{named}"
+    return str(error)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"geoloc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _geoloc(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    _Settings.debug = debug

@@ -1,0 +1,46 @@
+"""What the commands share: their exit codes, what they print, what they refuse before they work."""
+
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+
+from geoloc.errors import ConfigError, NotFoundError
+
+EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A group of commands that answers with its help when none is named."""
+    # rich would take longer to load than all the rest of --help
+    return typer.Typer(no_args_is_help=True, rich_markup_mode=None, **options)
+
+
+def check_file(path: Path, suffixes: list[str]) -> None:
+    """Refuse a file that could not be written, before the work that it is to hold."""
+    if path.suffix.lower() not in suffixes:
+        raise ConfigError(f"{path} must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise NotFoundError(f"there is no folder {path.parent} for {path.name}; create it first")
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line that cannot steer a terminal."""
+    print(printable(line), file=file)
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal, whatever a file is called."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def count(number: int, noun: str) -> str:
+    """The number and its noun, "1 image", "1,200 images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def km(distance_km: float | None) -> str:
+    """A distance with its unit; nothing where there is none."""
+    if distance_km is None:
+        return ""
+    return f"{distance_km:,.1f} km" if distance_km < 10 else f"{distance_km:,.0f} km"

@@ -1,0 +1,276 @@
+"""`geoloc localize`: where images were taken, as a table, a map and one line."""
+
+import statistics
+import sys
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, check_file, count, km, printable, say
+from geoloc.cli.models import load_model
+from geoloc.errors import BadImageError, ConfigError
+
+if TYPE_CHECKING:
+    from geoloc.localize.batch import LocalizeJob
+    from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.output import Row
+    from geoloc.view.map_html import MapPoint
+
+FEW_IMAGES = 20  # for a table on the screen, where the predictions are also saved
+MAX_MAP_IMAGES = 20_000  # a browser copes with so many
+THUMBNAIL_PX = 160
+
+
+def localize(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Images, folders (searched with all below them), quoted patterns such as 'photos/**/*.jpg', "
+            "or - for a list of paths on standard input.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
+    ] = "earthview",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Table of predictions: .csv, .geojson or .parquet."),
+    ] = None,
+    map_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            help="Map of the predictions: one .html file that needs no network; replaced if it exists.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the job of this output where it was stopped.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of candidates for each image.")] = 5,
+    utility: Annotated[
+        str,
+        typer.Option(
+            metavar="geoscore|median|within:25km",
+            help="What the point shall maximise: the expected GeoScore, closeness to the truth, or the "
+            "chance to lie within so many km of it.",
+        ),
+    ] = "geoscore",
+    abstain_above_km: Annotated[
+        float | None,
+        typer.Option(metavar="KM", help="Mark predictions with a larger 90 % radius as abstained."),
+    ] = None,
+    truth_from_exif: Annotated[
+        bool,
+        typer.Option(
+            "--truth-from-exif",
+            help="Compare with the GPS position in the photos' EXIF. The model never sees it.",
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the network, and as many that decode images.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress bar and no table; only the summary.")
+    ] = False,
+) -> None:
+    """Say where images were taken.
+
+    An image that cannot be read gets a row with its error and stops nothing. The id in a table is the image's
+    path inside the folder if PATH is one folder, and else the path as given; rows are in the order of the
+    arguments, inside a folder sorted by path. Exit code: 0 all localised, 1 some images failed, 2 error,
+    130 interrupted.
+    """
+    from geoloc.localize.batch import LocalizeJob, LocalizeOptions, check_output
+    from geoloc.localize.inputs import find_images
+
+    # All that can be refused is refused before a model is loaded.
+    options = LocalizeOptions(
+        batch_size=batch_size,
+        top_k=top_k,
+        utility=utility,
+        abstain_above_km=abstain_above_km,
+        truth_from_exif=truth_from_exif,
+    )
+    if output is not None:
+        check_output(output, resume=resume, overwrite=overwrite)
+    elif resume or overwrite:
+        raise ConfigError(f"{'--resume' if resume else '--overwrite'} is about an output: add --output")
+    if map_path is not None:
+        check_file(map_path, [".html"])
+    images = find_images(paths, sys.stdin.buffer if "-" in paths else ())
+    job: LocalizeJob | None = None
+    try:
+        geolocalizer = load_model(model, device, threads)
+        with LocalizeJob(
+            geolocalizer, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
+        ) as job:
+            was_complete, num_before = job.is_complete, job.num_done
+            took_s = _run(job, quiet)
+            summary = _Summary(job.rows())
+            if map_path is not None:
+                _write_map(map_path, job, geolocalizer, summary)
+            job.finish()
+            if not quiet and (len(images) <= FEW_IMAGES or (output is None and map_path is None)):
+                _print_table(job.rows(), truth=truth_from_exif)
+    except KeyboardInterrupt:
+        say(f"interrupted{_ways_on(job, output)}", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    facts = [f"{count(len(images), 'image')} localised with {geolocalizer.name}"]
+    if was_complete:
+        facts = [f"already complete: {count(len(images), 'image')}"]
+    elif num_before:
+        facts.append(f"{len(images) - num_before:,} of them now")
+    if not was_complete:
+        facts.append(f"{took_s:.1f} s")
+    say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
+    if summary.num_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _run(job: "LocalizeJob", quiet: bool) -> float:
+    """Run a job under a progress bar; returns how many seconds it took."""
+    from tqdm import tqdm
+
+    start_s = time.monotonic()
+    # On a terminal only: in a log file a bar is thousands of lines.
+    disable = True if quiet or job.num_done == len(job.images) else None
+    with tqdm(
+        total=len(job.images),
+        initial=job.num_done,
+        unit=" images",
+        smoothing=0.1,
+        leave=False,
+        disable=disable,
+    ) as bar:
+        job.run(bar.update)
+    return time.monotonic() - start_s
+
+
+class _Summary:
+    """What one line says about a table."""
+
+    def __init__(self, rows: "Iterable[Row]") -> None:
+        self.num_failed = self.num_abstained = 0
+        self.distances_km = array("d")
+        for row in rows:
+            self.num_failed += row["error"] is not None
+            self.num_abstained += row["abstained"] is True
+            if row.get("distance_km") is not None:
+                self.distances_km.append(row["distance_km"])
+
+    def facts(self) -> Iterator[str]:
+        """Short phrases."""
+        if self.num_failed:
+            yield f"{self.num_failed:,} failed"
+        if self.num_abstained:
+            yield f"{self.num_abstained:,} abstained"
+        if self.distances_km:
+            median = statistics.median(self.distances_km)
+            yield (
+                f"median error {km(median)} over {count(len(self.distances_km), 'image')} with a position "
+                "in EXIF (for evaluation only, the model does not see it)"
+            )
+
+
+def _ways_on(job: "LocalizeJob | None", output: Path | None) -> str:
+    if job is None or output is None or not job.num_done:
+        return ": nothing was saved"
+    return (
+        f": {job.num_done:,} of {count(len(job.images), 'image')} are done; the same command with --resume "
+        "continues"
+    )
+
+
+def _arrow_to(*paths: Path | None) -> str:
+    written = ", ".join(str(path) for path in paths if path is not None)
+    return f" -> {written}" if written else ""
+
+
+def _print_table(rows: "Iterable[Row]", *, truth: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("image", overflow="fold", max_width=60)
+    for heading in ("latitude", "longitude"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("place", overflow="fold", max_width=44)
+    for heading in ("probability", "50 % within", "90 % within", *(["off by"] if truth else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        name = Text(printable(row["id"]))
+        if row["error"] is not None:
+            table.add_row(name, "", "", Text(f"error: {printable(row['error'])}", style="red"))
+            continue
+        numbers = [f"{row['latitude']:.4f}", f"{row['longitude']:.4f}"]
+        radii = [km(row[column]) for column in ("radius_50_km", "radius_90_km")]
+        errors = [km(row["distance_km"])] if truth else []
+        place = Text(("(abstained) " if row["abstained"] else "") + (row["place"] or ""))
+        table.add_row(name, *numbers, place, f"{row['probability']:.0%}", *radii, *errors)
+    # What is piped into a file is not cut to the width of a terminal that nobody looks at.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def _write_map(path: Path, job: "LocalizeJob", model: "Geolocalizer", summary: _Summary) -> None:
+    from geoloc.view.map_html import write_map
+
+    num_shown = min(len(job.images), MAX_MAP_IMAGES)
+    note = f"Model {model.name} ({model.identity[:12]})."
+    if num_shown < len(job.images):
+        note += f" The first {num_shown:,} of {len(job.images):,} images."
+    if summary.distances_km:
+        note += " Truth: the position in the photos' EXIF, which the model does not see."
+    title = f"Predicted places of {count(num_shown, 'image')}"
+    write_map(path, islice(_map_points(job), num_shown), title=title, note=note)
+
+
+def _map_points(job: "LocalizeJob") -> "Iterator[MapPoint]":
+    from geoloc.view.map_html import MAX_THUMBNAILS, MapPoint
+
+    num_thumbnails = 0
+    for image, row in zip(job.images, job.rows(), strict=True):
+        if row["error"] is not None:
+            yield MapPoint(row["id"], None, error=row["error"])
+            continue
+        thumbnail = _thumbnail_jpeg(image.path) if num_thumbnails < MAX_THUMBNAILS else None
+        num_thumbnails += thumbnail is not None
+        radii = {50: row["radius_50_km"], 90: row["radius_90_km"]}
+        has_truth = row.get("truth_latitude") is not None
+        yield MapPoint(
+            row["id"],
+            (row["latitude"], row["longitude"]),
+            radius_km={percent: radius for percent, radius in radii.items() if radius is not None},
+            place=row["place"],
+            probability=row["probability"],
+            candidates=[(c["lat"], c["lon"], c["probability"]) for c in row["candidates"]],
+            thumbnail_jpeg=thumbnail,
+            truth_latlon_deg=(row["truth_latitude"], row["truth_longitude"]) if has_truth else None,
+        )
+
+
+def _thumbnail_jpeg(path: Path) -> bytes | None:
+    """A small picture of an image; None if it can no longer be read."""
+    from PIL import Image
+
+    from geoloc.images import decode_image
+
+    try:
+        image = Image.fromarray(decode_image(path, min_side_px=THUMBNAIL_PX))
+    except BadImageError:
+        return None
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    data = BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return data.getvalue()

@@ -379,3 +379,26 @@ def test_pictures_of_the_readme_work(model: Geolocalizer) -> None:
     a, b = model.localize([file.getvalue(), tiny_image(0, 300, 400)], places=False)
     assert haversine_km([a.lat, a.lon], [b.lat, b.lon]) < 2000
     assert VIT["embed_dim"] == 16
+
+
+# --- What reference databases need ---
+
+
+def test_references_are_embedded_by_the_head_of_their_source() -> None:
+    heads = {role: EmbeddingHeadConfig(dim=8) for role in ("query", "aerial", "street")}
+    model = tiny_geolocalizer(embeddings=heads)
+    images = torch.stack([model.load(tiny_image(seed)) for seed in range(3)])
+    assert model.embedding_dim == 8
+    for source in ("aerial", "street"):
+        vectors = model.embed_reference(images, source)
+        expected = model.network.embed(model.network.backbone(images), source).detach().numpy()
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    with pytest.raises(ConfigError, match="no embedding for 'location'"):
+        model.embed_reference(images, "location")
+
+
+def test_a_model_without_embeddings_says_so(model: Geolocalizer) -> None:
+    with pytest.raises(ConfigError, match="embeddings of 0 widths, .* trained for retrieval"):
+        model.embedding_dim  # noqa: B018  the access is the test

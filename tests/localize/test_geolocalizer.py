@@ -400,5 +400,5 @@ def test_references_are_embedded_by_the_head_of_their_source() -> None:
 
 
 def test_a_model_without_embeddings_says_so(model: Geolocalizer) -> None:
-    with pytest.raises(ConfigError, match="embeddings of 0 widths, .* trained for retrieval"):
+    with pytest.raises(ConfigError, match=r"embeddings of 0 widths, .* trained for retrieval"):
         model.embedding_dim  # noqa: B018  the access is the test

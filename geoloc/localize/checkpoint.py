@@ -12,6 +12,7 @@ Nothing in it is unpickled, imported by name or downloaded from elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -51,6 +52,19 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """What identifies a checkpoint that is on the disk.
+
+    Attributes:
+        identity: digest of all its files: the same predictions.
+        embedding_fingerprint: digest of weights, network and preprocessing: the same embeddings.
+    """
+
+    identity: str
+    embedding_fingerprint: str
+
+
+@dataclass(frozen=True)
 class _Config:
     """config.json."""
 
@@ -61,8 +75,8 @@ class _Config:
     quadtree_fingerprint: str | None
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool = False) -> str:
-    """Write a checkpoint and return its manifest's digest; an existing one is replaced in one step.
+def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool = False) -> Saved:
+    """Write a checkpoint and return what identifies it; an existing one is replaced in one step.
 
     Batch norms are unfolded and LoRA is merged, so that the tensors fit the tower's own definition.
 
@@ -100,11 +114,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
         copymode(fresh / "config.json", fresh / "model.safetensors")
         if quadtree is not None:
             quadtree.write(fresh / "quadtree.parquet")
-        return str(write_manifest(fresh)["digest"])
+        return _saved(write_manifest(fresh), config)
 
 
-def read_checkpoint(folder: Path) -> tuple[Checkpoint, str]:
-    """The checkpoint in a folder, on the CPU with its batch norms folded, and its manifest's digest.
+def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
+    """The checkpoint in a folder, on the CPU with its batch norms folded, and what identifies it.
 
     Raises:
         IntegrityError: a file is missing or differs from the manifest.
@@ -136,7 +150,17 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, str]:
     fold_batch_norm(backbone)
     card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     checkpoint = Checkpoint(config.name, network, preprocess, quadtree, calibration, card)
-    return checkpoint, str(manifest["digest"])
+    return checkpoint, _saved(manifest, config)
+
+
+def _saved(manifest: Mapping[str, Any], config: _Config) -> Saved:
+    parts = [
+        manifest["files"]["model.safetensors"]["sha256"],
+        to_plain(config.network),
+        dict(config.preprocess),
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return Saved(str(manifest["digest"]), digest)
 
 
 def _halved(key: str, tensor: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from geoloc.localize.calibrate import (
     fit_temperature,
     log_softmax,
 )
-from geoloc.localize.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
 from geoloc.localize.posterior import Posterior, Utility, choose_cells, distance_km
 from geoloc.localize.prediction import Candidate, Prediction
 from geoloc.models.network import GeoNetwork, NetworkOutput
@@ -89,7 +89,7 @@ class Geolocalizer:
         self.quadtree = quadtree
         self.calibration = calibration or Calibration()
         self.card = card
-        self._identity: str | None = None
+        self._saved: Saved | None = None
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Geolocalizer:
                 none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        checkpoint, digest = read_checkpoint(resolve(name, revision))
+        checkpoint, saved = read_checkpoint(resolve(name, revision))
         network = checkpoint.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = cls(
             checkpoint.name,
@@ -119,7 +119,7 @@ class Geolocalizer:
             checkpoint.calibration,
             checkpoint.card,
         )
-        model._identity = digest
+        model._saved = saved
         return model
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
@@ -136,7 +136,7 @@ class Geolocalizer:
         checkpoint = Checkpoint(
             self.name, self.network, self.preprocess, self.quadtree, self.calibration, self.card
         )
-        self._identity = write_checkpoint(checkpoint, folder, half=half)
+        self._saved = write_checkpoint(checkpoint, folder, half=half)
 
     @property
     def identity(self) -> str:
@@ -145,9 +145,39 @@ class Geolocalizer:
         Raises:
             CheckpointError: the model was neither loaded nor saved, so nothing has identified it yet.
         """
-        if self._identity is None:
+        return self._as_saved().identity
+
+    @property
+    def embedding_fingerprint(self) -> str:
+        """Digest of network and preprocessing: vectors of models with the same one may be compared.
+
+        Calibration and card are not in it, so fitting a model anew keeps its reference databases.
+
+        Raises:
+            CheckpointError: the model was neither loaded nor saved.
+        """
+        return self._as_saved().embedding_fingerprint
+
+    def _as_saved(self) -> Saved:
+        if self._saved is None:
             raise CheckpointError("a model has an identity once it is saved: call save_pretrained first")
-        return self._identity
+        return self._saved
+
+    def embed_reference(self, images: Tensor, source: str) -> NDArray[np.float32]:
+        """Unit vectors of preprocessed reference images for a database, (B, 3, S, S) -> (B, D).
+
+        Args:
+            images: as `load` makes them, stacked.
+            source: "aerial" or "street"; the network must have an embedding of that name.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        with torch.inference_mode():
+            features = self.network.backbone(
+                images.to(self.device).contiguous(memory_format=torch.channels_last)
+            )
+            return self.network.embed(features, source).float().cpu().numpy()
 
     # --- localising -----------------------------------------------------------------------------------------
 
@@ -286,22 +316,6 @@ class Geolocalizer:
             )
         return dims.pop()
 
-    def embed_reference(self, images: Tensor, source: str) -> NDArray[np.float32]:
-        """Unit vectors of preprocessed reference images, (B, 3, S, S) -> (B, dim); what databases are built with.
-
-        Args:
-            images: as `load` makes them, stacked.
-            source: "aerial" or "street".
-
-        Raises:
-            ConfigError: the network has no embedding for that source.
-        """
-        with torch.inference_mode():
-            features = self.network.backbone(
-                images.to(self.device).contiguous(memory_format=torch.channels_last)
-            )
-            return self.network.embed(features, source).float().cpu().numpy()
-
     def _run(self, images: Tensor) -> NetworkOutput:
         with torch.inference_mode():
             output: NetworkOutput = self.network(
@@ -395,7 +409,7 @@ class Geolocalizer:
             for kind, found in masses.items()
         }
         self.calibration = replace(fitted, mass_levels=levels)
-        self._identity = None
+        self._saved = None
         return self.calibration
 
     def _fit_widths(self, outputs: list[NetworkOutput], truths: list[NDArray[np.float64]]) -> Calibration:

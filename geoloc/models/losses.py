@@ -88,3 +88,27 @@ def info_nce(
         logits = logits.masked_fill(~keep, -torch.inf)
     pairs = torch.arange(len(query), device=query.device)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
+
+
+def info_nce_on_the_ground(
+    query: Tensor, reference: Tensor, temperature: Tensor | float, distance_km: Tensor, scale_km: float
+) -> Tensor:
+    """InfoNCE whose targets are shares instead of ones: of two near references, both are right, the nearer more.
+
+    A row's target is proportional to exp(-d^2 / 2 scale^2) over the batch. With a small scale and pairs far apart
+    it is `info_nce`.
+
+    Args:
+        query: (B, D) unit vectors.
+        reference: (B, D) unit vectors; row i belongs to row i of `query`.
+        temperature: divides the cosines.
+        distance_km: (B, B) on the ground between the places of queries (rows) and references (columns).
+        scale_km: how far apart two places are still nearly the same.
+
+    Returns:
+        The mean of both directions' cross-entropies.
+    """
+    logits = query @ reference.T / temperature
+    closeness = -0.5 * (distance_km / scale_km) ** 2
+    rows = functional.cross_entropy(logits, closeness.softmax(-1))
+    return (rows + functional.cross_entropy(logits.T, closeness.T.softmax(-1))) / 2

@@ -16,7 +16,7 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     """A random appearance for every image, (B, 3, S, S) in [0, 1] -> the same, in [0, 1].
 
     Per image: gamma a channel, brightness, contrast, a random mixing of the colour channels (which turns
-    hues), grey with probability 0.1, another style with probability 0.5 (`_restyled`), loss of detail (shrunk by
+    hues), grey with probability 0.1, another style with probability 0.35 (`_restyled`), loss of detail (shrunk by
     1.5 to 4.5 and grown again) with probability 0.5, noise.
 
     Args:
@@ -38,13 +38,45 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     mean = out.mean((1, 2, 3), keepdim=True)
     out = mean + (1 + strength * uniform(-0.4, 0.4, 1, 1, 1)) * (out - mean)
     out = out + strength * uniform(-0.15, 0.15, 3, 1, 1)
-    out = _restyled(out, torch.rand(n, generator=generator) < 0.5 * strength, generator)
+    out = _restyled(out, torch.rand(n, generator=generator) < 0.35 * strength, generator)
     for i in torch.nonzero(torch.rand(n, generator=generator) < 0.5).flatten().tolist():
         small = int(size / (1.5 + 3.0 * float(torch.rand((), generator=generator))))
         shrunk = functional.interpolate(out[i : i + 1], size=(small, small), mode="area")
         out[i] = functional.interpolate(shrunk, size=(size, size), mode="bicubic", align_corners=False)[0]
     out = out + 0.02 * torch.randn(out.shape, generator=generator)
     return out.clamp(0, 1)
+
+
+def tinted(relief: Tensor, generator: torch.Generator) -> Tensor:
+    """Maps that nobody has drawn: random colours by height, light from a random side, random sea.
+
+    Args:
+        relief: (B, 3, S, S) in [0, 1]: elevation, land (1) or sea (0), and a channel that is not read.
+
+    Returns:
+        (B, 3, S, S) in [0, 1].
+    """
+    n, size = len(relief), relief.shape[-1]
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    elevation, land = relief[:, :1], relief[:, 1:2]
+    height = elevation.clamp(min=0) ** uniform(0.3, 0.8, 1, 1, 1)
+    colours = uniform(0.05, 0.95, 6, 3)  # of a ramp from the lowest to the highest land
+    place = (height[:, 0] * 5).clamp(0, 4.999)
+    below = place.long()
+    image = torch.arange(n)[:, None, None]
+    share = (place - below)[..., None]
+    ramp = ((1 - share) * colours[image, below] + share * colours[image, below + 1]).permute(0, 3, 1, 2)
+    east = functional.pad(height, (0, 1, 0, 0), mode="replicate").diff(dim=-1)
+    south = functional.pad(height, (0, 0, 0, 1), mode="replicate").diff(dim=-2)
+    angle = uniform(0, 2 * torch.pi, 1, 1, 1)
+    shade = uniform(0.0, 6.0, 1, 1, 1) * (torch.cos(angle) * east + torch.sin(angle) * south)
+    grain = torch.randn(n, 3, 8, 8, generator=generator) * uniform(0.0, 0.12, 1, 1, 1)
+    grain = functional.interpolate(grain, size=(size, size), mode="bicubic", align_corners=False)
+    drawn = land * (ramp + shade) + (1 - land) * uniform(0.05, 0.95, 3, 1, 1)
+    return (drawn + grain).clamp(0, 1)
 
 
 def _restyled(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:

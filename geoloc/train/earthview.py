@@ -1,9 +1,9 @@
 """The recipe of the bundled model `earthview`: where on Earth is this view from above?
 
-One training step: N places; of each a query view (any heading and scale) of one mosaic and a north-up
-reference view near it of another. Both go through the same tower. Losses: hierarchical cell loss and offsets
-for both views, and symmetric InfoNCE between query and reference embeddings, where pairs near each other on
-the ground are no negatives.
+One training step: N places, half of them neighbours of the other half; of each a query view (any heading and
+scale) of one mosaic and a north-up reference view near it of another. Both go through the same tower. Losses:
+hierarchical cell loss and offsets for both views, and InfoNCE between query and reference embeddings, whose
+targets follow the distance on the ground.
 
 The tower keeps its ImageNet batch-norm statistics (folded into the convolutions), and early steps use small
 pictures: both buy steps, and steps are what a CPU lacks. Weights are averaged over time (EMA); the average
@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from geoloc.data.earthview import (
+    RELIEF,
     HeldOutPlaces,
     Mosaic,
     Views,
-    load_basemap_mosaics,
     load_cities_latlon_deg,
+    load_training_mosaics,
     render_mixed,
     view_images,
 )
@@ -42,9 +43,10 @@ from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.batch_norm import fold_batch_norm
 from geoloc.models.config import NetworkConfig
-from geoloc.models.losses import hierarchical_cell_loss, info_nce, offset_loss
+from geoloc.models.losses import hierarchical_cell_loss, info_nce_on_the_ground, offset_loss
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import photometric
+from geoloc.train.augment import photometric, tinted
+from geoloc.train.on_cpu import ThreadedTower, keep_freed_memory
 from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
 
@@ -57,27 +59,30 @@ class EarthviewRecipe:
 
     Attributes:
         stages: (share of the steps, picture side in px), in order.
-        places_per_step: N; a step sees 2 N pictures.
+        places_per_step: N, even; a step sees 2 N pictures.
+        neighbour_km: range of the distances of the neighbours, log-uniform: they teach the embedding to tell
+            places of one cell apart.
         reference_footprint_km: range of the reference views' footprints, log-uniform.
         reference_shift_km: a reference's centre lies within this square's half side of the place.
-        same_place_km: nearer pairs of one batch are not negatives of each other.
+        same_place_km: the scale of the embedding's targets (`info_nce_on_the_ground`).
     """
 
-    num_steps: int = 6000
-    places_per_step: int = 32
-    stages: tuple[tuple[float, int], ...] = ((0.6, 64), (0.4, 96))
-    trunk_lr: float = 6e-4
+    num_steps: int = 5000
+    places_per_step: int = 64
+    stages: tuple[tuple[float, int], ...] = ((0.5, 64), (0.5, 112))
+    trunk_lr: float = 5e-4
     head_lr: float = 2e-3
     weight_decay: float = 0.02
     warmup_steps: int = 100
     ema_decay: float = 0.998
-    blend_probability: float = 0.4
+    blend_probability: float = 0.3
     offset_weight: float = 2.0
     contrast_weight: float = 0.5
-    temperature: float = 0.07
-    reference_footprint_km: tuple[float, float] = (500.0, 1600.0)
-    reference_shift_km: float = 60.0
-    same_place_km: float = 300.0
+    temperature: float = 0.05
+    neighbour_km: tuple[float, float] = (40.0, 400.0)
+    reference_footprint_km: tuple[float, float] = (600.0, 1200.0)
+    reference_shift_km: float = 40.0
+    same_place_km: float = 60.0
     num_training_places: int = 400_000
     save_every_steps: int = 200
     seed: int = 2026
@@ -100,6 +105,7 @@ class EarthviewExperiment:
             cities, since queries come from both: a tree of cities alone has cells of a quarter of Siberia.
         max_points_per_cell: of the quadtree.
         max_depth: of the quadtree.
+        npm_folder: where `make earthview-data` leaves the mosaics that npm packages hold.
     """
 
     network: NetworkConfig
@@ -107,6 +113,7 @@ class EarthviewExperiment:
     num_tree_points: int = 100_000
     max_points_per_cell: int = 400
     max_depth: int = 8
+    npm_folder: str = "runs/npm"
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -118,7 +125,13 @@ def shifted_latlon_deg(
     latlon_deg: NDArray[np.float64], half_side_km: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Points uniform in a square of the tangent plane around each point, (n, 2) -> (n, 2)."""
-    shift = rng.uniform(-half_side_km, half_side_km, latlon_deg.shape) / EARTH_MEAN_RADIUS_KM
+    return moved_latlon_deg(
+        latlon_deg, rng.uniform(-half_side_km, half_side_km, latlon_deg.shape) / EARTH_MEAN_RADIUS_KM
+    )
+
+
+def moved_latlon_deg(latlon_deg: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points moved north and east by (n, 2) steps in Earth radii, on their tangent planes; not over a pole."""
     lat = np.clip(latlon_deg[:, 0] + np.degrees(shift[:, 0]), -89.0, 89.0)
     lon = latlon_deg[:, 1] + np.degrees(shift[:, 1]) / np.cos(np.radians(lat))
     return np.stack([lat, (lon + 180.0) % 360.0 - 180.0], -1)
@@ -130,7 +143,10 @@ class BatchMaker:
     def __init__(
         self, recipe: EarthviewRecipe, mosaics: dict[str, Mosaic], places_latlon_deg: NDArray[np.float64]
     ) -> None:
+        from scipy.spatial import cKDTree
+
         self.recipe, self.mosaics, self.places = recipe, mosaics, places_latlon_deg
+        self._nearest = cKDTree(latlon_to_unit(places_latlon_deg))
 
     def size_px(self, step: int) -> int:
         """Side of a step's pictures."""
@@ -147,20 +163,53 @@ class BatchMaker:
         rng = np.random.default_rng((r.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         n, size = r.places_per_step, self.size_px(step)
-        places = self.places[rng.integers(0, len(self.places), n)]
+        places = self.places[rng.integers(0, len(self.places), n // 2)]
+        places = np.concatenate([places, self._near(places, rng)])
         main = rng.integers(0, len(self.mosaics), n)
         # A pair never shows one mosaic twice: recognising a place must not mean recognising a picture.
         other = (main + rng.integers(1, len(self.mosaics), n)) % len(self.mosaics)
+        reference_places = self._admitted(shifted_latlon_deg(places, r.reference_shift_km, rng))
         low, high = np.log(r.reference_footprint_km)
-        reference_places = shifted_latlon_deg(places, r.reference_shift_km, rng)
         references = Views.north_up(reference_places, np.exp(rng.uniform(low, high, n)))
         blended = rng.random((n, 1)) < r.blend_probability
         share = np.clip(rng.uniform(0, 1, (n, 1)) + rng.uniform(-0.15, 0.15, (n, 3)), 0, 1)
         share = np.where(blended, share, 1.0)
-        queries = render_mixed(self.mosaics, Views.random(places, rng), size, main, share)
-        references_px = render_mixed(self.mosaics, references, size, other, np.ones((n, 3)))
-        images = torch.cat([photometric(queries, generator), photometric(references_px, generator, 0.6)])
+        queries_px = self._render(Views.random(places, rng), size, main, share, generator)
+        references_px = self._render(references, size, other, np.ones((n, 3)), generator)
+        images = torch.cat([photometric(queries_px, generator), photometric(references_px, generator, 0.6)])
         return Batch(normalise(images), np.concatenate([places, reference_places]))
+
+    def _near(self, latlon_deg: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """A training place near each, at distances about log-uniform in the recipe's range."""
+        low, high = np.log(self.recipe.neighbour_km)
+        reach = np.exp(rng.uniform(low, high, len(latlon_deg)))
+        bearing = rng.uniform(0, 2 * np.pi, len(latlon_deg))
+        along = np.stack([np.cos(bearing), np.sin(bearing)], -1) * (reach / EARTH_MEAN_RADIUS_KM)[:, None]
+        return self._admitted(moved_latlon_deg(latlon_deg, along))
+
+    def _admitted(self, latlon_deg: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The training place nearest to each point: no view is centred where training must not go."""
+        nearest = self._nearest.query(latlon_to_unit(latlon_deg))[1]
+        return np.asarray(self.places[nearest])
+
+    def _render(
+        self,
+        views: Views,
+        size_px: int,
+        main: NDArray[np.int64],
+        share: NDArray[np.float64],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Views of their mosaics; those of the bare relief get a random look, and are blended with nothing."""
+        names = list(self.mosaics)
+        bare = np.array([names[k] == RELIEF for k in main])
+        last = np.array([names[(k + 1) % len(names)] == RELIEF for k in main])
+        share = np.where((bare | last)[:, None], 1.0, share)
+        pictures = render_mixed(self.mosaics, views, size_px, main, share)
+        if bare.any():
+            rows = torch.from_numpy(np.flatnonzero(bare))
+            pictures[rows] = tinted(pictures[rows], generator)
+        return pictures
 
     def batches(self, start: int) -> DataLoader[Batch]:
         """Batches from step `start` on, made ahead by one worker process."""
@@ -189,26 +238,33 @@ def training_places(
 
 
 def losses(
-    network: GeoNetwork, batch: Batch, quadtree: Quadtree, prefix_ids: Tensor, r: EarthviewRecipe
+    network: GeoNetwork,
+    features: Tensor,
+    latlon_deg: NDArray[np.float64],
+    quadtree: Quadtree,
+    prefix_ids: Tensor,
+    r: EarthviewRecipe,
 ) -> dict[str, Tensor]:
-    """The named, weighted losses of one batch; their sum is what is minimised."""
-    n = len(batch.images) // 2
-    output = network(batch.images)
+    """The named, weighted losses of one batch, from its features; their sum is what is minimised."""
+    n = len(features) // 2
+    output = network.read(features)
     assert output.cell_logits is not None
     assert output.offsets is not None
     assert network.offsets is not None
-    cell_ids = torch.from_numpy(quadtree.assign(batch.latlon_deg))
+    cell_ids = torch.from_numpy(quadtree.assign(latlon_deg))
     chosen = network.offsets.of_cells(output.offsets, cell_ids[:, None])[:, 0]
-    target = network.offsets.target(torch.from_numpy(batch.latlon_deg), cell_ids)
-    query = network.embed(output.features[:n], "query")
-    reference = network.embed(output.features[n:], "aerial")
-    unit = latlon_to_unit(batch.latlon_deg)
+    target = network.offsets.target(torch.from_numpy(latlon_deg), cell_ids)
+    query = network.embed(features[:n], "query")
+    reference = network.embed(features[n:], "aerial")
+    unit = latlon_to_unit(latlon_deg)
     apart_km = EARTH_MEAN_RADIUS_KM * np.arccos(np.clip(unit[:n] @ unit[n:].T, -1, 1))
     return {
         "cells": hierarchical_cell_loss(output.cell_logits, cell_ids, prefix_ids) / (1 + len(prefix_ids)),
         "offsets": r.offset_weight * offset_loss(chosen, target.clamp(-1.2, 1.2), beta=0.3),
         "contrast": r.contrast_weight
-        * info_nce(query, reference, r.temperature, torch.from_numpy(apart_km > r.same_place_km)),
+        * info_nce_on_the_ground(
+            query, reference, r.temperature, torch.from_numpy(apart_km).float(), r.same_place_km
+        ),
     }
 
 
@@ -219,6 +275,7 @@ def train(
     places_latlon_deg: NDArray[np.float64],
     recipe: EarthviewRecipe,
     run_folder: str | Path,
+    threads: int = 1,
 ) -> nn.Module:
     """Train, resuming a run of the same recipe in `run_folder`; the result has the averaged weights.
 
@@ -264,13 +321,16 @@ def train(
 
     maker = BatchMaker(recipe, mosaics, places_latlon_deg)
     network.train()
+    tower = ThreadedTower(network.backbone, threads)
     progress = tqdm(maker.batches(start), initial=start, total=recipe.num_steps, unit="step", mininterval=5)
     for step, batch in enumerate(progress, start):
         for group, base in zip(optimizer.param_groups, (recipe.trunk_lr, recipe.head_lr), strict=True):
             group["lr"] = base * lr_factor(step)
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        parts = losses(network, Batch(images, batch.latlon_deg), quadtree, prefix_ids, recipe)
+        features = tower.forward(images)
+        parts = losses(network, features, batch.latlon_deg, quadtree, prefix_ids, recipe)
         torch.stack(list(parts.values())).sum().backward()
+        tower.backward(features)
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -317,7 +377,7 @@ def load_imagenet_trunk(backbone: Backbone) -> None:
     backbone.load_state_dict(dict(zip(own, tensors, strict=True)))
 
 
-def run(experiment: EarthviewExperiment, run_folder: str | Path) -> Geolocalizer:
+def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 1) -> Geolocalizer:
     """Train, then calibrate on the held-out calibration places; both resume or repeat exactly."""
     recipe, cities = experiment.recipe, load_cities_latlon_deg()
     held_out = HeldOutPlaces.draw(cities)
@@ -329,15 +389,13 @@ def run(experiment: EarthviewExperiment, run_folder: str | Path) -> Geolocalizer
         root="world",
     )
     torch.manual_seed(recipe.seed)
-    torch.set_flush_denormal(
-        True
-    )  # gradients of saturated units underflow, and a CPU takes its time over such numbers
     backbone = Backbone(experiment.network.backbone, load_pretrained=False)
     load_imagenet_trunk(backbone)
     fold_batch_norm(backbone)
     network = GeoNetwork(experiment.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
-    mosaics = load_basemap_mosaics()
-    train(network, quadtree, mosaics, places, recipe, run_folder)
+    keep_freed_memory()
+    mosaics = load_training_mosaics(experiment.npm_folder)
+    train(network, quadtree, mosaics, places, recipe, run_folder, threads)
 
     size = recipe.stages[-1][1]
     preprocess = Preprocess(image_size_px=size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)

@@ -8,10 +8,12 @@ from PIL import Image
 
 from geoloc.data.earthview import (
     BUFFER_KM,
+    RELIEF,
     HeldOutPlaces,
     Mosaic,
     Views,
     load_cities_latlon_deg,
+    load_training_mosaics,
     render_mixed,
     view_images,
 )
@@ -122,6 +124,27 @@ def test_places_of_different_splits_keep_their_distance():
 def test_missing_tiles_say_where_to_get_them(tmp_path):
     with pytest.raises(NotFoundError, match=r"npm pack cesium"):
         Mosaic.from_tms_folder("natural_earth", tmp_path)
+
+
+def test_missing_training_mosaics_say_how_to_get_them(tmp_path):
+    with pytest.raises(NotFoundError, match=r"npm pack three-globe.*make earthview-data"):
+        load_training_mosaics(tmp_path)
+
+
+def test_the_unseen_mosaic_is_not_among_those_of_training(tmp_path):
+    globe = tmp_path / "three-globe/example/img"
+    tiles = tmp_path / "cesium/Source/Assets/Textures/NaturalEarthII/0"
+    globe.mkdir(parents=True)
+    Image.new("RGB", (1024, 512), "navy").save(globe / "earth-blue-marble.jpg")
+    Image.new("L", (1024, 512), 40).save(globe / "earth-topology.png")
+    for x in range(2):
+        (tiles / str(x)).mkdir(parents=True)
+        Image.new("RGB", (256, 256), "green").save(tiles / str(x) / "0.jpg")
+    mosaics = load_training_mosaics(tmp_path)
+    assert list(mosaics) == ["blue_marble", "shaded_relief", "natural_earth_2", "blue_marble_winter", RELIEF]
+    # Of the relief, green is land: Lhasa is, the Gulf of Guinea is not.
+    views = Views.north_up(np.array([[29.65, 91.1], [0.0, 0.0]]), 50.0)
+    assert mosaics[RELIEF].render(views, 4)[:, 1].mean((1, 2)).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
 
 
 def test_a_tms_folder_becomes_the_picture_that_it_was_cut_from(tmp_path):

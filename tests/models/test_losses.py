@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from geoloc.models.losses import (
     haversine_km,
     hierarchical_cell_loss,
     info_nce,
+    info_nce_on_the_ground,
     offset_loss,
 )
 from quadtree import build_quadtree, sphere
@@ -178,3 +180,22 @@ def test_info_nce_trains_its_temperature_and_ignores_masked_pairs() -> None:
     assert temperature.grad.isfinite()
     assert query.grad[0].abs().max() == 0  # alone with its partner: nothing to learn
     assert query.grad[1:].abs().max() > 0
+
+
+def test_ground_targets_worked_by_hand_and_in_the_limit():
+    query = functional.normalize(
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double(), dim=-1
+    )
+    reference = functional.normalize(
+        torch.randn(3, 4, generator=torch.Generator().manual_seed(1)).double(), dim=-1
+    )
+    apart = torch.tensor([[0.0, 60.0, 5000.0], [60.0, 0.0, 5000.0], [5000.0, 5000.0, 30.0]]).double()
+    target = torch.exp(-((apart / 60.0) ** 2) / 2)
+    rows, columns = target / target.sum(1, keepdim=True), target / target.sum(0, keepdim=True)
+    logits = query @ reference.T / 0.1
+    expected = -(rows * logits.log_softmax(1)).sum(1).mean() - (columns * logits.log_softmax(0)).sum(0).mean()
+    assert torch.allclose(info_nce_on_the_ground(query, reference, 0.1, apart, 60.0), expected / 2)
+    far = torch.full((3, 3), 5000.0).double().fill_diagonal_(0.0)
+    assert torch.allclose(
+        info_nce_on_the_ground(query, reference, 0.1, far, 60.0), info_nce(query, reference, 0.1)
+    )

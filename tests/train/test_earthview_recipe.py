@@ -23,7 +23,7 @@ from geoloc.models.config import (
     from_plain,
 )
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import photometric
+from geoloc.train.augment import photometric, tinted
 from geoloc.train.earthview import (
     BatchMaker,
     EarthviewExperiment,
@@ -92,6 +92,39 @@ def test_a_batch_depends_on_its_step_alone(quadtree):
     made_ahead = list(maker.batches(4))
     assert len(made_ahead) == 2
     assert torch.equal(made_ahead[0].images, a.images)
+
+
+def test_views_are_centred_on_training_places_and_half_of_them_are_neighbours():
+    maker = BatchMaker(replace(RECIPE, places_per_step=64), noise_mosaics(), places())
+    latlon_deg = maker.batch(0).latlon_deg
+    nearest = haversine_km(latlon_deg[:, None], places()[None]).min(-1)
+    assert nearest.max() < 1e-9
+    queries = latlon_deg[:64]
+    # Places are some 900 km apart here, so the neighbour is the place itself or one of the next.
+    apart = haversine_km(queries[:32], queries[32:])
+    assert np.median(apart) < 500
+
+
+def test_the_bare_relief_is_drawn_in_random_colours_and_never_blended():
+    mosaics = noise_mosaics()
+    picture = np.zeros((256, 512, 3), np.uint8)
+    picture[:, 256:] = (120, 255, 0)  # the eastern half is land of one height
+    mosaics["relief"] = Mosaic("relief", Image.fromarray(picture))
+    maker = BatchMaker(replace(RECIPE, places_per_step=64, blend_probability=1.0), mosaics, places())
+    assert maker.batch(0).images.isfinite().all()
+
+
+def test_tinted_land_differs_from_sea_and_no_two_maps_are_alike():
+    relief = torch.zeros(8, 3, 32, 32)
+    relief[:, 0, :, 16:] = torch.linspace(0.1, 0.9, 16)
+    relief[:, 1, :, 16:] = 1.0
+    drawn = tinted(relief, torch.Generator().manual_seed(0))
+    assert drawn.shape == relief.shape
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert torch.equal(drawn, tinted(relief, torch.Generator().manual_seed(0)))
+    sea, land = drawn[..., :16].mean((2, 3)), drawn[..., 16:].mean((2, 3))
+    assert (sea - land).abs().amax(-1).min() > 0.05
+    assert sea.std(0).min() > 0.1
 
 
 def test_a_run_killed_after_any_save_ends_with_the_same_weights(quadtree, tmp_path, monkeypatch):

@@ -55,12 +55,15 @@ DOORS = {
     "omegaconf": ["geoloc/cli/"],
     "open_clip": ["geoloc/models/backbone.py"],
     "pillow_heif": ["geoloc/images/decode.py"],
-    "pyproj": ["quadtree/sphere.py", "geoloc/geo/utm.py"],
+    "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],
+    "rasterio": ["geoloc/reference/aerial/geotiff.py"],
     "ray": ["geoloc/jobs/"],
+    "shapely": ["geoloc/reference/aerial/region.py"],
     "simplejpeg": ["geoloc/images/decode.py"],
     "timm": ["geoloc/models/backbone.py"],
     "torchvision": [],  # geoloc/torchvision_cpu.py makes it importable for others, and we want no more of it
     "webdataset": ["geoloc/data/"],
+    "yaml": ["geoloc/reference/aerial/layout.py"],
 }
 
 TORCHLESS = {"quadtree", "errors", "files", "geo", "metrics", "hub", "jobs", "view"}

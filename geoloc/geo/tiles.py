@@ -1,0 +1,75 @@
+"""Web Mercator (EPSG:3857) and its XYZ tiles: where a pixel is, and how large on the ground.
+
+Pixel coordinates run right and down from the corner at 180 W; whole numbers are the edges of pixels, so the
+centre of the first one is (0.5, 0.5). Formulas: EPSG Guidance Note 7-2, 1024 (Popular Visualisation Pseudo
+Mercator). Knows nothing about files.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quadtree.sphere import wrap_longitude_deg
+
+FloatArray = NDArray[np.float64]
+
+MERCATOR_RADIUS_M: Final = 6378137.0  # the equator of WGS84
+WORLD_SIDE_M: Final = 2.0 * np.pi * MERCATOR_RADIUS_M
+MAX_LATITUDE_DEG: Final = float(np.degrees(2.0 * np.arctan(np.exp(np.pi)) - np.pi / 2.0))  # 85.0511…
+
+
+class Tile(NamedTuple):
+    """Column x from 180 W, row y from the north, of 2^zoom."""
+
+    zoom: int
+    x: int
+    y: int
+
+
+def mercator_xy_m(latlon_deg: ArrayLike) -> FloatArray:
+    """(..., 2) degrees -> (..., 2) metres of EPSG:3857, x first.
+
+    Longitudes are not wrapped: 181 lies to the right of 180. Beyond 85.05 degrees y is outside of the square
+    of the tiles, and at a pole infinite.
+    """
+    latlon = np.asarray(latlon_deg, np.float64)
+    with np.errstate(divide="ignore"):
+        y = MERCATOR_RADIUS_M * np.arctanh(np.sin(np.radians(latlon[..., 0])))
+    return np.stack([MERCATOR_RADIUS_M * np.radians(latlon[..., 1]), y], -1)
+
+
+def mercator_latlon_deg(xy_m: ArrayLike) -> FloatArray:
+    """The inverse of `mercator_xy_m`; longitudes are wrapped to [-180, 180)."""
+    xy = np.asarray(xy_m, np.float64) / MERCATOR_RADIUS_M
+    lat = np.degrees(2.0 * np.arctan(np.exp(xy[..., 1])) - np.pi / 2.0)
+    return np.stack([lat, wrap_longitude_deg(np.degrees(xy[..., 0]))], -1)
+
+
+def pixel_xy(latlon_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray:
+    """Pixel coordinates of points in the mosaic of all tiles of a zoom, (..., 2) -> (..., 2)."""
+    latlon = np.asarray(latlon_deg, np.float64)
+    across = latlon[..., 1] / 360.0 + 0.5  # not by way of metres: an edge of tiles is exact
+    down = 0.5 - mercator_xy_m(latlon)[..., 1] / WORLD_SIDE_M
+    return np.stack([across, down], -1) * (tile_px * 2.0**zoom)
+
+
+def tile_of(latlon_deg: ArrayLike, zoom: int) -> Tile:
+    """The tile that a point (2,) lies in; north of 85.05 it is one of the first row, south of it of the last."""
+    x, y = np.floor(pixel_xy(latlon_deg, zoom, 1)).tolist()
+    return Tile(zoom, int(x) % 2**zoom, int(min(max(y, 0), 2**zoom - 1)))
+
+
+def tile_bounds_deg(tile: Tile) -> tuple[float, float, float, float]:
+    """South, west, north, east of a tile; the east of the last column is 180."""
+    side = WORLD_SIDE_M / 2.0**tile.zoom
+    west, east = (360.0 * x / 2.0**tile.zoom - 180.0 for x in (tile.x, tile.x + 1))
+    north, south = (
+        float(mercator_latlon_deg((0.0, WORLD_SIDE_M / 2.0 - y * side))[0]) for y in (tile.y, tile.y + 1)
+    )
+    return south, west, north, east
+
+
+def ground_resolution_m_per_px(latitude_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray:
+    """Metres on the ground that a pixel of a tile spans at a latitude: the sphere's, as the web's maps say it."""
+    return np.asarray(np.cos(np.radians(latitude_deg)) * WORLD_SIDE_M / (tile_px * 2.0**zoom))

@@ -1,0 +1,62 @@
+"""Tiles against morecantile, another implementation of the same standard."""
+
+import morecantile
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geoloc.geo import tiles
+
+TMS = morecantile.tms.get("WebMercatorQuad")
+
+latitudes = st.floats(-85, 85)
+longitudes = st.floats(-179.999, 179.999)
+zooms = st.integers(0, 22)
+
+
+@given(latitudes, longitudes, zooms)
+def test_the_tile_of_a_point_is_morecantiles(lat: float, lon: float, zoom: int) -> None:
+    # On an edge the last digit decides, so ask about the middle of the tile that was found.
+    south, west, north, east = tiles.tile_bounds_deg(tiles.tile_of((lat, lon), zoom))
+    middle = ((south + north) / 2, (west + east) / 2)
+    found, theirs = tiles.tile_of(middle, zoom), TMS.tile(middle[1], middle[0], zoom)
+    assert (found.x, found.y, found.zoom) == (theirs.x, theirs.y, theirs.z)
+
+
+@given(latitudes, longitudes, zooms)
+def test_bounds_are_morecantiles(lat: float, lon: float, zoom: int) -> None:
+    tile = tiles.tile_of((lat, lon), zoom)
+    theirs = TMS.bounds(morecantile.Tile(tile.x, tile.y, tile.zoom))
+    expected = (theirs.bottom, theirs.left, theirs.top, theirs.right)
+    np.testing.assert_allclose(tiles.tile_bounds_deg(tile), expected, atol=1e-9)
+
+
+@given(latitudes, longitudes)
+def test_mercator_is_morecantiles_and_turns_back(lat: float, lon: float) -> None:
+    xy = tiles.mercator_xy_m((lat, lon))
+    np.testing.assert_allclose(xy, TMS.xy(lon, lat), atol=1e-6)
+    np.testing.assert_allclose(tiles.mercator_latlon_deg(xy), (lat, lon), atol=1e-9)
+
+
+@pytest.mark.parametrize("tile_px", [256, 512])
+def test_ground_resolution_at_the_equator_is_the_matrix_sets(tile_px: int) -> None:
+    for zoom in range(20):
+        expected = TMS.matrix(zoom).cellSize * 256 / tile_px
+        assert tiles.ground_resolution_m_per_px(0.0, zoom, tile_px) == pytest.approx(expected, rel=1e-12)
+    assert tiles.ground_resolution_m_per_px(60.0, 10) == pytest.approx(TMS.matrix(10).cellSize / 2, rel=1e-9)
+
+
+def test_pixels_of_known_places() -> None:
+    assert tiles.pixel_xy((0.0, 0.0), 0).tolist() == pytest.approx([128.0, 128.0])
+    assert tiles.pixel_xy((tiles.MAX_LATITUDE_DEG, -180.0), 3, 512).tolist() == pytest.approx(
+        [0, 0], abs=1e-6
+    )
+    assert (
+        tiles.pixel_xy((0.0, 181.0), 0)[0] > 256.0
+    )  # not wrapped: a patch at the antimeridian is in one piece
+
+
+def test_beyond_the_square_there_are_the_tiles_of_its_edge() -> None:
+    assert tiles.tile_of((90.0, 0.0), 2) == (2, 2, 0)
+    assert tiles.tile_of((-90.0, -180.0), 2) == (2, 0, 3)

@@ -7,6 +7,7 @@ GeolocError
 ├── CheckpointError            a model folder that cannot become a model
 ├── FingerprintMismatchError   two artefacts were made with different quadtrees or models
 ├── OutputMismatchError        an existing output does not belong to the job that wants to continue it
+├── BadTableError              a CSV or Parquet file that is no table of points; names the line
 ├── NotFoundError              a name, file or folder that does not exist where we looked
 └── MissingDependencyError     an optional package is needed; the message has the install line
 
@@ -48,6 +49,10 @@ class FingerprintMismatchError(GeolocError):
 
 class OutputMismatchError(GeolocError):
     """An existing output file or its journal belongs to another job."""
+
+
+class BadTableError(GeolocError, ValueError):
+    """A table that cannot be read as one of points: a broken line, a missing column, text for a number."""
 
 
 class NotFoundError(GeolocError, LookupError):

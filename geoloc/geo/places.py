@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import MissingDependencyError, NotFoundError
 from geoloc.geo.countries import COUNTRY_NAMES
-from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, validate_latlon_deg
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, haversine_km, latlon_to_unit, validate_latlon_deg
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -135,7 +135,8 @@ class Places:
         self._table = table
         # DLPack, for Arrow's own to_numpy imports pandas, which takes longer than reading the table.
         columns = [np.from_dlpack(table[column].combine_chunks()) for column in ("lat", "lon")]
-        self.latlon_deg: NDArray[np.float64] = validate_latlon_deg(np.stack(columns, axis=1))
+        self._raw_latlon_deg = np.stack(columns, axis=1)
+        self.latlon_deg: NDArray[np.float64] = validate_latlon_deg(self._raw_latlon_deg)
 
     @classmethod
     def read_csv(cls, path: Path) -> "Places":
@@ -195,6 +196,29 @@ class Places:
         first_row.sort()
         return cKDTree(latlon_to_unit(self.latlon_deg[first_row])), first_row
 
+    @cached_property
+    def _tree_in_degrees(self) -> "cKDTree":
+        """The tree of reverse_geocoder's default mode: rows as they are, 30 to a leaf (which settles ties)."""
+        from scipy.spatial import cKDTree
+
+        return cKDTree(self._raw_latlon_deg, leafsize=30)
+
+    def nearest_in_degrees(self, latlon_deg: ArrayLike) -> NearestPlaces:
+        """The place that `reverse_geocoder` answers, row for row, (n, 2) -> n places; often not the nearest one.
+
+        It compares raw degrees as if the Earth were a flat map, which is wrong for one point in ten near cities, and
+        for most near the antimeridian. The published place-name accuracies of OSV-5M depend on it; for anything
+        else use `nearest`.
+
+        Raises:
+            InvalidCoordinateError: as `nearest`.
+        """
+        points = validate_latlon_deg(latlon_deg).reshape(-1, 2)
+        order = _by_square_degree(points)
+        place_id = np.empty(len(points), dtype=np.int64)
+        place_id[order] = self._tree_in_degrees.query(points[order])[1]
+        return NearestPlaces(self, place_id, haversine_km(points, self.latlon_deg[place_id]))
+
     def nearest(self, latlon_deg: ArrayLike) -> NearestPlaces:
         """The nearest place of each point, (n, 2) -> n places, anywhere on the Earth.
 
@@ -205,9 +229,7 @@ class Places:
         """
         points = validate_latlon_deg(latlon_deg).reshape(-1, 2)
         tree, first_row = self._tree
-        # Neighbours walk the same branches: asked degree by degree, the tree stays in the cache (1.5-2x).
-        square_deg = np.floor(points).astype(np.int32) @ np.array([360, 1], dtype=np.int32)
-        order = np.argsort(square_deg, kind="stable")
+        order = _by_square_degree(points)
         chord_sorted, position_sorted = tree.query(latlon_to_unit(points[order]))
         chord = np.empty(len(points))
         chord[order] = chord_sorted
@@ -216,6 +238,12 @@ class Places:
         # A chord of the unit sphere spans the angle 2 asin(chord / 2).
         distance_km = 2 * EARTH_MEAN_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1.0))
         return NearestPlaces(self, place_id, distance_km)
+
+
+def _by_square_degree(points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """An order in which neighbours walk the same branches of a tree, so that it stays in the cache (1.5-2x)."""
+    square_deg = np.floor(points).astype(np.int32) @ np.array([360, 1], dtype=np.int32)
+    return np.argsort(square_deg, kind="stable")
 
 
 @cache

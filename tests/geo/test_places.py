@@ -148,3 +148,28 @@ def test_loading_runs_neither_reverse_geocoder_nor_pandas() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)  # the peer's
+def test_in_degrees_is_reverse_geocoder_row_for_row() -> None:
+    """Also where it is wrong: at the antimeridian and the poles, and where two cities are equally far in degrees."""
+    import reverse_geocoder
+
+    rng = np.random.default_rng(6)
+    cities = load_places().latlon_deg
+    near = (cities[rng.integers(0, len(cities), 4000)] + rng.normal(0, 0.2, (4000, 2))).clip(
+        [-90, -180], [90, 179.99]
+    )
+    anywhere = rng.uniform([-90, -180], [90, 180], (2000, 2))
+    midway = (cities[rng.integers(0, len(cities), 500)] + cities[rng.integers(0, len(cities), 500)]) / 2
+    edges = np.array([[lat, lon] for lat in (-90, -60, 0, 60, 90) for lon in (-180, -179.9, 0, 179.9)])
+    points = np.concatenate([near, anywhere, midway, edges, cities[:1000]])
+    expected = reverse_geocoder.RGeocoder(mode=2, verbose=False).query([tuple(p) for p in points])
+    found = load_places().nearest_in_degrees(points)
+    assert found.country_codes.tolist() == [row["cc"] for row in expected]
+    assert found.names.tolist() == [row["name"] for row in expected]
+    assert found.admin1.tolist() == [row["admin1"] for row in expected]
+    assert found.admin2.tolist() == [row["admin2"] for row in expected]
+    assert found.latlon_deg.tolist() == [[float(row["lat"]), float(row["lon"])] for row in expected]

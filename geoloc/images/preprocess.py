@@ -7,7 +7,7 @@ memory, for which torch has a vectorised kernel several times faster than Pillow
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -119,28 +119,48 @@ class Preprocess:
         Raises:
             ValueError: another shape or another type of samples.
         """
-        import torch
-
-        image = image_u8_hwc
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-            raise ValueError(
-                f"expected (h, w, 3) uint8, found {image.shape} {image.dtype}; use decode_image first"
-            )
+        image = _checked(image_u8_hwc)
         size = self.image_size_px
         if self.resize == "shortest":
             longest = _MAX_ASPECT * min(image.shape[:2])
             image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
-        height, width = self._resized_hw(image.shape[0], image.shape[1])
+        resized = self._resize(image, *self._resized_hw(image.shape[0], image.shape[1]))
+        return self._normalise(_cut_centre(resized, size, size))
+
+    def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> "torch.Tensor":
+        """The whole image with its shorter side S, (3, h, w) float32, for networks that take any shape.
+
+        Args:
+            max_aspect: of a longer image, the ends are cut off.
+
+        Raises:
+            ValueError: another shape or another type of samples.
+        """
+        image = _checked(image_u8_hwc)
+        longest = int(max_aspect * min(image.shape[:2]))
+        image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
+        height, width = replace(self, resize="shortest")._resized_hw(image.shape[0], image.shape[1])
+        return self._normalise(self._resize(image, height, width))
+
+    def _resize(self, image: NDArray[np.uint8], height: int, width: int) -> "torch.Tensor":
+        """(h, w, 3) uint8 -> (height, width, 3) uint8."""
+        import torch
+
         # Writable and without negative strides, which torch would refuse or warn about.
         pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
         if (height, width) != image.shape[:2]:
             pixels = torch.nn.functional.interpolate(
                 pixels, (height, width), mode=self.interpolation, align_corners=False, antialias=True
             )
-        centre = _cut_centre(pixels[0].permute(1, 2, 0), size, size)
+        return pixels[0].permute(1, 2, 0)
+
+    def _normalise(self, pixels: "torch.Tensor") -> "torch.Tensor":
+        """(h, w, 3) uint8 -> (3, h, w) float32."""
+        import torch
+
         # (x / 255 - mean) / std, with the divisions done once per channel.
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        out = torch.empty((3, size, size), dtype=torch.float32).copy_(centre.permute(2, 0, 1))
+        out = torch.empty((3, *pixels.shape[:2]), dtype=torch.float32).copy_(pixels.permute(2, 0, 1))
         return out.mul_(1 / (255 * std)).sub_(mean / std)
 
     def _resized_hw(self, height: int, width: int) -> tuple[int, int]:
@@ -162,6 +182,14 @@ def load_and_preprocess(
         BadImageError: the source cannot be decoded; see `decode_image`.
     """
     return preprocess(decode_image(source, limits=limits, min_side_px=preprocess.decode_min_side_px))
+
+
+def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"expected (h, w, 3) uint8, found {image.shape} {image.dtype}; use decode_image first"
+        )
+    return image
 
 
 def _cut_centre(image_hwc: Any, height: int, width: int) -> Any:

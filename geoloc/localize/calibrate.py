@@ -34,6 +34,8 @@ class Calibration:
             truth in that percent of cases. Empty when not calibrated: then predictions have no radii.
         num_images: size of the calibration set.
         data: what the calibration images were, in words.
+        reference_levels: as `mass_levels`, for predictions with references, by the identity of the database that
+            they were fitted with. Another database gives predictions without radii.
 
     Raises:
         ConfigError: a value that is impossible.
@@ -45,22 +47,32 @@ class Calibration:
     mass_levels: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     num_images: int = 0
     data: str = ""
+    reference_levels: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("temperature", "cell_kernel", "regression_kernel_km"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ConfigError(f"calibration.{name} is {getattr(self, name)}; it must be positive")
-        for utility, levels in self.mass_levels.items():
+        tables = {"mass_levels": self.mass_levels}
+        tables |= {f"reference_levels.{of}": table for of, table in self.reference_levels.items()}
+        for where, utility, levels in (
+            (where, utility, levels) for where, table in tables.items() for utility, levels in table.items()
+        ):
             for percent, level in levels.items():
                 if not (percent.isdigit() and 0 < int(percent) < 100 and 0 <= level <= 1):
                     raise ConfigError(
-                        f"calibration.mass_levels.{utility} has {percent!r}: {level}; expected a percent in "
+                        f"calibration.{where}.{utility} has {percent!r}: {level}; expected a percent in "
                         "1..99 and a mass in [0, 1]"
                     )
 
-    def levels(self, utility: str) -> dict[int, float]:
-        """Percent -> mass for a utility; another utility than the fitted ones borrows geoscore's."""
-        found = self.mass_levels.get(utility, self.mass_levels.get("geoscore", {}))
+    def levels(self, utility: str, reference: str | None = None) -> dict[int, float]:
+        """Percent -> mass for a utility; another utility than the fitted ones borrows geoscore's.
+
+        Args:
+            reference: identity of the database that predictions use, if they use one.
+        """
+        table = self.mass_levels if reference is None else self.reference_levels.get(reference, {})
+        found = table.get(utility, table.get("geoscore", {}))
         return {int(percent): level for percent, level in found.items()}
 
 

@@ -3,6 +3,8 @@
     config.json        the network, the preprocessing, the quadtree's fingerprint: plain values, strict
     model.safetensors  exactly the network's tensors
     quadtree.parquet   the cells (absent for a model without a cell head)
+    reranker.safetensors  how references are weighed (absent for a model that was never fitted with some)
+    reference/         its own reference database, if it has one
     calibration.json   temperature, kernel width, conformal levels
     README.md          the card
     manifest.json      sha256 of every file; verified before anything else is read
@@ -22,19 +24,24 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError, IntegrityError
-from geoloc.files import atomic_write, replace_folder, verify_manifest, write_manifest
+from geoloc.files import MANIFEST_NAME, atomic_write, replace_folder, verify_manifest, write_manifest
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.calibrate import Calibration
+from geoloc.localize.rerank import Reranker, RerankerConfig
 from geoloc.models.backbone import Backbone
 from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
 from geoloc.models.config import SCHEMA_VERSION, BackboneConfig, NetworkConfig, from_plain, to_plain
 from geoloc.models.lora import merged
 from geoloc.models.network import GeoNetwork
+from geoloc.reference.database import ReferenceDatabase
 from quadtree import Quadtree
 from quadtree.errors import QuadtreeError
+
+RERANKER_NAME = "reranker.safetensors"
+REFERENCE_NAME = "reference"
 
 _REMEDY = "fetch or save the checkpoint again"
 
@@ -49,6 +56,8 @@ class Checkpoint:
     quadtree: Quadtree | None
     calibration: Calibration
     card: str
+    reranker: Reranker | None = None
+    reference: ReferenceDatabase | None = None
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,11 @@ class Saved:
     """What identifies a checkpoint that is on the disk.
 
     Attributes:
-        identity: digest of all its files: the same predictions.
+        identity: digest of all its files: the same predictions; None once the model in memory was fitted anew.
         embedding_fingerprint: digest of weights, network and preprocessing: the same embeddings.
     """
 
-    identity: str
+    identity: str | None
     embedding_fingerprint: str
 
 
@@ -73,6 +82,7 @@ class _Config:
     network: NetworkConfig
     preprocess: Mapping[str, Any]
     quadtree_fingerprint: str | None
+    reranker: RerankerConfig | None = None
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool = False) -> Saved:
@@ -103,6 +113,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
         network=replace(network.config, backbone=replace(backbone, pretrained=None)),
         preprocess=checkpoint.preprocess.to_dict(),
         quadtree_fingerprint=None if quadtree is None else quadtree.fingerprint,
+        reranker=None if checkpoint.reranker is None else checkpoint.reranker.config,
     )
     with replace_folder(folder) as fresh:
         _write_json(fresh / "config.json", to_plain(config))
@@ -114,6 +125,12 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
         copymode(fresh / "config.json", fresh / "model.safetensors")
         if quadtree is not None:
             quadtree.write(fresh / "quadtree.parquet")
+        if checkpoint.reranker is not None:
+            tensors = {key: tensor.contiguous() for key, tensor in checkpoint.reranker.state_dict().items()}
+            safetensors.torch.save_file(tensors, fresh / RERANKER_NAME)
+            copymode(fresh / "config.json", fresh / RERANKER_NAME)
+        if checkpoint.reference is not None:
+            checkpoint.reference.copy_to(fresh / REFERENCE_NAME)
         return _saved(write_manifest(fresh), config)
 
 
@@ -148,9 +165,21 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
         network = GeoNetwork(config.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
     _load_tensors(network, folder / "model.safetensors")
     fold_batch_norm(backbone)
+    reranker = reference = None
+    if config.reranker is not None:
+        _check_listed(folder, listed, [RERANKER_NAME])
+        reranker = Reranker(config.reranker)
+        _load_tensors(reranker, folder / RERANKER_NAME)
+    saved = _saved(manifest, config)
+    if f"{REFERENCE_NAME}/{MANIFEST_NAME}" in listed:
+        reference = ReferenceDatabase.open(
+            folder / REFERENCE_NAME, model_fingerprint=saved.embedding_fingerprint
+        )
     card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    checkpoint = Checkpoint(config.name, network, preprocess, quadtree, calibration, card)
-    return checkpoint, _saved(manifest, config)
+    checkpoint = Checkpoint(
+        config.name, network, preprocess, quadtree, calibration, card, reranker, reference
+    )
+    return checkpoint, saved
 
 
 def _saved(manifest: Mapping[str, Any], config: _Config) -> Saved:
@@ -219,7 +248,7 @@ def _read_quadtree(folder: Path, fingerprint: str) -> Quadtree:
     return quadtree
 
 
-def _load_tensors(network: GeoNetwork, path: Path) -> None:
+def _load_tensors(network: nn.Module, path: Path) -> None:
     try:
         state = safetensors.torch.load_file(path)
     except Exception as error:  # safetensors has its own exception type, and OSError

@@ -10,10 +10,10 @@ A checkpoint is a folder, see `geoloc.localize.checkpoint`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -24,33 +24,44 @@ from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess, load_and_preprocess
-from geoloc.localize.calibrate import (
-    PERCENTS,
-    Calibration,
-    conformal_level,
-    fit_kernel,
-    fit_temperature,
-    log_softmax,
-)
+from geoloc.images.query import QueryMode, check_query_mode, load_query_views
+from geoloc.localize.calibrate import Calibration, log_softmax
 from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
-from geoloc.localize.posterior import Posterior, Utility, choose_cells, distance_km
+from geoloc.localize.evidence import CellEvidence, Evidence
+from geoloc.localize.mixture import candidates_of, posterior_of
+from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
+from geoloc.localize.rerank import Reranker, RerankerConfig
+from geoloc.localize.retrieve import Merge, Retriever
 from geoloc.models.network import GeoNetwork, NetworkOutput
+from geoloc.reference.database import ReferenceDatabase
 from quadtree import Quadtree
-from quadtree.sphere import (
-    EARTH_MEAN_RADIUS_KM,
-    haversine_km,
-    latlon_to_unit,
-    unit_to_latlon,
-    validate_latlon_deg,
-)
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, unit_to_latlon
 
 if TYPE_CHECKING:
     from geoloc.geo.places import Place
 
+LabelledBatch = tuple[Tensor, NDArray[np.float64]]
+Reference = ReferenceDatabase | Literal["own"] | None
+MERGES: dict[QueryMode, Merge] = {"nearest_crop": "nearest", "majority_voting": "vote"}
+
 CELL_MASS = 0.95  # the chosen cells hold this much of the posterior …
 MAX_CELLS = 32  # … or are this many
-NEGLIGIBLE_PROBABILITY = 1e-7  # of a cell; the posterior leaves such cells out
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the network says of B images.
+
+    Attributes:
+        output: of the heads.
+        queries: V embeddings of the views, each (B, D); none if they were not asked for.
+        merge: how what the views find becomes one list.
+    """
+
+    output: NetworkOutput
+    queries: list[NDArray[np.float32]]
+    merge: Merge = "mean"
 
 
 class Geolocalizer:
@@ -63,6 +74,8 @@ class Geolocalizer:
         quadtree: the cells that the network's cell head classifies; None without such a head.
         calibration: fitted on held-out images; without it predictions have no radii.
         card: text of the README.md that the checkpoint carries.
+        reranker: how candidates of a database are weighed; plain fusion with a guess at its scales without one.
+        reference: the model's own database, searched unless another one is asked for.
 
     Raises:
         ConfigError: the quadtree is not that of the network's cell head.
@@ -76,6 +89,8 @@ class Geolocalizer:
         quadtree: Quadtree | None,
         calibration: Calibration | None = None,
         card: str = "",
+        reranker: Reranker | None = None,
+        reference: ReferenceDatabase | None = None,
     ) -> None:
         num_cells = 0 if network.cells is None else network.cells[-1].out_features
         if num_cells != (0 if quadtree is None else quadtree.num_cells):
@@ -89,7 +104,11 @@ class Geolocalizer:
         self.quadtree = quadtree
         self.calibration = calibration or Calibration()
         self.card = card
+        self.reranker = None if reranker is None else reranker.eval().requires_grad_(False)
+        self.reference = reference
         self._saved: Saved | None = None
+        self._retriever: Retriever | None = None
+        self._retriever_version = -1
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
@@ -118,6 +137,8 @@ class Geolocalizer:
             checkpoint.quadtree,
             checkpoint.calibration,
             checkpoint.card,
+            checkpoint.reranker,
+            checkpoint.reference,
         )
         model._saved = saved
         return model
@@ -134,7 +155,14 @@ class Geolocalizer:
             CheckpointError: a weight is too large for float16.
         """
         checkpoint = Checkpoint(
-            self.name, self.network, self.preprocess, self.quadtree, self.calibration, self.card
+            self.name,
+            self.network,
+            self.preprocess,
+            self.quadtree,
+            self.calibration,
+            self.card,
+            self.reranker,
+            self.reference,
         )
         self._saved = write_checkpoint(checkpoint, folder, half=half)
 
@@ -145,7 +173,13 @@ class Geolocalizer:
         Raises:
             CheckpointError: the model was neither loaded nor saved, so nothing has identified it yet.
         """
-        return self._as_saved().identity
+        identity = self._as_saved().identity
+        if identity is None:
+            raise CheckpointError(
+                "the model was fitted since it was saved, and has an identity once it is saved again: call "
+                "save_pretrained first"
+            )
+        return identity
 
     @property
     def embedding_fingerprint(self) -> str:
@@ -194,6 +228,15 @@ class Geolocalizer:
         """
         return load_and_preprocess(source, self.preprocess)
 
+    def load_query(self, source: ImageSource, query: QueryMode = "central_crop") -> Tensor:
+        """Decode one image into the views of a query mode, (V, 3, h, w); see `geoloc.images.query`.
+
+        Raises:
+            BadImageError: it is no usable image.
+            ConfigError: there is no such mode.
+        """
+        return load_query_views(source, self.preprocess, query)
+
     @overload
     def localize(self, images: ImageSource, **options: Any) -> Prediction: ...
     @overload
@@ -203,6 +246,7 @@ class Geolocalizer:
         images: ImageSource | Sequence[ImageSource],
         *,
         batch_size: int = 16,
+        query: QueryMode = "central_crop",
         **options: Any,
     ) -> Prediction | list[Prediction]:
         """Say where an image was taken; a list of images gives a list.
@@ -210,7 +254,8 @@ class Geolocalizer:
         Args:
             images: path, bytes, PIL image, or (h, w, 3) uint8 array; or a list of them.
             batch_size: images that go through the network together.
-            options: as `localize_batch` takes them: `utility`, `top_k`, `abstain_above_km`, `places`.
+            query: how a picture becomes network inputs, see `geoloc.images.query`.
+            options: as `localize_batch` takes them: `reference`, `utility`, `top_k`, `abstain_above_km`, `places`.
 
         Raises:
             BadImageError: an image is unusable; of a list, the message says which.
@@ -218,34 +263,42 @@ class Geolocalizer:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        check_query_mode(query)
+        options["merge"] = MERGES.get(query, "mean")
         # A str and bytes are Sequences, too.
         if isinstance(images, str | bytes) or not isinstance(images, Sequence):
-            return self.localize_batch(self.load(images)[None], **options)[0]
+            return self.localize_batch([self.load_query(images, query)], **options)[0]
         images = cast("Sequence[ImageSource]", images)
         predictions: list[Prediction] = []
         for start in range(0, len(images), batch_size):
             tensors = []
             for index, image in enumerate(images[start : start + batch_size], start):
                 try:
-                    tensors.append(self.load(image))
+                    tensors.append(self.load_query(image, query))
                 except BadImageError as error:
                     raise BadImageError(f"image {index} of the list: {error.reason}") from error
-            predictions += self.localize_batch(torch.stack(tensors), **options)
+            predictions += self.localize_batch(tensors, **options)
         return predictions
 
     def localize_batch(
         self,
-        images: Tensor,
+        images: Tensor | Sequence[Tensor],
         *,
+        reference: Reference = "own",
+        merge: Merge = "mean",
         utility: str | Utility = "geoscore",
         top_k: int = 5,
         abstain_above_km: float | None = None,
         places: bool = True,
     ) -> list[Prediction]:
-        """Localise preprocessed images, (B, 3, S, S).
+        """Localise preprocessed images, (B, 3, S, S), or B sets of views, each (V, 3, h, w).
 
         Args:
-            images: as `load` makes them, stacked.
+            images: as `load` makes them, stacked; or as `load_query` makes them, in a list.
+            reference: a database to search; "own" takes the one that came with the model, if there is one, and
+                None does without.
+            merge: of several views: "mean" averages their features; "nearest" and "vote" search with each of
+                them and merge what they find.
             utility: what the point should be good at: "geoscore", "median" or "within:25km".
             top_k: number of candidates to report, at least 1; there may be fewer.
             abstain_above_km: set `abstained` where the 90 % radius is larger.
@@ -254,30 +307,37 @@ class Geolocalizer:
         Raises:
             ConfigError: an option that is impossible, or abstaining asked of a model without calibration.
             CheckpointError: the network gives numbers that are not finite.
+            FingerprintMismatchError: the database was made with another model or quadtree.
         """
         utility = Utility.parse(utility)
-        levels = self.calibration.levels(utility.kind)
+        retriever = self.retriever(reference)
+        levels = self.calibration.levels(
+            utility.kind, None if retriever is None else retriever.database.identity
+        )
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; it must be at least 1")
         if abstain_above_km is not None and not abstain_above_km >= 0:
             raise ConfigError(f"abstain_above_km is {abstain_above_km}; it must be a distance")
         if abstain_above_km is not None and 90 not in levels:
+            with_it = "" if retriever is None else f" with the references in {retriever.database.folder}"
             raise ConfigError(
-                f"asked to abstain above {abstain_above_km} km, but the model {self.name!r} has no "
+                f"asked to abstain above {abstain_above_km} km, but the model {self.name!r}{with_it} has no "
                 "calibrated 90 % radius; calibrate it, or leave abstain_above_km out"
             )
-        posteriors, candidates = self.posteriors(images, top_k)
+        reading = self.read(images, embed=retriever is not None, merge=merge)
+        posteriors, candidates = self.posteriors_of(reading, self.calibration, retriever, top_k)
         predictions = []
-        for posterior, ranked in zip(posteriors, candidates, strict=True):
+        for b, (posterior, ranked) in enumerate(zip(posteriors, candidates, strict=True)):
             unit = posterior.point(utility)
             lat, lon = unit_to_latlon(unit).tolist()
             radii = dict(zip(levels, posterior.radii_km(unit, list(levels.values())), strict=True))
+            cell_path, probability = self._best_cell(reading, b)
             predictions.append(
                 Prediction(
                     lat=lat,
                     lon=lon,
-                    cell_path=ranked[0].key,
-                    probability=ranked[0].probability,
+                    cell_path=cell_path,
+                    probability=probability,
                     candidates=tuple(ranked),
                     radius_km=radii,
                     abstained=abstain_above_km is not None and radii[90] > abstain_above_km,
@@ -288,18 +348,25 @@ class Geolocalizer:
             predictions = [replace(p, place=name) for p, name in zip(predictions, names, strict=True)]
         return predictions
 
-    def posteriors(self, images: Tensor, top_k: int = 5) -> tuple[list[Posterior], list[list[Candidate]]]:
+    def posteriors(
+        self, images: Tensor | Sequence[Tensor], top_k: int = 5, *, reference: Reference = "own"
+    ) -> tuple[list[Posterior], list[list[Candidate]]]:
         """The posterior over the Earth of each image, and its `top_k` most probable places, best first.
 
         Args:
-            images: (B, 3, S, S).
+            images: as for `localize_batch`.
             top_k: there may be fewer.
+            reference: as for `localize_batch`.
 
         Raises:
             ConfigError: the network has no head that says where.
             CheckpointError: the network gives numbers that are not finite.
         """
-        return self._posteriors_of(self._run(images), self.calibration, top_k)
+        retriever = self.retriever(reference)
+        reading = self.read(images, embed=retriever is not None)
+        return self.posteriors_of(reading, self.calibration, retriever, top_k)
+
+    # --- from network to posterior --------------------------------------------------------------------------
 
     @property
     def embedding_dim(self) -> int:
@@ -316,11 +383,56 @@ class Geolocalizer:
             )
         return dims.pop()
 
-    def _run(self, images: Tensor) -> NetworkOutput:
-        with torch.inference_mode():
-            output: NetworkOutput = self.network(
-                images.to(self.device).contiguous(memory_format=torch.channels_last)
+    def retriever(self, reference: Reference) -> Retriever | None:
+        """The search of a database with this model's cells; opened once, and again when the database changes.
+
+        Raises:
+            ConfigError: the model cannot search.
+            FingerprintMismatchError: the database was made with another model or quadtree.
+        """
+        database = self.reference if reference == "own" else reference
+        if database is None:
+            return None
+        assert not isinstance(database, str)
+        if (
+            self._retriever is not None
+            and self._retriever.database is database
+            and self._retriever_version == database.version
+        ):
+            return self._retriever
+        if self.quadtree is None:
+            raise ConfigError(
+                f"the model {self.name!r} has no cells, and references are searched inside cells"
             )
+        database.check_fingerprints(model=self.embedding_fingerprint)
+        self._retriever = Retriever(database, self.quadtree, device=str(self.device))
+        self._retriever_version = database.version
+        return self._retriever
+
+    def read(
+        self, images: Tensor | Sequence[Tensor], *, embed: bool = False, merge: Merge = "mean"
+    ) -> Reading:
+        """What the network says of images; arguments as for `localize_batch`.
+
+        Raises:
+            ConfigError: the network has no head that says where, or no embedding if `embed` is asked for.
+            CheckpointError: the network gives numbers that are not finite.
+        """
+        views = list(images.unsqueeze(1)) if isinstance(images, Tensor) and images.ndim == 4 else list(images)
+        with torch.inference_mode():
+            counts = [len(part) for part in views]
+            if len({part.shape[1:] for part in views}) == 1:
+                features = self._features(torch.cat(views)).split(counts)
+            else:  # pictures in their own shapes
+                features = tuple(self._features(part) for part in views)
+            mean = torch.stack([part.mean(0) for part in features])
+            output: NetworkOutput = self.network.read(mean)
+            queries: list[NDArray[np.float32]] = []
+            if embed and (merge == "mean" or len(set(counts)) > 1):
+                queries = [self.network.embed(mean, "query").float().cpu().numpy()]
+            elif embed:
+                stacked = torch.stack(features, 1)  # (V, B, D)
+                queries = [self.network.embed(part, "query").float().cpu().numpy() for part in stacked]
         says_where = [v for v in (output.cell_logits, output.offsets, output.latlon_rad) if v is not None]
         if not says_where:
             raise ConfigError(
@@ -331,33 +443,61 @@ class Geolocalizer:
                 f"the network of the model {self.name!r} gives numbers that are not finite: its weights are "
                 "damaged, or too large for their precision; fetch or train it again"
             )
-        return output
+        return Reading(output, queries, merge)
 
-    def _posteriors_of(
-        self, output: NetworkOutput, calibration: Calibration, top_k: int
-    ) -> tuple[list[Posterior], list[list[Candidate]]]:
-        if output.cell_logits is None:
-            return self._regression_posteriors(output, calibration)
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.network.backbone(
+            images.to(self.device).contiguous(memory_format=torch.channels_last)
+        )
+        return features
+
+    @cached_property
+    def _plain_fusion(self) -> Reranker:
+        return Reranker(RerankerConfig(hidden_dim=0)).eval().requires_grad_(False)
+
+    @property
+    def _fusion(self) -> Reranker:
+        return self.reranker or self._plain_fusion
+
+    def evidence(
+        self, reading: Reading, calibration: Calibration, retriever: Retriever | None, k: int | None = None
+    ) -> tuple[NDArray[np.float64], Evidence]:
+        """All cells' probabilities (B, C), and the chosen cells with the best k candidates of each source."""
+        output = reading.output
+        assert output.cell_logits is not None
         logits = output.cell_logits.double().cpu().numpy()
         probs = np.exp(log_softmax(logits / calibration.temperature))
         chosen = [choose_cells(row, CELL_MASS, MAX_CELLS) for row in probs]
-        points = self.cell_points(output.offsets, chosen)
-        posteriors, candidates = [], []
-        for row, cells, latlon in zip(probs, chosen, points, strict=True):
-            rest = row.copy()
-            rest[cells] = 0.0
-            others = np.flatnonzero(rest > NEGLIGIBLE_PROBABILITY)
-            scale_km = calibration.cell_kernel * self._cell_radius_km[cells]
-            posteriors.append(
-                Posterior(latlon_to_unit(latlon), row[cells], scale_km, self._cell_unit[others], rest[others])
-            )
-            candidates.append(
-                [
-                    Candidate(float(lat), float(lon), float(row[cell]), "cell", None, self._paths[cell])
-                    for cell, (lat, lon) in zip(cells[:top_k], latlon[:top_k], strict=True)
-                ]
-            )
-        return posteriors, candidates
+        points = [latlon_to_unit(latlon) for latlon in self.cell_points(output.offsets, chosen)]
+        cells = CellEvidence.padded(chosen, points, probs, calibration.cell_kernel * self.cell_radius_km)
+        if retriever is None:
+            return probs, Evidence.nothing(cells)
+        k = k or self._fusion.config.candidates_per_source
+        return probs, retriever.evidence(reading.queries, cells, probs, k, reading.merge)
+
+    def posteriors_of(
+        self, reading: Reading, calibration: Calibration, retriever: Retriever | None, top_k: int
+    ) -> tuple[list[Posterior], list[list[Candidate]]]:
+        """As `posteriors`, from what the network said; with a calibration that is not the model's, perhaps."""
+        if reading.output.cell_logits is None:
+            return self._regression_posteriors(reading.output, calibration)
+        probs, evidence = self.evidence(reading, calibration, retriever)
+        weighed = self._fusion.weigh(evidence)
+        keys = None if retriever is None else retriever.keys
+        queries = range(len(probs))
+        return (
+            [posterior_of(evidence, weighed, q, probs[q], self._cell_unit) for q in queries],
+            [candidates_of(evidence, weighed, q, top_k, self._paths, keys) for q in queries],
+        )
+
+    def _best_cell(self, reading: Reading, b: int) -> tuple[str, float]:
+        """Path and probability of an image's most probable cell."""
+        logits = reading.output.cell_logits
+        if logits is None:
+            return "", 1.0
+        row = log_softmax(logits[b].double().cpu().numpy() / self.calibration.temperature)
+        best = int(row.argmax())
+        return self._paths[best], float(np.exp(row[best]))
 
     def _regression_posteriors(
         self, output: NetworkOutput, calibration: Calibration
@@ -374,66 +514,61 @@ class Geolocalizer:
             ],
         )
 
-    def calibrate(self, batches: Iterable[tuple[Tensor, NDArray[np.float64]]], data: str) -> Calibration:
-        """Fit temperature, kernel width and conformal levels on held-out images, and use them from now on.
+    # --- fitting on held-out images -------------------------------------------------------------------------
 
-        One pass over the images, two over the network's outputs: the levels need the other two.
+    def calibrate(
+        self, batches: Iterable[LabelledBatch], data: str, *, reference: Reference = None
+    ) -> Calibration:
+        """Fit temperature, kernel width and conformal levels on held-out images, and use them from now on.
 
         Args:
             batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not
                 trained on, like those that the model will meet.
             data: what they are, in words, for the card.
+            reference: a database; then levels for predictions with it are fitted as well.
 
         Raises:
             ConfigError: there are no images, or the network has no head that says where.
             InvalidCoordinateError: a coordinate is no place on Earth.
         """
-        outputs, truths = [], []
-        for images, latlon_deg in batches:
-            outputs.append(self._run(images))
-            truths.append(validate_latlon_deg(latlon_deg))
-        if not truths:
-            raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
-        fitted = replace(self._fit_widths(outputs, truths), num_images=sum(map(len, truths)), data=data)
+        from geoloc.localize.fit import calibrate
 
-        masses: dict[str, list[float]] = {"geoscore": [], "median": []}
-        for output, latlon_deg in zip(outputs, truths, strict=True):
-            posteriors, _ = self._posteriors_of(output, fitted, top_k=1)
-            for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
-                for kind, found in masses.items():
-                    point = posterior.point(Utility.parse(kind))
-                    off_km = float(distance_km(point[None], truth[None])[0, 0])
-                    found.append(posterior.mass_within(point, off_km))
-        levels = {
-            kind: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
-            for kind, found in masses.items()
-        }
-        self.calibration = replace(fitted, mass_levels=levels)
-        self._saved = None
+        self.calibration = calibrate(self, batches, data, self.retriever(reference))
+        self._unsave()
         return self.calibration
 
-    def _fit_widths(self, outputs: list[NetworkOutput], truths: list[NDArray[np.float64]]) -> Calibration:
-        """Temperature and kernel width of a classifier, or kernel width of a regression."""
-        truth = np.concatenate(truths)
-        if self.quadtree is None:  # then there is no cell head, either
-            regressed = [
-                output.latlon_rad.double().cpu() for output in outputs if output.latlon_rad is not None
-            ]
-            off_km = haversine_km(np.degrees(torch.cat(regressed).numpy()), truth)
-            return Calibration(regression_kernel_km=fit_kernel(off_km))
-        cell_ids = self.quadtree.assign(truth)
-        logits = [output.cell_logits.cpu().numpy() for output in outputs if output.cell_logits is not None]
-        ends = np.cumsum([len(rows) for rows in truths])[:-1]
-        right_points = [
-            point
-            for output, right_cells in zip(outputs, np.split(cell_ids, ends), strict=True)
-            for point in self.cell_points(output.offsets, list(right_cells[:, None]))
-        ]
-        off_km = haversine_km(np.concatenate(right_points), truth)
-        return Calibration(
-            temperature=fit_temperature(np.concatenate(logits), cell_ids),
-            cell_kernel=fit_kernel(off_km / self._cell_radius_km[cell_ids]),
-        )
+    def fit_reranker(
+        self,
+        batches: Iterable[LabelledBatch],
+        *,
+        reference: Reference = "own",
+        config: RerankerConfig | None = None,
+    ) -> Reranker:
+        """Fit how candidates of a database are weighed, on held-out images, and use it from now on.
+
+        Calibrate afterwards, on other images: weights that were fitted on images are too sure of them.
+
+        Args:
+            batches: as for `calibrate`.
+            reference: the database; "own" is the model's.
+            config: size of the reranker.
+
+        Raises:
+            ConfigError: there are no images, no database, or no candidate for any image.
+        """
+        from geoloc.localize.fit import fit_reranker_of
+
+        retriever = self.retriever(reference)
+        if retriever is None:
+            raise ConfigError(f"the model {self.name!r} has no references of its own; give a database")
+        self.reranker = fit_reranker_of(self, batches, retriever, config or RerankerConfig())
+        self._unsave()
+        return self.reranker
+
+    def _unsave(self) -> None:
+        """The folder no longer holds what the model is; its embeddings are the same."""
+        if self._saved is not None:
+            self._saved = replace(self._saved, identity=None)
 
     def cell_points(
         self, offsets: Tensor | None, chosen: list[NDArray[np.int64]]
@@ -458,7 +593,8 @@ class Geolocalizer:
         return points
 
     @cached_property
-    def _cell_radius_km(self) -> NDArray[np.float64]:
+    def cell_radius_km(self) -> NDArray[np.float64]:
+        """(C,) see the function of the same name."""
         return cell_radius_km(_tree(self.quadtree).bounds_deg)
 
     @cached_property

@@ -127,11 +127,18 @@ class _Manifest:
         """Relative name of the tombstone file."""
         return next((name for name in self.files if name.startswith(f"{_TOMBSTONES}/")), None)
 
+    def _facts(self) -> dict[str, Any]:
+        return {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
+
+    @property
+    def digest(self) -> str:
+        """Of all that the manifest says."""
+        return _digest(self._facts())
+
     def write(self, folder: Path) -> None:
         """Make this the state of the database, at once."""
-        facts = {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
         with atomic_write(folder / MANIFEST_NAME, "wb") as file:
-            file.write(_canonical({**facts, "digest": _digest(facts)}))
+            file.write(_canonical({**self._facts(), "digest": self.digest}))
 
     @staticmethod
     def read(folder: Path) -> "_Manifest":
@@ -300,6 +307,11 @@ class ReferenceDatabase:
     def quadtree_fingerprint(self) -> str | None:
         """Of the partition that the database is bound to."""
         return self._manifest.quadtree_fingerprint
+
+    @property
+    def identity(self) -> str:
+        """Digest of the manifest: two databases with the same one hold the same rows and vectors."""
+        return self._manifest.digest
 
     @property
     def version(self) -> int:
@@ -524,6 +536,20 @@ class ReferenceDatabase:
             Part(segment, np.flatnonzero(chooses(segment) & ~segment.deleted)) for segment in self._segments
         ]
         return self._write_new(destination, parts, self._manifest.next_row_id)
+
+    def copy_to(self, destination: str | Path) -> "ReferenceDatabase":
+        """Copy what is shown here into a new folder, byte for byte; a kill leaves it whole or absent.
+
+        Raises:
+            OutputMismatchError: there is something in the folder.
+        """
+        with _new_folder(Path(destination)) as temporary:
+            for name in self._manifest.files:
+                target = temporary / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(safe_join(self.folder, name), target)
+            self._manifest.write(temporary)
+        return ReferenceDatabase.open(destination)
 
     def merge(self, other: "ReferenceDatabase", destination: str | Path) -> "ReferenceDatabase":
         """Write the rows of both databases into a new one.

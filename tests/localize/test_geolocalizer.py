@@ -136,7 +136,7 @@ def test_without_offsets_candidates_are_representative_points() -> None:
     for prediction in model.localize([tiny_image(seed) for seed in range(5)], places=False):
         for candidate in prediction.candidates:
             center = model.quadtree.center_latlon_deg[model.quadtree.paths.index(candidate.key)]
-            assert [candidate.lat, candidate.lon] == center.tolist()
+            assert [candidate.lat, candidate.lon] == pytest.approx(center.tolist(), abs=1e-9)
 
 
 def test_the_point_is_the_posteriors_best_for_the_utility(model: Geolocalizer) -> None:

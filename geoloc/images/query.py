@@ -1,0 +1,85 @@
+"""How a query picture becomes one or several network inputs: the refinement modes of the VG benchmark, and turns.
+
+    central_crop      the model's own preprocessing
+    resized           the whole picture, squeezed into the square
+    single            the whole picture in its own shape (towers that take any shape)
+    five_crops        the corners and the centre; their features are averaged
+    nearest_crop      the same five, each searched; a reference counts with its nearest crop
+    majority_voting   the same five, each searched; references that several crops find come nearer
+    four_turns        the central crop at four headings, features averaged: for pictures from straight above
+
+The first six are those of Berton et al., "Deep Visual Geo-localization Benchmark" (CVPR 2022), section 4.5; there,
+too, crops are square with the picture's shorter side. Knows nothing about networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.errors import ConfigError
+from geoloc.images.decode import ImageSource, decode_image
+from geoloc.images.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+QueryMode = Literal[
+    "central_crop", "resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"
+]
+MAX_ASPECT = 4  # of "single": a longer picture is cut, since its cost grows with it
+
+
+def check_query_mode(mode: str) -> None:
+    """Refuse a mode that does not exist.
+
+    Raises:
+        ConfigError: names those that do.
+    """
+    if mode not in get_args(QueryMode):
+        raise ConfigError(f"query mode is {mode!r}; expected one of {', '.join(get_args(QueryMode))}")
+
+
+def load_query_views(source: ImageSource, preprocess: Preprocess, mode: QueryMode) -> torch.Tensor:
+    """Decode a picture into its views, (V, 3, h, w) float32; V is 1, 4 or 5.
+
+    Raises:
+        BadImageError: the source cannot be decoded.
+        ConfigError: there is no such mode.
+    """
+    image = decode_image(source, min_side_px=preprocess.decode_min_side_px)
+    return query_views(image, preprocess, mode)
+
+
+def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMode) -> torch.Tensor:
+    """The views of a decoded picture, (h, w, 3) uint8 -> (V, 3, h', w').
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    import torch
+
+    check_query_mode(mode)
+    if mode == "central_crop":
+        return preprocess(image)[None]
+    if mode == "resized":
+        return replace(preprocess, resize="squash")(image)[None]
+    if mode == "single":
+        return preprocess.whole(image, MAX_ASPECT)[None]
+    if mode == "four_turns":
+        return torch.stack([torch.rot90(preprocess(image), turns, (1, 2)) for turns in range(4)])
+    return torch.stack([preprocess(crop) for crop in _five_squares(image)])
+
+
+def _five_squares(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Centre and corners; of a square picture, squares of 4/5 of its side, or all five were the same."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    if max(height, width) < 1.25 * side:
+        side = max(1, side * 4 // 5)
+    bottom, right = height - side, width - side
+    corners = ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right))
+    return [np.ascontiguousarray(image[top : top + side, left : left + side]) for top, left in corners]

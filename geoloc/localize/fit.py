@@ -1,0 +1,142 @@
+"""Fitting what a trained network does not know: how sure it may be, and what a reference is worth.
+
+Temperature and kernel widths first, then (by itself) the reranker, then conformal levels of the finished posterior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geoloc.errors import ConfigError
+from geoloc.localize.calibrate import PERCENTS, Calibration, conformal_level, fit_kernel, fit_temperature
+from geoloc.localize.evidence import CellEvidence, Evidence
+from geoloc.localize.posterior import Utility, distance_km
+from geoloc.localize.rerank import Reranker, RerankerConfig, fit_reranker
+from quadtree.sphere import haversine_km, latlon_to_unit, validate_latlon_deg
+
+if TYPE_CHECKING:
+    from geoloc.localize.geolocalizer import Geolocalizer, LabelledBatch, Reading
+    from geoloc.localize.retrieve import Retriever
+
+UTILITIES = ("geoscore", "median")
+
+
+def calibrate(
+    model: Geolocalizer, batches: Iterable[LabelledBatch], data: str, retriever: Retriever | None
+) -> Calibration:
+    """See `Geolocalizer.calibrate`. One pass over the images, two over what the network says of them."""
+    readings, truths = _read_all(model, batches, embed=retriever is not None)
+    if not truths:
+        raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
+    fitted = replace(_fit_widths(model, readings, truths), num_images=sum(map(len, truths)), data=data)
+    levels = _levels(model, readings, truths, fitted, None)
+    of_references = {}
+    if retriever is not None:
+        of_references[retriever.database.identity] = _levels(model, readings, truths, fitted, retriever)
+    return replace(fitted, mass_levels=levels, reference_levels=of_references)
+
+
+def fit_reranker_of(
+    model: Geolocalizer, batches: Iterable[LabelledBatch], retriever: Retriever, config: RerankerConfig
+) -> Reranker:
+    """See `Geolocalizer.fit_reranker`. Cells are weighed with the model's calibration as it is."""
+    readings, truths = _read_all(model, batches, embed=True)
+    if not truths:
+        raise ConfigError("there are no images to fit a reranker with; give a few thousand, not trained on")
+    before, model.reranker = model.reranker, Reranker(config)  # it says how many candidates to take
+    try:
+        evidence = joined([model.evidence(reading, model.calibration, retriever)[1] for reading in readings])
+    finally:
+        model.reranker = before
+    return fit_reranker(evidence, latlon_to_unit(np.concatenate(truths)), config)
+
+
+def joined(parts: list[Evidence]) -> Evidence:
+    """Evidence of several batches as one, padded to the widest."""
+    cells = CellEvidence(**_joined([part.cells for part in parts], {"cell_id": -1, "scale_km": 1.0}))
+    rest = _joined(parts, {"row_id": -1}, leave_out="cells")
+    return Evidence(cells=cells, **rest)
+
+
+def _joined(parts: list[Any], padding: dict[str, Any], leave_out: str = "") -> dict[str, Any]:
+    result = {}
+    for name in [field.name for field in fields(parts[0]) if field.name != leave_out]:
+        arrays = [getattr(part, name) for part in parts]
+        width = max(array.shape[1] for array in arrays)
+        fill = padding.get(name, 0)
+        padded = [
+            np.pad(
+                array,
+                [(0, 0), (0, width - array.shape[1]), *[(0, 0)] * (array.ndim - 2)],
+                constant_values=fill,
+            )
+            for array in arrays
+        ]
+        result[name] = np.concatenate(padded)
+        if name == "unit":  # a padded place is the pole, not the centre of the Earth
+            nowhere = ~result[name].any(-1)
+            result[name][nowhere, 2] = 1.0
+    return result
+
+
+def _read_all(
+    model: Geolocalizer, batches: Iterable[LabelledBatch], *, embed: bool
+) -> tuple[list[Reading], list[NDArray[np.float64]]]:
+    readings, truths = [], []
+    for images, latlon_deg in batches:
+        readings.append(model.read(images, embed=embed))
+        truths.append(validate_latlon_deg(latlon_deg))
+    return readings, truths
+
+
+def _levels(
+    model: Geolocalizer,
+    readings: list[Reading],
+    truths: list[NDArray[np.float64]],
+    fitted: Calibration,
+    retriever: Retriever | None,
+) -> dict[str, dict[str, float]]:
+    """The mass of the circle around the point that reaches the truth, its conformal quantiles by utility."""
+    masses: dict[str, list[float]] = {kind: [] for kind in UTILITIES}
+    for reading, latlon_deg in zip(readings, truths, strict=True):
+        posteriors, _ = model.posteriors_of(reading, fitted, retriever, top_k=1)
+        for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
+            for kind, found in masses.items():
+                point = posterior.point(Utility.parse(kind))
+                off_km = float(distance_km(point[None], truth[None])[0, 0])
+                found.append(posterior.mass_within(point, off_km))
+    return {
+        kind: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
+        for kind, found in masses.items()
+    }
+
+
+def _fit_widths(
+    model: Geolocalizer, readings: list[Reading], truths: list[NDArray[np.float64]]
+) -> Calibration:
+    """Temperature and kernel width of a classifier, or kernel width of a regression."""
+    truth = np.concatenate(truths)
+    outputs = [reading.output for reading in readings]
+    if model.quadtree is None:  # then there is no cell head, either
+        regressed = [output.latlon_rad.double().cpu() for output in outputs if output.latlon_rad is not None]
+        off_km = haversine_km(np.degrees(torch.cat(regressed).numpy()), truth)
+        return Calibration(regression_kernel_km=fit_kernel(off_km))
+    cell_ids = model.quadtree.assign(truth)
+    logits = [output.cell_logits.cpu().numpy() for output in outputs if output.cell_logits is not None]
+    ends = np.cumsum([len(rows) for rows in truths])[:-1]
+    right_points = [
+        point
+        for output, right_cells in zip(outputs, np.split(cell_ids, ends), strict=True)
+        for point in model.cell_points(output.offsets, list(right_cells[:, None]))
+    ]
+    off_km = haversine_km(np.concatenate(right_points), truth)
+    return Calibration(
+        temperature=fit_temperature(np.concatenate(logits), cell_ids),
+        cell_kernel=fit_kernel(off_km / model.cell_radius_km[cell_ids]),
+    )

@@ -1,0 +1,90 @@
+"""One posterior from all that is known of a photo: chosen cells with their points, and weighed references.
+
+Knows nothing about networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.localize.evidence import Evidence
+from geoloc.localize.posterior import Posterior
+from geoloc.localize.prediction import Candidate
+from geoloc.localize.rerank import Weighed
+from geoloc.reference.rows import SOURCES
+from quadtree.sphere import unit_to_latlon
+
+FloatArray = NDArray[np.float64]
+
+NEGLIGIBLE_PROBABILITY = 1e-7  # of a cell that was not chosen; the posterior leaves such cells out
+NEGLIGIBLE_SHARE = 2e-3  # of a reference, relative to the query's heaviest
+
+
+def posterior_of(
+    evidence: Evidence, weighed: Weighed, q: int, cell_probs: FloatArray, cell_unit: FloatArray
+) -> Posterior:
+    """The posterior of one query.
+
+    Args:
+        q: which one.
+        cell_probs: (C,) of all cells.
+        cell_unit: (C, 3) their representative points: for the mass in cells that were not chosen.
+    """
+    rest = 1.0 - weighed.gate[q]
+    cells = evidence.cells
+    chosen = cells.cell_id[q] >= 0
+    others = cell_probs.copy()
+    others[cells.cell_id[q, chosen]] = 0.0
+    background = np.flatnonzero(others > NEGLIGIBLE_PROBABILITY)
+    weight = weighed.weight[q]
+    kept = weight > NEGLIGIBLE_SHARE * weight.max(initial=0.0)
+    return Posterior(
+        np.concatenate([evidence.unit[q, kept], cells.unit[q, chosen]]),
+        np.concatenate([weight[kept], rest * cells.probability[q, chosen]]),
+        np.concatenate([weighed.scale_km[q, kept], cells.scale_km[q, chosen]]),
+        cell_unit[background],
+        rest * others[background],
+    )
+
+
+def candidates_of(
+    evidence: Evidence,
+    weighed: Weighed,
+    q: int,
+    top_k: int,
+    paths: tuple[str, ...],
+    keys: Callable[[NDArray[np.int64], FloatArray], list[str]] | None,
+) -> list[Candidate]:
+    """The most probable cells and references of one query, best first.
+
+    Args:
+        top_k: at most so many.
+        paths: of all cells.
+        keys: looks up references' keys by row id and place; needed where there are references.
+    """
+    cells, rest = evidence.cells, 1.0 - weighed.gate[q]
+    chosen = np.flatnonzero(cells.cell_id[q] >= 0)
+    found = np.flatnonzero(weighed.weight[q] > 0)
+    probability = np.concatenate([rest * cells.probability[q, chosen], weighed.weight[q, found]])
+    best = np.argsort(-probability, kind="stable")[:top_k]
+    latlon = unit_to_latlon(np.concatenate([cells.unit[q, chosen], evidence.unit[q, found]])[best])
+    of_reference = found[best[best >= len(chosen)] - len(chosen)]
+    names: list[str] = []
+    if len(of_reference) and keys is not None:
+        names = keys(evidence.row_id[q, of_reference], unit_to_latlon(evidence.unit[q, of_reference]))
+    name = iter(names)
+    result = []
+    for place, (lat, lon) in zip(best.tolist(), latlon.tolist(), strict=True):
+        share = float(probability[place])
+        if place < len(chosen):
+            cell = int(cells.cell_id[q, chosen[place]])
+            result.append(Candidate(lat, lon, share, "cell", None, paths[cell]))
+        else:
+            column = found[place - len(chosen)]
+            source = SOURCES[evidence.source[q, column]]
+            similarity = float(evidence.similarity[q, column])
+            result.append(Candidate(lat, lon, share, source, similarity, next(name)))
+    return result

@@ -1,0 +1,211 @@
+"""The reranker: from cells and candidates to the weights, widths and gate of one mixture over the Earth.
+
+    log w_j   = a_s sim_j + b_s + log P(cell of j) + f(candidate j, all candidates)
+    density   = g sum_j w_j N(y; r_j, sigma_s e^delta) + (1 - g) sum_c P(c) N(y; p_c, sigma_c) + a little everywhere
+
+a, b and sigma bring every source (aerial, street, location) to one scale; the gate g says how much of the truth
+lies with retrieval, and delta how wide it is, both from the whole set of candidates. With hidden_dim 0 there is no
+f, g and delta are constants: plain fusion. All of it is fitted at once by the likelihood of held-out places, plain
+part first. Knows nothing about images or files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geoloc.errors import ConfigError
+from geoloc.localize.evidence import FEATURES, NOWHERE, SOURCES, Evidence, chord_km, features
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """Size of the reranker.
+
+    Attributes:
+        hidden_dim: of the network over candidates; 0 leaves plain fusion.
+        candidates_per_source: how many references of each source are weighed.
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+
+    hidden_dim: int = 32
+    candidates_per_source: int = 64
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim < 0 or self.candidates_per_source < 1:
+            raise ConfigError(
+                f"reranker: hidden_dim is {self.hidden_dim} and candidates_per_source is "
+                f"{self.candidates_per_source}; expected at least 0 and at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The mixture of each query.
+
+    Attributes:
+        weight: (Q, K) of the candidates, the gate's share included; 0 in padding.
+        scale_km: (Q, K) kernel widths.
+        gate: (Q,) share of retrieval; 0 where there is no candidate.
+    """
+
+    weight: FloatArray
+    scale_km: FloatArray
+    gate: FloatArray
+
+
+class Reranker(nn.Module):
+    """See the module's docstring; float32 parameters, small enough for JSON."""
+
+    def __init__(self, config: RerankerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.similarity_scale = nn.Parameter(torch.full((SOURCES,), 20.0))
+        self.similarity_bias = nn.Parameter(torch.zeros(SOURCES))
+        self.log_kernel_km = nn.Parameter(torch.full((SOURCES,), 3.0))
+        self.gate_logit = nn.Parameter(torch.zeros(()))
+        h = config.hidden_dim
+        if h:
+            self.candidate = nn.Sequential(nn.Linear(len(FEATURES), h), nn.GELU(), nn.Linear(h, h), nn.GELU())
+            self.score = nn.Sequential(nn.Linear(3 * h, h), nn.GELU(), nn.Linear(h, 1))
+            self.whole = nn.Sequential(nn.Linear(2 * h, h), nn.GELU(), nn.Linear(h, 2))
+            for parameter in (*self.score[-1].parameters(), *self.whole[-1].parameters()):
+                nn.init.zeros_(parameter)  # it begins as plain fusion
+
+    def log_odds(self, similarity: Tensor, source: Tensor) -> Tensor:
+        """Similarities of all sources on one scale, (Q, K), (Q, K) -> (Q, K)."""
+        return self.similarity_scale[source] * similarity + self.similarity_bias[source]
+
+    def forward(
+        self, log_odds: Tensor, source: Tensor, cell_log_prob: Tensor, present: Tensor, seen: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights within retrieval (Q, K), log widths in km (Q, K), gate logits (Q,).
+
+        Args:
+            seen: (Q, K, F) of `features`.
+        """
+        logits = log_odds + cell_log_prob
+        log_scale = self.log_kernel_km[source]
+        gate = self.gate_logit.expand(len(logits))
+        if self.config.hidden_dim:
+            inner = self.candidate(seen)
+            plain = logits.masked_fill(~present, -torch.inf).softmax(-1).nan_to_num(0.0)
+            mean = (plain[..., None] * inner).sum(-2)
+            most = inner.masked_fill(~present[..., None], -1e4).amax(-2)
+            pooled = torch.cat([mean, most], -1)
+            both = torch.cat([inner, pooled[:, None].expand(-1, inner.shape[1], -1)], -1)
+            logits = logits + self.score(both)[..., 0]
+            whole = self.whole(pooled)
+            gate = gate + whole[:, 0]
+            log_scale = log_scale + 1.5 * torch.tanh(whole[:, 1:])
+        return logits.masked_fill(~present, -torch.inf).log_softmax(-1), log_scale, gate
+
+    def weigh(self, evidence: Evidence) -> Weighed:
+        """The mixture of each query."""
+        has_any = np.asarray(evidence.present.any(-1), np.float64)
+        if evidence.present.shape[1] == 0:
+            return Weighed(np.zeros_like(evidence.similarity), np.ones_like(evidence.similarity), has_any)
+        with torch.inference_mode():
+            log_weight, log_scale, gate = self(*self._inputs(evidence))
+            share = np.asarray(torch.sigmoid(gate).double().numpy() * has_any)
+            weight = np.where(evidence.present, log_weight.double().exp().numpy(), 0.0)
+        weight = np.nan_to_num(weight) * share[:, None]
+        return Weighed(weight, np.exp(log_scale.double().numpy()), share)
+
+    def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        source = torch.from_numpy(evidence.source)
+        log_odds = self.log_odds(torch.from_numpy(evidence.similarity).float(), source)
+        seen = np.zeros((*evidence.present.shape, len(FEATURES)))
+        if self.config.hidden_dim:
+            seen = features(evidence, log_odds.detach().double().numpy())
+        return (
+            log_odds,
+            source,
+            torch.from_numpy(evidence.cell_log_prob).float(),
+            torch.from_numpy(evidence.present),
+            torch.from_numpy(seen).float(),
+        )
+
+
+def fit_reranker(
+    evidence: Evidence, truth_unit: FloatArray, config: RerankerConfig, *, seed: int = 0, epochs: int = 40
+) -> Reranker:
+    """The reranker under which the true places are most likely.
+
+    Args:
+        evidence: of Q held-out queries.
+        truth_unit: (Q, 3) where they were taken.
+        config: its size.
+        seed: of initial weights and of the order of queries.
+        epochs: passes over the queries that train the network over candidates.
+
+    Raises:
+        ConfigError: no query has a candidate.
+    """
+    if not evidence.present.any():
+        raise ConfigError(
+            "no query has a candidate, so there is nothing to fit: is the database of the places of the queries?"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reranker = Reranker(config)
+        found = np.flatnonzero(evidence.present.any(-1))
+        evidence, truth_unit = evidence[found], truth_unit[found]
+        off_km = torch.from_numpy(chord_km(evidence.unit, truth_unit[:, None])[..., 0]).float()
+        regression = torch.from_numpy(np.log(evidence.cells.density(truth_unit[:, None])[:, 0])).float()
+        raw = torch.from_numpy(evidence.similarity).float()
+        source, present = torch.from_numpy(evidence.source), torch.from_numpy(evidence.present)
+        cell = torch.from_numpy(evidence.cell_log_prob).float()
+
+        def loss(rows: Tensor, seen: Tensor) -> Tensor:
+            log_weight, log_scale, gate = reranker(
+                reranker.log_odds(raw[rows], source[rows]), source[rows], cell[rows], present[rows], seen
+            )
+            kernel = -0.5 * (off_km[rows] / log_scale.exp()) ** 2 - 2 * log_scale - float(np.log(2 * np.pi))
+            retrieval = (log_weight + kernel).logsumexp(-1)
+            mixture = torch.logaddexp(
+                nn.functional.logsigmoid(gate) + retrieval, nn.functional.logsigmoid(-gate) + regression[rows]
+            )
+            return -torch.logaddexp(mixture, torch.tensor(float(np.log(NOWHERE)))).mean()
+
+        everything = torch.arange(len(raw))
+        plain = [
+            reranker.similarity_scale,
+            reranker.similarity_bias,
+            reranker.log_kernel_km,
+            reranker.gate_logit,
+        ]
+        blank = torch.zeros(*raw.shape, len(FEATURES))
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            [{"params": plain[:1], "lr": 0.5}, {"params": plain[1:], "lr": 0.05}]
+        )
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(everything, blank).backward()
+            optimizer.step()
+        if config.hidden_dim:
+            for parameter in plain[:2]:
+                parameter.requires_grad_(False)  # features are made of them
+            # In pieces, since a query's features look at every pair of its candidates.
+            pieces = np.array_split(np.arange(len(raw)), -(-len(raw) // 256))
+            seen = torch.cat([reranker._inputs(evidence[rows])[4] for rows in pieces])
+            learnt = [p for p in reranker.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(learnt, lr=2e-3, weight_decay=1e-2)
+            batch = 256
+            steps = epochs * -(-len(raw) // batch)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(raw)).split(batch):
+                    optimizer.zero_grad()
+                    loss(rows, seen[rows]).backward()
+                    optimizer.step()
+                    schedule.step()
+    return reranker.eval().requires_grad_(False)

@@ -1,0 +1,148 @@
+"""GeoTIFF and cloud-optimised GeoTIFF in any projection: the only file that knows rasterio."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from geoloc.errors import ConfigError, MissingDependencyError, NotFoundError
+from geoloc.geo.wgs84 import project, unproject
+from geoloc.reference.aerial.source import AerialSource, FloatArray, Mask, Rgb
+from geoloc.reference.aerial.tiled import box_around
+
+
+class GeoTiff(AerialSource):
+    """A raster with 8-bit bands: red, green, blue (and alpha), or one of grey.
+
+    Its mask says what is missing: an alpha band, an internal mask or a nodata value. Coarser levels are the
+    file's overviews where it has them.
+
+    Args:
+        path: of the file, or its http(s) address.
+        bands: numbers of the red, green and blue band, from 1; None takes the first three.
+        name: what rows say they come from; None takes the file's.
+        licence: of the imagery.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: it is no GeoTIFF, has no projection, or no 8-bit bands.
+        MissingDependencyError: rasterio is missing.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        bands: tuple[int, int, int] | None = None,
+        name: str | None = None,
+        licence: str = "",
+    ) -> None:
+        super().__init__()
+        rasterio = _rasterio()
+        where = str(path)
+        if "://" not in where and not Path(where).is_file():
+            raise NotFoundError(f"there is no GeoTIFF {path}: check the path")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                self._file = rasterio.open(where, driver="GTiff")
+        except rasterio.errors.RasterioError as error:
+            raise ConfigError(f"{path} is no GeoTIFF that can be read ({error})") from None
+        if self._file.crs is None:
+            raise ConfigError(f"{path} says no projection: give it one, with `gdal_edit.py -a_srs EPSG:…`")
+        if self._file.transform.is_degenerate:
+            raise ConfigError(f"{path} says not where it is: its pixels have no size")
+        self._bands = _bands(bands, self._file.count, str(path))
+        kinds = sorted({self._file.dtypes[band - 1] for band in self._bands})
+        if kinds != ["uint8"]:
+            raise ConfigError(
+                f"{path} has bands of {', '.join(kinds)}, and 8 bits are needed: convert it with "
+                "`gdal_translate -ot Byte -scale`"
+            )
+        self.name, self.licence = name or Path(where).name, licence
+        self._crs: str = self._file.crs.to_wkt()
+        self._is_geographic: bool = self._file.crs.is_geographic
+        self._to_pixel = ~self._file.transform
+        self.num_levels = max(1, int(np.log2(max(1, min(self._file.shape)))) + 1)
+        self.pixel_bounds = (0.0, 0.0, float(self._file.width), float(self._file.height))
+        share = np.linspace(0, 1, 33)
+        zero, one = np.zeros_like(share), np.ones_like(share)
+        edge = np.concatenate(
+            [np.stack(xy, -1) for xy in ((share, zero), (share, one), (zero, share), (one, share))]
+        )
+        edge_xy = _apply(self._file.transform, edge * (self._file.width, self._file.height))
+        self.bounds_deg = box_around(unproject(self._crs, edge_xy))
+        self._middle_x = float(edge_xy[:, 0].min() + edge_xy[:, 0].max()) / 2
+
+    def pixel_xy(self, latlon_deg: FloatArray) -> FloatArray:  # noqa: D102  as in the base class
+        lon = latlon_deg[..., 1]
+        return self._pixel_xy(latlon_deg, lon.ravel()[lon.size // 2])
+
+    def covers(self, latlon_deg: FloatArray) -> Mask:  # noqa: D102
+        xy = self._pixel_xy(latlon_deg, latlon_deg[..., 1])
+        return np.asarray(((xy >= 0) & (xy < (self._file.width, self._file.height))).all(-1))
+
+    def _pixel_xy(self, latlon_deg: FloatArray, near_lon_deg: ArrayLike) -> FloatArray:
+        """Pixels of points, where those of one patch, near a longitude, must stay beside each other."""
+        xy = project(self._crs, latlon_deg)
+        if self._is_geographic:  # then x is a longitude, which pyproj wraps
+            same_turn = 360.0 * np.round((latlon_deg[..., 1] - xy[..., 0]) / 360.0)
+            xy[..., 0] += same_turn + 360.0 * np.round((self._middle_x - np.asarray(near_lon_deg)) / 360.0)
+        return _apply(self._to_pixel, xy)
+
+    def read(self, level: int, left: int, top: int, right: int, bottom: int) -> tuple[Rgb, Mask]:  # noqa: D102
+        scale = 2**level
+        rgb = np.zeros((bottom - top, right - left, 3), np.uint8)
+        valid = np.zeros(rgb.shape[:2], np.bool_)
+        # A coarse pixel that reaches over the edge counts as missing.
+        x0, x1 = max(0, left), min(right, self._file.width // scale)
+        y0, y1 = max(0, top), min(bottom, self._file.height // scale)
+        if x0 >= x1 or y0 >= y1:
+            return rgb, valid
+        rasterio, shape = _rasterio(), (y1 - y0, x1 - x0)
+        options = {
+            "window": rasterio.windows.Window(x0 * scale, y0 * scale, shape[1] * scale, shape[0] * scale),
+            "resampling": rasterio.enums.Resampling.average,
+        }
+        bands = self._file.read(self._bands, out_shape=(3, *shape), **options)
+        opaque = self._file.dataset_mask(out_shape=shape, **options)
+        ours = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        rgb[ours] = bands.transpose(1, 2, 0)
+        valid[ours] = opaque > 127
+        return rgb, valid
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "name": self.name,
+            "crs": self._crs,
+            "transform": list(self._file.transform)[:6],
+            "shape": list(self._file.shape),
+            "bands": list(self._bands),
+        }
+
+
+def _bands(asked: tuple[int, int, int] | None, num_bands: int, path: str) -> list[int]:
+    bands = list(asked) if asked else [1, 2, 3] if num_bands >= 3 else [1, 1, 1]
+    if not all(1 <= band <= num_bands for band in bands) or len(bands) != 3:
+        raise ConfigError(f"{path} has the bands 1 to {num_bands}, and {bands} were asked for")
+    return bands
+
+
+def _apply(affine: Any, xy: FloatArray) -> FloatArray:
+    x, y = xy[..., 0], xy[..., 1]
+    return np.stack([affine.a * x + affine.b * y + affine.c, affine.d * x + affine.e * y + affine.f], -1)
+
+
+def _rasterio() -> Any:
+    try:
+        import rasterio
+        import rasterio.enums
+        import rasterio.errors
+        import rasterio.windows
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading GeoTIFF needs rasterio: pip install 'geoloc-vision[aerial]'"
+        ) from error
+    return rasterio

@@ -1,0 +1,82 @@
+"""What a user calls a source of imagery, and which sources that is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from geoloc.errors import ConfigError, NotFoundError
+from geoloc.reference.aerial.geotiff import GeoTiff
+from geoloc.reference.aerial.layout import LAYOUT_NAME, open_layout
+from geoloc.reference.aerial.mbtiles import MBTiles
+from geoloc.reference.aerial.source import AerialSource
+from geoloc.reference.aerial.tile_url import TileUrl
+from geoloc.reference.aerial.tiled import XyzFolder
+
+SourceLike = str | Path | AerialSource
+
+_TIFF = (".tif", ".tiff")
+
+
+def open_sources(
+    source: SourceLike | Sequence[SourceLike],
+    *,
+    licence: str = "",
+    cache: str | Path | None = None,
+    zooms: tuple[int, int] | None = None,
+) -> list[AerialSource]:
+    """Open imagery: each source fills what those before it leave open.
+
+    - A folder is one of tiles, with a `layout.yaml` or as {zoom}/{x}/{y}; or one of GeoTIFFs, by name.
+    - A file is a GeoTIFF (.tif, .tiff) or MBTiles (.mbtiles).
+    - An http(s) address with {z}, {x} and {y} is a server of tiles; one without is that of a GeoTIFF.
+
+    Args:
+        source: one or several.
+        licence: of what is opened here.
+        cache: folder for the tiles of servers.
+        zooms: coarsest and finest zoom of servers.
+
+    Raises:
+        NotFoundError: there is nothing of that name.
+        ConfigError: it is no source.
+        MissingDependencyError: an optional package is needed.
+    """
+    if isinstance(source, AerialSource):
+        return [source]
+    if not isinstance(source, str | Path):
+        opened = [
+            one for part in source for one in open_sources(part, licence=licence, cache=cache, zooms=zooms)
+        ]
+        if not opened:
+            raise ConfigError("the list of aerial sources is empty: give at least one")
+        return opened
+    if urlsplit(str(source)).scheme in ("http", "https"):
+        if "{" not in str(source):
+            return [GeoTiff(source, licence=licence)]
+        if cache is None or zooms is None:
+            raise ConfigError(
+                f"the server {source} needs a folder for its tiles and its coarsest and finest zoom: give cache and "
+                "zooms, --cache and --zooms on the command line"
+            )
+        return [TileUrl(str(source), cache, zooms, licence=licence)]
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, licence)
+    if not path.exists():
+        raise NotFoundError(f"there is no aerial imagery at {path}: check the path")
+    if path.suffix.lower() in _TIFF:
+        return [GeoTiff(path, licence=licence)]
+    if path.suffix.lower() == ".mbtiles":
+        return [MBTiles(path, licence=licence)]
+    raise ConfigError(
+        f"{path} is no aerial imagery: give a folder of tiles, a .tif, an .mbtiles, or the address of a server"
+    )
+
+
+def _open_folder(folder: Path, licence: str) -> list[AerialSource]:
+    if (folder / LAYOUT_NAME).is_file():
+        return [open_layout(folder, licence=licence)]
+    rasters = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TIFF)
+    if rasters:
+        return [GeoTiff(path, licence=licence) for path in rasters]
+    return [XyzFolder(folder, licence=licence)]

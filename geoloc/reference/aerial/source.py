@@ -1,0 +1,256 @@
+"""Imagery from above, and how a patch of it is read: at any place, heading, ground resolution and size.
+
+    patch = read_patch(open_source("tiles/"), (42.36, -71.06), heading_deg=30, gsd_m_per_px=0.2, size_px=384)
+    patch.image     (384, 384, 3) uint8
+    patch.valid     (384, 384) bool: where there is imagery
+
+A source is a pyramid of rasters: level 0 is the finest, each further one has half as many pixels a side. The
+plane of a patch is the azimuthal equidistant projection around its centre, so that a pixel is as large as it
+says at every latitude, in whatever projection the source is. Knows nothing about cells or models.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from geoloc.errors import ConfigError
+from geoloc.geo.wgs84 import offset_latlon_deg
+from quadtree.sphere import validate_latlon_deg
+
+FloatArray = NDArray[np.float64]
+Rgb = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Bounds = tuple[float, float, float, float]  # south, west, north, east; west > east crosses the antimeridian
+
+# A patch smaller than this is nearly affine in any projection: its pixels are placed exactly at a few nodes
+# and in between by interpolation, which costs a thousandth of a pixel at most.
+_LOCAL_M: Final = 5_000.0
+_NODES: Final = 17
+_MAX_WINDOW_PX: Final = 2**27  # of a source, read for one patch
+
+
+class AerialSource(ABC):
+    """A pyramid of rasters. Colours are RGB; what is missing is known as missing.
+
+    Attributes:
+        name: what rows say they come from.
+        licence: under which the imagery may be used; "" where it is unknown.
+        num_levels: levels 0, the finest, to num_levels - 1 can be read.
+        pixel_bounds: left, top, right, bottom in level 0, outside of which there is nothing; may be infinite.
+        bounds_deg: a box around all imagery, or None where it is unknown.
+        bad_tiles: names and reasons of files that turned out unreadable; they count as missing.
+    """
+
+    name: str
+    licence: str = ""
+    num_levels: int
+    pixel_bounds: tuple[float, float, float, float]
+    bounds_deg: Bounds | None
+
+    def __init__(self) -> None:
+        self.bad_tiles: dict[str, str] = {}
+
+    @abstractmethod
+    def pixel_xy(self, latlon_deg: FloatArray) -> FloatArray:
+        """Pixel coordinates in level 0, (..., 2) -> (..., 2), x right and y down; edges are whole numbers.
+
+        Points that the projection does not reach are not finite. Longitudes may run on past 180.
+        """
+
+    @abstractmethod
+    def read(self, level: int, left: int, top: int, right: int, bottom: int) -> tuple[Rgb, Mask]:
+        """A window of a level, in its pixels: (h, w, 3) colours, and (h, w) where there is imagery.
+
+        The window may reach over the edge; pixel coordinates of level k are those of level 0 over 2^k.
+        """
+
+    @abstractmethod
+    def covers(self, latlon_deg: FloatArray) -> Mask:
+        """Where there may be imagery in level 0, (n, 2) -> (n,)."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values that tell this source from another one, without its place on this machine."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What was read.
+
+    Attributes:
+        image: (S, S, 3) uint8, RGB; black where nothing is known.
+        valid: (S, S), where there is imagery.
+    """
+
+    image: Rgb
+    valid: Mask
+
+    @property
+    def coverage(self) -> float:
+        """Share of the pixels that are valid."""
+        return float(self.valid.mean())
+
+    def filled(self, colour: Sequence[float]) -> Rgb:
+        """The image with a colour, three values of 0 to 255, where there is no imagery."""
+        return np.where(self.valid[..., None], self.image, np.asarray(colour, np.float64).round()).astype(
+            np.uint8
+        )
+
+
+def read_patch(
+    source: AerialSource | Sequence[AerialSource],
+    latlon_deg: ArrayLike,
+    *,
+    heading_deg: float = 0.0,
+    gsd_m_per_px: float,
+    size_px: int,
+) -> Patch:
+    """A square patch of imagery; of several sources, each fills what those before it leave open.
+
+    Args:
+        source: one, or several by priority.
+        latlon_deg: (2,) of the centre.
+        heading_deg: what is up in the patch, clockwise from true north.
+        gsd_m_per_px: metres on the ground that a pixel spans.
+        size_px: S.
+
+    Raises:
+        ConfigError: an impossible number, or a source that is far too fine for this resolution and has no
+            coarser level.
+        InvalidCoordinateError: no place on Earth.
+    """
+    if not (gsd_m_per_px > 0 and np.isfinite(gsd_m_per_px)) or size_px < 1 or not np.isfinite(heading_deg):
+        raise ConfigError(
+            f"a patch needs a positive gsd_m_per_px, a size_px of at least 1 and a finite heading_deg; found "
+            f"{gsd_m_per_px}, {size_px} and {heading_deg}"
+        )
+    center = validate_latlon_deg(latlon_deg)
+    sources = [source] if isinstance(source, AerialSource) else list(source)
+    image = np.zeros((size_px, size_px, 3), np.uint8)
+    valid = np.zeros((size_px, size_px), np.bool_)
+    for one in sources:
+        if valid.all():
+            break
+        found = _read_one(one, center, heading_deg, gsd_m_per_px, size_px)
+        if found is not None:
+            new = found.valid & ~valid
+            image[new] = found.image[new]
+            valid |= found.valid
+    return Patch(image, valid)
+
+
+def _read_one(
+    source: AerialSource, center: FloatArray, heading_deg: float, gsd_m_per_px: float, size_px: int
+) -> Patch | None:
+    """One source's share of a patch; None where it has none."""
+    nodes = _node_pixels(source, center, heading_deg, gsd_m_per_px, size_px)
+    if not np.isfinite(nodes).any():
+        return None
+    # Pixels of level 0 along a side of a pixel of the patch, as a mean over the patch.
+    step = _pixels_per_pixel(nodes, size_px)
+    level = int(np.clip(np.floor(np.log2(max(step, 1.0))), 0, source.num_levels - 1))
+    step /= 2.0**level
+    # A finer raster is averaged: halved as often as it goes, then sampled twice a side.
+    num_halvings = int(np.floor(np.log2(max(step, 1.0))))
+    samples = 1 if step / 2.0**num_halvings <= 1.0 else 2
+    xy = _between(nodes, size_px, samples) / 2.0**level
+
+    margin = 2 * 2**num_halvings
+    finite = np.isfinite(xy).all(-1)
+    if not finite.any():
+        return None
+    outline = np.reshape(source.pixel_bounds, (2, 2)) / 2.0**level
+    low = np.floor(np.maximum(xy[finite].min(0), outline[0])).astype(np.int64) - margin
+    high = np.ceil(np.minimum(xy[finite].max(0), outline[1])).astype(np.int64) + margin
+    if (high - low <= 2 * margin).any():
+        return None
+    low -= low % 2**num_halvings
+    high += -high % 2**num_halvings
+    if (area := int(np.prod(high - low))) > _MAX_WINDOW_PX:
+        raise ConfigError(
+            f"{source.name} is {step:,.0f} times as fine as the asked {gsd_m_per_px:g} m per pixel, and one patch "
+            f"would read {area:,} pixels of it: give coarser levels (gdaladdo, lower zooms), or ask for finer ones"
+        )
+    rgb, valid = source.read(level, int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+    if not valid.any():
+        return None
+    weight = valid.astype(np.float32)
+    colour = rgb.astype(np.float32) * weight[..., None]
+    for _ in range(num_halvings):
+        colour, weight = _halved(colour), _halved(weight)
+    colour, weight = _sampled(colour, weight, (xy - low) / 2.0**num_halvings)
+    if samples > 1:
+        colour, weight = _halved(colour), _halved(weight)
+    known = weight >= 0.5
+    colour /= np.maximum(weight, 1e-6)[..., None]
+    colour[~known] = 0.0
+    return Patch(np.rint(colour).astype(np.uint8), known)
+
+
+def _node_pixels(
+    source: AerialSource, center: FloatArray, heading_deg: float, gsd_m_per_px: float, size_px: int
+) -> FloatArray:
+    """Pixel coordinates in level 0 of nodes that span the patch from edge to edge, (n, n, 2)."""
+    side_m = gsd_m_per_px * size_px
+    # Beyond the local, every sample is a node: twice as many as pixels, at their centres and edges.
+    num_nodes = _NODES if side_m <= _LOCAL_M and abs(center[0]) < 85.0 else 2 * size_px + 1
+    along = np.linspace(-0.5, 0.5, num_nodes) * side_m
+    right, down = np.meshgrid(along, along)
+    turn = np.radians(heading_deg)
+    east = right * np.cos(turn) - down * np.sin(turn)
+    north = -right * np.sin(turn) - down * np.cos(turn)
+    latlon = offset_latlon_deg(center, east, north)
+    latlon[..., 1] = center[1] + (latlon[..., 1] - center[1] + 180.0) % 360.0 - 180.0  # no jump at 180
+    return source.pixel_xy(latlon)
+
+
+def _pixels_per_pixel(nodes: FloatArray, size_px: int) -> float:
+    with np.errstate(invalid="ignore"):  # what lies beyond a projection is infinite
+        across, down = np.diff(nodes, axis=1)[:-1], np.diff(nodes, axis=0)[:, :-1]
+        areas = np.abs(across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0])
+    nodes_per_px = (len(nodes) - 1) / size_px
+    finite = areas[np.isfinite(areas)]
+    return float(np.sqrt(np.median(finite)) * nodes_per_px) if len(finite) else 0.0
+
+
+def _between(nodes: FloatArray, size_px: int, samples: int) -> FloatArray:
+    """Where the samples of the patch's pixels are, by bilinear interpolation: (S samples, S samples, 2)."""
+    at = (np.arange(size_px * samples) + 0.5) / (size_px * samples) * (len(nodes) - 1)
+    before = np.minimum(at.astype(np.int64), len(nodes) - 2)
+    share = (at - before)[:, None, None]
+    with np.errstate(invalid="ignore"):  # what lies beyond a projection is infinite
+        for _ in range(2):  # down, then across
+            nodes = (nodes[before] * (1.0 - share) + nodes[before + 1] * share).swapaxes(0, 1)
+    return nodes
+
+
+def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of blocks of 2 x 2, along the first two axes."""
+    return np.asarray(
+        (values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]) * np.float32(0.25)
+    )
+
+
+def _sampled(
+    colour: NDArray[np.float32], weight: NDArray[np.float32], xy: FloatArray
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bilinear samples of weighted colours (h, w, 3) and weights (h, w); outside the weight is 0."""
+    height, width = weight.shape
+    inside = np.isfinite(xy).all(-1)
+    x, y = (np.where(inside, xy[..., axis], 0.0) - 0.5 for axis in (0, 1))
+    inside &= (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
+    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    right, down = (x - column).astype(np.float32), (y - row).astype(np.float32)
+    both = np.concatenate([colour, weight[..., None]], -1).reshape(-1, 4)
+    total = np.zeros((*xy.shape[:2], 4), np.float32)
+    for dy, wy in ((0, 1 - down), (1, down)):
+        for dx, wx in ((0, 1 - right), (1, right)):
+            r, c = row + dy, column + dx
+            share = wx * wy * (inside & (r >= 0) & (r < height) & (c >= 0) & (c < width))
+            place = np.clip(r, 0, height - 1) * width + np.clip(c, 0, width - 1)
+            total += both[place] * share[..., None]
+    return total[..., :3], total[..., 3]

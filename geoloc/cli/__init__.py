@@ -13,6 +13,7 @@ import typer
 
 from geoloc import __version__
 from geoloc.cli.console import EXIT_ERROR, new_app, say
+from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.quadtree import quadtree_app
 from geoloc.errors import GeolocError
@@ -24,6 +25,7 @@ app = new_app(
     pretty_exceptions_enable=False,
 )
 app.command()(_localize)
+app.command()(_evaluate)
 app.add_typer(quadtree_app, name="quadtree")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Strings = NDArray[np.object_]
 
 LEVELS: Final = ("country", "region", "sub_region", "city")
-OSV5M_UNKNOWN: Final = ("", "nan", "NaN")
+UNKNOWN: Final = ("", "nan", "NaN")
 
 
 def joined_keys(country: Strings, region: Strings, sub_region: Strings, city: Strings) -> dict[str, Strings]:

@@ -45,7 +45,8 @@ class Protocol:
         subset: which images count, in words.
         num_images: how many that are, where it is fixed; another number is reported as a deviation.
         preprocessing: what the peer does to the image before its model, in words.
-        recall_at: numbers of candidates N of recall@N; empty if the protocol has none.
+        recall_at: numbers of candidates N of recall@N, where the predictions list candidates.
+        retrieval: recall@N is the protocol's headline: predictions without candidates get a recall@1.
         recall_within_m: radii in which a candidate is right, metres; 0 means the cell that contains the image.
     """
 
@@ -62,6 +63,7 @@ class Protocol:
     preprocessing: str = FREE_CHOICE
     recall_at: tuple[int, ...] = (1, 5, 10)
     recall_within_m: tuple[float, ...] = (VPR_RADIUS_M,)
+    retrieval: bool = False
 
     def facts(self) -> dict[str, object]:
         """All the rules in plain JSON values, as a report prints them."""
@@ -147,6 +149,7 @@ _ALL = (
         thresholds_km=(0.025,),
         strict=False,
         recall_at=(1, 5, 10, 20),
+        retrieval=True,
         subset="queries with at least one positive in the database",
         preprocessing="state the image size: 322 (DINOv2), 384 (BoQ), 320 (MixVPR)",
     ),
@@ -156,6 +159,7 @@ _ALL = (
         thresholds_km=(0.025,),
         strict=False,
         recall_at=(1, 5, 10, 20),
+        retrieval=True,
         subset="the 740 official queries of MSLS validation (not all 11,084 or 11,120 images)",
         num_images=740,
         preprocessing="state the image size",
@@ -165,6 +169,7 @@ _ALL = (
         description="Statewide (ECCV 2024): recall@k over cells, r = 0 the containing cell, else a centre within r.",
         thresholds_km=(0.025, 0.05, 0.1),
         recall_at=(1, 5, 10, 50, 100),
+        retrieval=True,
         recall_within_m=(0.0, 25.0, 50.0, 100.0),
         subset="the photos inside the region of the index",
         preprocessing="one view, rectified",

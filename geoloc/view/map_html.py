@@ -127,7 +127,7 @@ def _write_page(path: str | Path, *, title: str, note: str, **layers: Any) -> No
     script = _part("geometry.js") + _part("map.js")
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
-        f"style-src '{_csp_hash(css)}'; script-src '{_csp_hash(script)}'"
+        f"style-src '{csp_hash(css)}'; script-src '{csp_hash(script)}'"
     )
     parts = {
         "CSP": policy,
@@ -147,7 +147,7 @@ def _part(name: str) -> str:
     return (_PAGE_PARTS / name).read_text(encoding="utf-8")
 
 
-def _csp_hash(text: str) -> str:
+def csp_hash(text: str) -> str:
     """The hash by which a content security policy admits one inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 

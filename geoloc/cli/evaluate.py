@@ -1,0 +1,317 @@
+"""`geoloc evaluate`: score predictions, or a model on a benchmark, under a named protocol."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geoloc.cli.console import EXIT_INTERRUPTED, count, km, say
+from geoloc.errors import ConfigError, NotFoundError, OutputMismatchError
+
+if TYPE_CHECKING:
+    from geoloc.evaluate.benchmarks import Benchmark
+    from geoloc.evaluate.report import EvaluationRun
+    from geoloc.evaluate.tables import PointTable
+    from geoloc.metrics.protocols import Protocol
+
+
+def evaluate(
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", "-p", help="Table of predictions: .csv, .tsv or .parquet.")
+    ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option("--truth", "-t", help="Table of the truth; it may have columns of place names."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Evaluate a model: a bundled one, a folder or a Hub id."),
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="osv5m, im2gps, im2gps3k, yfcc4k, yfcc26k, vg, msls-740, statewide, csv or folder.",
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Where the benchmark lies.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Two tables of predictions: what B gains over A."),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="geodesic, osv5m, plonk, pigeon, geoclip, im2gps, yfcc, vpr-25m, msls-740 or statewide; "
+            "geodesic, or the benchmark's own, if none is named.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder of the report: metrics.json, metrics.md, images.parquet, report.html.",
+        ),
+    ] = None,
+    breakdowns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="Break down by country, continent, density or a column of the truth; repeatable."
+        ),
+    ] = None,
+    subset: Annotated[
+        Path | None, typer.Option("--subset", help="Evaluate only the ids in this file, one a line.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="Folder of the images, for the pictures of the worst cases."),
+    ] = None,
+    gallery: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--gallery", help="Table of training or gallery points to check for leakage; repeatable."
+        ),
+    ] = None,
+    leakage_within_m: Annotated[
+        list[float] | None, typer.Option(help="Radii of the leakage check in metres; 1, 25 and 1000 if none.")
+    ] = None,
+    id_column: Annotated[str, typer.Option(help="Column of ids.")] = "id",
+    latitude_column: Annotated[str, typer.Option(help="Column of latitudes, degrees.")] = "latitude",
+    longitude_column: Annotated[str, typer.Option(help="Column of longitudes, degrees.")] = "longitude",
+    truth_id_column: Annotated[str | None, typer.Option(help="The same in the truth, if it differs.")] = None,
+    truth_latitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    truth_longitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates for each image, for recall@N.")] = 10,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the network, and as many that decode images.")
+    ] = None,
+) -> None:
+    """Score predictions under a named protocol, and say everything that a reader of the numbers must know.
+
+    Three ways: --predictions with --truth; --model with --benchmark and --data; --compare A B with --truth.
+    Rows that do not fit (no position, out of range, doubled, missing, unknown) are counted and named. A model's
+    predictions are kept beside the report, as OUTPUT.predictions.parquet; an interrupted run continues from them.
+    """
+    from geoloc.evaluate.leakage import RADII_M, leakage_warnings
+    from geoloc.evaluate.matching import match
+    from geoloc.evaluate.tables import Columns, read_points
+    from geoloc.metrics.protocols import get_protocol
+
+    _check_ways(predictions, truth, model, benchmark, data, compare, output)
+    rules = get_protocol(protocol) if protocol else None
+    columns = Columns(id=id_column, latitude=latitude_column, longitude=longitude_column)
+    true_columns = Columns(
+        id=truth_id_column or id_column,
+        latitude=truth_latitude_column or latitude_column,
+        longitude=truth_longitude_column or longitude_column,
+    )
+    wanted = _read_subset(subset)
+    if compare is not None:
+        assert truth is not None
+        tables = [read_points(path, columns) for path in compare]
+        _compare(read_points(truth, true_columns), tables, rules or get_protocol("geodesic"), wanted, output)
+        return
+    facts: dict[str, Any] = {}
+    warnings: list[str] = []
+    if benchmark is not None:
+        assert model is not None
+        assert data is not None
+        assert output is not None
+        from geoloc.evaluate.benchmarks import load_benchmark
+
+        found = load_benchmark(benchmark, data)
+        rules = rules or get_protocol(found.protocol)
+        warnings += found.warnings
+        true_table, find_image = found.truth, found.find_image
+        table, facts = _localize(model, found, output, batch_size, top_k, device, threads)
+        if found.gallery_latlon_deg is not None:
+            facts["gallery"] = (
+                f"database of {found.truth.path.name}, {len(found.gallery_latlon_deg):,} images"
+            )
+    else:
+        assert predictions is not None
+        assert truth is not None
+        rules = rules or get_protocol("geodesic")
+        true_table, table = read_points(truth, true_columns), read_points(predictions, columns)
+        find_image = _finder(images)
+    matched = match(true_table, table, wanted)
+    for path in gallery or ():
+        facts.setdefault("gallery", "")
+        facts["gallery"] = ", ".join(filter(None, [facts["gallery"], path.name]))
+        known = read_points(path, true_columns)
+        warnings += leakage_warnings(
+            matched.truth_latlon_deg, known.latlon_deg, path.name, leakage_within_m or RADII_M
+        )
+
+    from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS
+    from geoloc.evaluate.report import EvaluationRun
+
+    facts.setdefault("gallery", "not stated: add --gallery to check for leakage")
+    run = EvaluationRun.of(
+        matched,
+        rules,
+        breakdowns=list(dict.fromkeys([*BUILT_IN_BREAKDOWNS, *(breakdowns or ())])),
+        warnings=warnings,
+        facts=facts,
+        find_image=find_image,
+    )
+    if output is not None:
+        run.write(output, title=title or f"{table.path.name} against {true_table.path.name}")
+    _print(run, output)
+
+
+def _check_ways(
+    predictions: Path | None,
+    truth: Path | None,
+    model: str | None,
+    benchmark: str | None,
+    data: Path | None,
+    compare: tuple[Path, Path] | None,
+    output: Path | None,
+) -> None:
+    ways = {
+        "--predictions": predictions is not None,
+        "--benchmark": benchmark is not None,
+        "--compare": compare is not None,
+    }
+    if sum(ways.values()) != 1:
+        given = ", ".join(name for name, is_given in ways.items() if is_given) or "none of them"
+        raise ConfigError(
+            "say what to evaluate, by one of --predictions P --truth T, --model M --benchmark B --data DIR, and "
+            f"--compare A B --truth T; found {given}"
+        )
+    if benchmark is None and truth is None:
+        raise ConfigError("predictions are compared with a truth: add --truth")
+    if benchmark is not None and (model is None or data is None or output is None):
+        raise ConfigError(
+            "--benchmark needs --model, --data (where it lies) and --output (where the report goes)"
+        )
+    if output is not None and not output.parent.is_dir():
+        raise NotFoundError(f"there is no folder {output.parent} for {output.name}; create it first")
+    if output is not None and output.is_file():
+        raise OutputMismatchError(f"{output} is a file: name a folder for the report")
+
+
+def _read_subset(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path} of ids; check the path")
+    return [line for line in path.read_text("utf-8").splitlines() if line]
+
+
+def _finder(folder: Path | None) -> Any:
+    """Images of a folder by ids that are names with or without the suffix, or paths in the folder."""
+    if folder is None:
+        return lambda image_id: None
+    from geoloc.localize.inputs import IMAGE_SUFFIXES
+
+    def find(image_id: str) -> Path | None:
+        for suffix in ("", *IMAGE_SUFFIXES):
+            path = folder / f"{image_id}{suffix}"
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+                return path
+        return None
+
+    return find
+
+
+def _localize(
+    name: str,
+    benchmark: "Benchmark",
+    output: Path,
+    batch_size: int,
+    top_k: int,
+    device: str,
+    threads: int | None,
+) -> "tuple[PointTable, dict[str, Any]]":
+    """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
+    from tqdm import tqdm
+
+    from geoloc.cli.models import load_model
+    from geoloc.evaluate.tables import read_points
+    from geoloc.localize.batch import LocalizeJob, LocalizeOptions
+
+    if not benchmark.images:
+        raise NotFoundError(f"no image of {benchmark.name} was found in {benchmark.truth.path}; check --data")
+    loaded = load_model(name, device, threads)
+    table = output.with_name(f"{output.name}.predictions.parquet")
+    options = LocalizeOptions(batch_size=batch_size, top_k=top_k)
+    try:
+        with LocalizeJob(loaded, benchmark.images, table, options, resume=True, num_threads=threads) as job:
+            with tqdm(
+                total=len(job.images), initial=job.num_done, unit=" images", leave=False, disable=None
+            ) as bar:
+                job.run(bar.update)
+            job.finish()
+    except KeyboardInterrupt:
+        say("interrupted: the same command continues", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    preprocess = loaded.preprocess
+    return read_points(table), {
+        "model": f"{loaded.name} ({loaded.identity[:12]})",
+        "preprocessing of the model": str(preprocess),
+    }
+
+
+def _compare(
+    truth: "PointTable",
+    tables: "Sequence[PointTable]",
+    protocol: "Protocol",
+    subset: Sequence[str] | None,
+    output: Path | None,
+) -> None:
+    from geoloc.evaluate.comparison import compare, to_markdown
+    from geoloc.files import replace_folder, write_manifest
+
+    compared = compare(truth, tables[0], tables[1], protocol, subset)
+    text = to_markdown(compared)
+    if output is not None:
+        with replace_folder(output) as folder:
+            (folder / "comparison.json").write_text(
+                json.dumps(compared, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            (folder / "comparison.md").write_text(text, encoding="utf-8")
+            write_manifest(folder, kind="comparison")
+    for line in text.splitlines():
+        say(line)
+
+
+def _print(run: "EvaluationRun", output: Path | None) -> None:
+    metrics = run.metrics
+    low, high = metrics["intervals"]["geoscore"]
+    facts = [
+        f"protocol {metrics['protocol']}",
+        count(metrics["num_images"], "image"),
+        f"GeoScore {metrics['geoscore']:,.1f} ({low:,.0f} to {high:,.0f})",
+        f"median {km(metrics['median_km']) or 'none'}",
+        f"mean {km(metrics['mean_km']) or 'none'}",
+    ]
+    say(", ".join(facts))
+    shares = [f"{share:.1%} within {radius} km" for radius, share in metrics["accuracy_within_km"].items()]
+    shares += [
+        f"{share:.1%} right {level.replace('_', '-')}"
+        for level, share in metrics["accuracy_by_admin"].items()
+    ]
+    shares += [
+        f"recall@{k} within {radius} m {share:.1%}"
+        for radius, by_k in metrics["recall_at"].items()
+        for k, share in by_k.items()
+    ]
+    say(", ".join(shares))
+    for name, problem in metrics["problems"].items():
+        examples = ", ".join(problem["examples"][:3])
+        say(f"{problem['count']:,} {name.replace('_', ' ')}: {problem['meaning']} (for example {examples})")
+    for warning in metrics["warnings"]:
+        say(f"warning: {warning}")
+    if output is not None:
+        say(f"-> {output / 'report.html'}")

@@ -1,0 +1,228 @@
+"""Everything that is computed about predictions: one object that shards fill and merge in any order.
+
+evaluation = Evaluation(get_protocol("geodesic"), breakdowns=["country"])
+evaluation.add(match(truth, predictions))
+evaluation.metrics()               # what metrics.json holds
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.errors import ConfigError
+from geoloc.evaluate.matching import Matched
+from geoloc.evaluate.place_names import Names, name_places
+from geoloc.evaluate.tables import Strings
+from geoloc.geo.continents import CONTINENT_OF, DENSITY_CLASSES, density_class
+from geoloc.metrics.admin import NameTally, confusion, confusion_table
+from geoloc.metrics.bootstrap import intervals
+from geoloc.metrics.cells import DepthTally
+from geoloc.metrics.protocols import Protocol
+from geoloc.metrics.regions import RegionTally, RiskCoverage
+from geoloc.metrics.tally import Tally
+
+MAX_DEPTH: Final = 12  # cells of 4.9 km x 9.8 km at the equator
+MAX_GROUPS: Final = 1000  # of one breakdown in a report, the largest
+PERCENTS: Final = (50, 80, 90, 95)
+BUILT_IN_BREAKDOWNS: Final = ("country", "continent", "density")
+CONFUSION_NAMES: Final = 20
+
+
+class Evaluation:
+    """Tallies of a set of images under one protocol.
+
+    Attributes:
+        protocol: whose rules are applied.
+        tally: the point scores of all images.
+        groups: breakdown -> name of the group -> its tally.
+        regions: percent -> its circles; only percents for which the predictions have a column `radius_P_km`.
+        names_source: where the true place names come from.
+
+    Args:
+        protocol: whose rules are applied.
+        breakdowns: "country", "continent", "density" or columns of the truth.
+    """
+
+    def __init__(self, protocol: Protocol, breakdowns: Sequence[str] = BUILT_IN_BREAKDOWNS) -> None:
+        self.protocol = protocol
+        self.tally = Tally(protocol)
+        self.groups: dict[str, dict[str, Tally]] = {name: {} for name in breakdowns}
+        self.names = NameTally()
+        self.depths = DepthTally(MAX_DEPTH)
+        self.regions: dict[int, RegionTally] = {}
+        self.risk = RiskCoverage(protocol)
+        self.recall_hits: dict[str, NDArray[np.int64]] = {}
+        self.num_candidates = 0  # of the longest list
+        self.num_abstained = 0
+        self.confusion: dict[tuple[str, str], int] = {}
+        self.names_source = ""
+
+    def add(self, matched: Matched) -> NDArray[np.floating]:
+        """Add images; returns their distances in km, (n,), NaN where there is no prediction.
+
+        Raises:
+            ConfigError: a breakdown is neither built in nor a column of the truth.
+            BadTableError: a column of radii holds text.
+        """
+        distance_km = self.protocol.distance.km(matched.predicted_latlon_deg, matched.truth_latlon_deg)
+        names = name_places(matched, self.protocol.admin)
+        self.tally.add(distance_km)
+        self.depths.add(matched.predicted_latlon_deg, matched.truth_latlon_deg)
+        self._add_names(names)
+        self._add_groups(matched, names, distance_km)
+        self._add_confidence(matched, distance_km)
+        self._add_candidates(matched, distance_km)
+        return distance_km
+
+    def _add_names(self, names: Names) -> None:
+        self.names_source = names.source
+        if self.protocol.admin in ("nearest-city", "osv5m"):
+            for level, true in names.true.items():
+                known = names.known[level]
+                counted = known if self.protocol.missing == "miss" else known & (names.predicted[level] != "")
+                right = (names.predicted[level] == true) & counted
+                self.names.add(level, int(counted.sum()), int(right.sum()))
+        for pair, num in confusion(names.predicted_country, names.true_country).items():
+            self.confusion[pair] = self.confusion.get(pair, 0) + num
+
+    def _add_groups(self, matched: Matched, names: Names, distance_km: NDArray[np.floating]) -> None:
+        columns: dict[str, Callable[[], Strings]] = {
+            "country": lambda: names.true_country,
+            "continent": lambda: _continents(names.true_country),
+            "density": lambda: density_class(matched.truth_latlon_deg),
+        }
+        for breakdown, tallies in self.groups.items():
+            if breakdown not in columns and breakdown not in matched.truth.others:
+                raise ConfigError(
+                    f"there is no breakdown {breakdown!r}: {matched.truth.path} has the columns "
+                    f"{', '.join(matched.truth.others) or 'id, latitude and longitude alone'}, and built in are "
+                    f"{', '.join(columns)}"
+                )
+            values = columns[breakdown]() if breakdown in columns else matched.truth_text(breakdown)
+            for group, distances in _grouped(values, distance_km):
+                tallies.setdefault(group, Tally(self.protocol)).add(distances)
+
+    def _add_confidence(self, matched: Matched, distance_km: NDArray[np.floating]) -> None:
+        others = matched.predictions.others
+        for percent in PERCENTS:
+            if (column := f"radius_{percent}_km") in others:
+                radius_km = matched.predicted_numbers(column)
+                self.regions.setdefault(percent, RegionTally(percent)).add(distance_km, radius_km)
+                if percent == 90:
+                    self.risk.add(distance_km, radius_km)
+        if "abstained" in others:
+            self.num_abstained += int(
+                (np.char.lower(matched.predicted_text("abstained").astype(str)) == "true").sum()
+            )
+
+    def _add_candidates(self, matched: Matched, distance_km: NDArray[np.floating]) -> None:
+        """Rank of the first candidate within each radius; without candidates the prediction is the only one."""
+        if "candidates" in matched.predictions.others:
+            distances_km = self._candidate_km(matched)
+        elif self.protocol.retrieval:
+            distances_km = np.asarray(distance_km, np.float64)[:, None]
+        else:
+            return
+        self.num_candidates = max(self.num_candidates, distances_km.shape[1])
+        deepest = max(self.protocol.recall_at)
+        compare = np.less if self.protocol.strict else np.less_equal
+        for radius in (radius for radius in self.protocol.recall_within_m if radius > 0):
+            is_hit = compare(distances_km * 1000, radius)
+            first = np.where(is_hit.any(axis=1), is_hit.argmax(axis=1), deepest)
+            hits = np.bincount(first, minlength=deepest + 1)
+            self.recall_hits[f"{radius:g}"] = self.recall_hits.get(f"{radius:g}", 0) + hits
+
+    def _candidate_km(self, matched: Matched) -> NDArray[np.float64]:
+        """Distances of the candidates, best first, (n, k) for the k that the protocol asks for; NaN for none."""
+        lists = [json.loads(text) if text else [] for text in matched.predicted_text("candidates")]
+        deepest = min(max(self.protocol.recall_at), max(map(len, lists), default=0))
+        points = np.full((len(matched), deepest, 2), np.nan)
+        for row, candidates in enumerate(lists):
+            for rank, candidate in enumerate(candidates[:deepest]):
+                points[row, rank] = candidate["lat"], candidate["lon"]
+        truth = np.repeat(matched.truth_latlon_deg, deepest, axis=0)
+        distance_km = self.protocol.distance.km(points.reshape(-1, 2), truth)
+        return np.asarray(distance_km, np.float64).reshape(len(matched), deepest)
+
+    def merge(self, other: "Evaluation") -> None:
+        """Add all that another evaluation of the same protocol and breakdowns holds."""
+        self.tally.merge(other.tally)
+        self.names.merge(other.names)
+        self.depths.merge(other.depths)
+        self.risk.merge(other.risk)
+        for breakdown, tallies in other.groups.items():
+            for group, tally in tallies.items():
+                self.groups[breakdown].setdefault(group, Tally(self.protocol)).merge(tally)
+        for percent, region in other.regions.items():
+            self.regions.setdefault(percent, RegionTally(percent)).merge(region)
+        for radius, hits in other.recall_hits.items():
+            self.recall_hits[radius] = self.recall_hits.get(radius, 0) + hits
+        for pair, num in other.confusion.items():
+            self.confusion[pair] = self.confusion.get(pair, 0) + num
+        self.num_abstained += other.num_abstained
+        self.num_candidates = max(self.num_candidates, other.num_candidates)
+        self.names_source = self.names_source or other.names_source
+
+    def metrics(self) -> dict[str, Any]:
+        """What was computed, as plain JSON values: the numeric part of metrics.json."""
+        count_missing = self.protocol.missing == "miss"
+        found = {
+            **self.tally.summary(),
+            "intervals": intervals(self.tally),
+            "accuracy_by_admin": self.names.summary(),
+            "accuracy_by_cell_depth": self.depths.summary(count_missing=count_missing),
+            "recall_at": self._recall(),
+            "regions": {
+                str(percent): region.summary()
+                for percent, region in sorted(self.regions.items())
+                if region.num
+            },
+            "risk_coverage": self.risk.curve(),
+            "num_abstained": self.num_abstained,
+            "country_confusion": confusion_table(self.confusion, CONFUSION_NAMES),
+            "breakdowns": {name: _breakdown(tallies) for name, tallies in self.groups.items()},
+        }
+        return found
+
+    def _recall(self) -> dict[str, dict[str, float]]:
+        found = {}
+        for radius, hits in self.recall_hits.items():
+            # A missing prediction is in the last bin, so that its images are in the denominator.
+            total = int(hits.sum()) - (0 if self.protocol.missing == "miss" else self.tally.num_missing)
+            if total:
+                # A recall@10 of five candidates would be a recall@5 by another name.
+                depths = [k for k in self.protocol.recall_at if k <= self.num_candidates]
+                found[radius] = {str(k): int(hits[:k].sum()) / total for k in depths}
+        return found
+
+
+def _grouped(
+    values: Strings, distance_km: NDArray[np.floating]
+) -> Iterable[tuple[str, NDArray[np.floating]]]:
+    import pyarrow as pa
+
+    encoded = pa.array(values, pa.string()).dictionary_encode()
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    edges = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
+    for code, name in enumerate(encoded.dictionary.to_pylist()):
+        yield name or "(unknown)", distance_km[order[edges[code] : edges[code + 1]]]
+
+
+def _continents(countries: Strings) -> Strings:
+    return np.array([CONTINENT_OF.get(code, "") for code in countries], dtype=np.object_)
+
+
+def _breakdown(tallies: dict[str, Tally]) -> dict[str, Any]:
+    """The groups, the largest first; density classes in their own order."""
+    names = sorted(tallies, key=lambda name: (-tallies[name].num_images, name))
+    if tallies.keys() <= {*DENSITY_CLASSES}:
+        names = [name for name in DENSITY_CLASSES if name in tallies]
+    return {
+        name: {key: value for key, value in tallies[name].summary().items() if key != "quantiles_km"}
+        for name in names[:MAX_GROUPS]
+        if tallies[name].num_counted
+    }

@@ -1,0 +1,59 @@
+"""Leakage: test images that were taken beside an image of the training set or the gallery.
+
+A nearest neighbour within a metre is probably the same place, perhaps the same photo; a model that has seen it proves
+nothing by recognising it. OSV-5M keeps 1 km between its splits; MP-16 and YFCC4k come from one pool.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, validate_latlon_deg
+
+RADII_M: Final = (1.0, 25.0, 1000.0)
+
+
+def nearest_known_km(test_latlon_deg: ArrayLike, known_latlon_deg: ArrayLike) -> NDArray[np.float64]:
+    """Great-circle distance of each test point to the nearest known one, (n, 2) and (m, 2) -> (n,) km.
+
+    Raises:
+        InvalidCoordinateError: a coordinate is no place on Earth.
+        ValueError: there is no known point.
+    """
+    from scipy.spatial import cKDTree
+
+    known = validate_latlon_deg(known_latlon_deg).reshape(-1, 2)
+    if not len(known):
+        raise ValueError("the gallery has no points: leakage cannot be measured")
+    tree = cKDTree(latlon_to_unit(known))
+    chord, _ = tree.query(latlon_to_unit(validate_latlon_deg(test_latlon_deg).reshape(-1, 2)))
+    return np.asarray(2 * EARTH_MEAN_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1.0)))
+
+
+def leakage_warnings(
+    test_latlon_deg: ArrayLike, known_latlon_deg: ArrayLike, name: str, radii_m: Sequence[float] = RADII_M
+) -> list[str]:
+    """One sentence for each radius within which test images have a known point; none where there is no leak.
+
+    Args:
+        test_latlon_deg: (n, 2) images of the test.
+        known_latlon_deg: (m, 2) images that the model has seen: training set, gallery. Rows that are no place on
+            Earth cannot be checked, which is one more sentence.
+        name: what these are called, "gallery.csv".
+        radii_m: metres.
+    """
+    known = np.asarray(known_latlon_deg, np.float64)
+    usable = np.isfinite(known).all(axis=1) & (np.abs(known[:, 0]) <= 90)
+    warnings = []
+    if num := int((~usable).sum()):
+        warnings.append(f"Leakage: {num:,} of {len(known):,} points of {name} have no usable position.")
+    distance_m = 1000 * nearest_known_km(test_latlon_deg, known[usable])
+    for radius in radii_m:
+        if num := int((distance_m <= radius).sum()):
+            warnings.append(
+                f"Leakage: {num:,} of {len(distance_m):,} images ({num / len(distance_m):.1%}) have a point of {name} "
+                f"within {radius:g} m."
+            )
+    return warnings

@@ -1,0 +1,210 @@
+"""Predictions beside the truth, image by image; whatever does not fit is counted and named, never dropped in silence.
+
+The truth decides what is evaluated. Every row of it with a usable position is one image; a prediction reaches it by
+its id. Problems are kept with examples, so that a report can show them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.errors import BadTableError
+from geoloc.evaluate.tables import PointTable, Strings
+from quadtree.sphere import wrap_longitude_deg
+
+NUM_EXAMPLES: Final = 10
+
+# What each problem means, in the order of a report
+PROBLEMS: Final = {
+    "truth_without_position": "rows of the truth with an empty or NaN coordinate; not evaluated",
+    "truth_out_of_range": "rows of the truth with a latitude outside [-90, 90] or an infinite value; not evaluated",
+    "truth_duplicated": "further rows of the truth with an id that was there before; not evaluated",
+    "missing": "images of the truth without a row in the predictions; no prediction",
+    "nan": "predictions with an empty or NaN coordinate; no prediction",
+    "out_of_range": "predictions with a latitude outside [-90, 90] or an infinite value; no prediction",
+    "duplicated": "further rows of the predictions with an id that was there before; the first row counts",
+    "extra": "predictions for images that the truth does not have; not evaluated",
+    "outside_subset": "images of the truth outside the subset that was asked for; not evaluated",
+}
+
+
+@dataclass
+class Problems:
+    """How often each problem came up, and its first ids.
+
+    Attributes:
+        counts: problem -> number of rows.
+        examples: problem -> up to ten ids, in the order of the table.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, problem: str, ids: Iterable[Any]) -> None:
+        """Add rows with a problem, by their ids."""
+        named = [str(name) for name in ids]
+        if named:
+            self.counts[problem] = self.counts.get(problem, 0) + len(named)
+            first = self.examples.setdefault(problem, [])
+            first += named[: NUM_EXAMPLES - len(first)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every problem that came up: its count, meaning and example ids."""
+        return {
+            name: {"count": self.counts[name], "meaning": meaning, "examples": self.examples[name]}
+            for name, meaning in PROBLEMS.items()
+            if name in self.counts
+        }
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The images that are evaluated, in the order of the truth.
+
+    Attributes:
+        ids: (n,) text.
+        truth_latlon_deg: (n, 2).
+        predicted_latlon_deg: (n, 2), NaN where there is no usable prediction.
+        truth: the table that the truth came from, and
+        truth_row: (n,) int64, the row of it of each image.
+        predictions: the table that the predictions came from, and
+        prediction_row: (n,) int64, the row of it of each image; -1 where it has none.
+        problems: what did not fit.
+    """
+
+    ids: Strings
+    truth_latlon_deg: NDArray[np.float64]
+    predicted_latlon_deg: NDArray[np.float64]
+    truth: PointTable
+    truth_row: NDArray[np.int64]
+    predictions: PointTable
+    prediction_row: NDArray[np.int64]
+    problems: Problems
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, rows: slice) -> "Matched":
+        """Some of the images: a shard of the evaluation, without the problems, which belong to the whole."""
+        return Matched(
+            self.ids[rows],
+            self.truth_latlon_deg[rows],
+            self.predicted_latlon_deg[rows],
+            self.truth,
+            self.truth_row[rows],
+            self.predictions,
+            self.prediction_row[rows],
+            Problems(),
+        )
+
+    def truth_text(self, name: str) -> Strings:
+        """A column of the truth as text, (n,)."""
+        return np.asarray(self.truth.text(name)[self.truth_row], dtype=np.object_)
+
+    def predicted_numbers(self, name: str) -> NDArray[np.float64]:
+        """A column of the predictions as numbers, (n,); NaN where there is no row."""
+        values = np.append(self.predictions.numbers(name), np.nan)
+        return np.asarray(values[self.prediction_row])
+
+    def predicted_text(self, name: str) -> Strings:
+        """A column of the predictions as text, (n,); "" where there is no row."""
+        values = np.append(self.predictions.text(name), "")
+        return np.asarray(values[self.prediction_row], dtype=np.object_)
+
+
+def match(truth: PointTable, predictions: PointTable, subset: Iterable[str] | None = None) -> Matched:
+    """Find the prediction of each image of the truth.
+
+    Longitudes beyond 180 are wrapped on both sides; a latitude beyond 90 is a problem.
+
+    Args:
+        truth: decides which images there are.
+        predictions: in any order.
+        subset: ids to evaluate; None is all.
+
+    Raises:
+        BadTableError: no image of the truth can be evaluated, or an id of the subset is not in it.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    problems = Problems()
+    truth_row = _usable_truth(truth, problems)
+    true_ids = pa.array(truth.ids[truth_row], pa.string())
+    if subset is not None:
+        wanted = pa.array(list(subset), pa.string())
+        if num := len(absent := wanted.filter(pc.invert(pc.is_in(wanted, value_set=true_ids)))):
+            raise BadTableError(
+                f"{num} ids of the subset are not in {truth.path}, {absent[0].as_py()!r} among them; check that both "
+                "name images in the same way"
+            )
+        inside = _bools(pc.is_in(true_ids, value_set=wanted))
+        problems.add("outside_subset", truth.ids[truth_row[~inside]])
+        truth_row = truth_row[inside]
+        true_ids = pa.array(truth.ids[truth_row], pa.string())
+    if not len(truth_row):
+        raise BadTableError(f"{truth.path} has no image that can be evaluated among {len(truth)} rows")
+    predicted_row = _first_rows(predictions.ids)
+    problems.add("duplicated", np.delete(predictions.ids, predicted_row))
+    predicted_ids = pa.array(predictions.ids[predicted_row], pa.string())
+    position = pc.index_in(true_ids, value_set=predicted_ids).fill_null(-1).to_numpy(zero_copy_only=False)
+    prediction_row = np.append(predicted_row, -1)[position.astype(np.int64)]
+    problems.add("missing", truth.ids[truth_row[prediction_row < 0]])
+    extra = ~_bools(pc.is_in(predicted_ids, value_set=pa.array(truth.ids, pa.string())))
+    problems.add("extra", predictions.ids[predicted_row[extra]])
+
+    predicted = np.append(predictions.latlon_deg, [[np.nan, np.nan]], axis=0)[prediction_row]
+    has_nan = np.isnan(predicted).any(axis=1)
+    bad = ~has_nan & ~_on_earth(predicted)
+    ids = truth.ids[truth_row]
+    problems.add("nan", ids[has_nan & (prediction_row >= 0)])
+    problems.add("out_of_range", ids[bad])
+    predicted[has_nan | bad] = np.nan
+    return Matched(
+        ids,
+        _wrapped(truth.latlon_deg[truth_row]),
+        _wrapped(predicted),
+        truth,
+        truth_row,
+        predictions,
+        prediction_row,
+        problems,
+    )
+
+
+def _usable_truth(truth: PointTable, problems: Problems) -> NDArray[np.int64]:
+    has_nan = np.isnan(truth.latlon_deg).any(axis=1)
+    bad = ~has_nan & ~_on_earth(truth.latlon_deg)
+    first = np.zeros(len(truth), bool)
+    first[_first_rows(truth.ids)] = True
+    problems.add("truth_duplicated", truth.ids[~first])
+    problems.add("truth_without_position", truth.ids[first & has_nan])
+    problems.add("truth_out_of_range", truth.ids[first & bad])
+    return np.flatnonzero(first & ~has_nan & ~bad)
+
+
+def _first_rows(ids: Strings) -> NDArray[np.int64]:
+    """The first row of each id, ascending."""
+    import pyarrow as pa
+
+    codes = pa.array(ids, pa.string()).dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    # Codes are given in the order of first appearance, so a row is a first one if its code is a new maximum.
+    if not len(codes):
+        return np.empty(0, np.int64)
+    highest_before = np.append(-1, np.maximum.accumulate(codes)[:-1])
+    return np.flatnonzero(codes > highest_before)
+
+
+def _on_earth(latlon_deg: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray((np.abs(latlon_deg[:, 0]) <= 90) & np.isfinite(latlon_deg[:, 1]))
+
+
+def _wrapped(latlon_deg: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([latlon_deg[:, 0], wrap_longitude_deg(latlon_deg[:, 1])], axis=1)
+
+
+def _bools(array: Any) -> NDArray[np.bool_]:
+    return np.asarray(array.to_numpy(zero_copy_only=False), bool)

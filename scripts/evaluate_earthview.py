@@ -1,10 +1,8 @@
-"""Measure the headline table of the bundled model, on mosaics that it was trained on and on an unseen one.
+"""Measure the headline table of the bundled model: every stage, on a mosaic it knows and on one it never saw.
 
-npm pack cesium@1.140.0 && tar xzf cesium-1.140.0.tgz package/Source/Assets/Textures/NaturalEarthII
-python scripts/evaluate_earthview.py natural_earth=package/Source/Assets/Textures/NaturalEarthII
+python scripts/evaluate_earthview.py
 
-`make earthview-table` runs both. With save_to=FOLDER the checkpoint is saved again with the table in its
-card.
+`make earthview-table` runs it. With save_to=FOLDER the checkpoint is saved again with the table in its card.
 """
 
 import hydra
@@ -19,14 +17,14 @@ def main(config: DictConfig) -> None:
     import torch
 
     from geoloc import Geolocalizer
-    from geoloc.data.earthview import Mosaic, load_basemap_mosaics
+    from geoloc.data.earthview import UNSEEN_MOSAIC, load_basemap_mosaics
     from geoloc.evaluate.earthview import measure, model_card, to_markdown
 
     torch.set_num_threads(config.threads)
     model = Geolocalizer.from_pretrained(config.model)
-    unseen = Mosaic.from_tms_folder("natural_earth_2", config.natural_earth)
-    sets = {"held-out places, mosaics seen in training": load_basemap_mosaics()}
-    rows = measure(model, {"held-out places, unseen mosaic": {unseen.name: unseen}, **sets})
+    mosaics = load_basemap_mosaics(["blue_marble", UNSEEN_MOSAIC])
+    sets = {"ETOPO1, never seen": mosaics[UNSEEN_MOSAIC], "Blue Marble, seen": mosaics["blue_marble"]}
+    rows = measure(model, sets, mosaics["blue_marble"], config.num_places)
     table = to_markdown(rows)
     print(table)
     if config.save_to:

@@ -268,6 +268,26 @@ def is_land(latlon_deg: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(_land_mask()[row, column])
 
 
+def land_grid_latlon_deg(spacing_km: float) -> NDArray[np.float64]:
+    """Points about `spacing_km` apart on all land north of `SOUTHERN_LIMIT_DEG` and a spacing out to sea, (n, 2).
+
+    Rows of equal latitude; in each, equal steps of longitude.
+    """
+    step_deg = np.degrees(spacing_km / EARTH_MEAN_RADIUS_KM)
+    rows = []
+    for lat in np.arange(SOUTHERN_LIMIT_DEG + step_deg / 2, 89.0, step_deg):
+        n = max(1, round(360.0 * np.cos(np.radians(lat)) / step_deg))
+        lon = -180.0 + 360.0 / n * (np.arange(n) + 0.5)
+        rows.append(np.stack([np.full(n, lat), lon], -1))
+    points = np.concatenate(rows)
+    near = np.zeros(len(points), np.bool_)
+    for north, east in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)):
+        lat = np.clip(points[:, 0] + north * step_deg, -90.0, 90.0)
+        lon = points[:, 1] + east * step_deg / np.cos(np.radians(points[:, 0]))
+        near |= is_land(np.stack([lat, (lon + 180.0) % 360.0 - 180.0], -1))
+    return points[near]
+
+
 def random_land_latlon_deg(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Points uniform by area on the land north of `SOUTHERN_LIMIT_DEG`, (n, 2)."""
     found = np.empty((0, 2))

@@ -49,12 +49,9 @@ def fit_reranker_of(
     readings, truths = _read_all(model, batches, embed=True)
     if not truths:
         raise ConfigError("there are no images to fit a reranker with; give a few thousand, not trained on")
-    before, model.reranker = model.reranker, Reranker(config)  # it says how many candidates to take
-    try:
-        evidence = joined([model.evidence(reading, model.calibration, retriever)[1] for reading in readings])
-    finally:
-        model.reranker = before
-    return fit_reranker(evidence, latlon_to_unit(np.concatenate(truths)), config)
+    k = config.candidates_per_source
+    parts = [model.evidence(reading, model.calibration, retriever, k)[1] for reading in readings]
+    return fit_reranker(joined(parts), latlon_to_unit(np.concatenate(truths)), config)
 
 
 def joined(parts: list[Evidence]) -> Evidence:

@@ -11,7 +11,7 @@ part first. Knows nothing about images or files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,12 @@ class Reranker(nn.Module):
             self.whole = nn.Sequential(nn.Linear(2 * h, h), nn.GELU(), nn.Linear(h, 2))
             for parameter in (*self.score[-1].parameters(), *self.whole[-1].parameters()):
                 nn.init.zeros_(parameter)  # it begins as plain fusion
+
+    def plain(self) -> Reranker:
+        """The same without the network over candidates: plain fusion as it was fitted."""
+        bare = Reranker(replace(self.config, hidden_dim=0))
+        bare.load_state_dict({name: self.state_dict()[name] for name in bare.state_dict()})
+        return bare.eval().requires_grad_(False)
 
     def log_odds(self, similarity: Tensor, source: Tensor) -> Tensor:
         """Similarities of all sources on one scale, (Q, K), (Q, K) -> (Q, K)."""
@@ -192,8 +198,8 @@ def fit_reranker(
             loss(everything, blank).backward()
             optimizer.step()
         if config.hidden_dim:
-            for parameter in plain[:2]:
-                parameter.requires_grad_(False)  # features are made of them
+            for parameter in plain:  # features are made of them, and plain fusion stays what it is
+                parameter.requires_grad_(False)
             # In pieces, since a query's features look at every pair of its candidates.
             pieces = np.array_split(np.arange(len(raw)), -(-len(raw) // 256))
             seen = torch.cat([reranker._inputs(evidence[rows])[4] for rows in pieces])

@@ -47,6 +47,56 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     return out.clamp(0, 1)
 
 
+def recoloured(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Some images in colours that nobody gave them: a random ramp along a random direction of their own colours.
+
+    What map makers do with heights, land cover or anything else, done with whatever an image's colours say. Fine detail
+    of the lightness is laid over it, weaker or stronger, sometimes inverted, as if lit from the other side.
+
+    Args:
+        images: (B, 3, S, S) in [0, 1].
+        probability: that an image is chosen.
+
+    Returns:
+        (B, 3, S, S) in [0, 1].
+    """
+    rows = torch.nonzero(torch.rand(len(images), generator=generator) < probability).flatten()
+    if not len(rows):
+        return images
+    picked = images[rows]
+    n = len(rows)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    colours = picked.flatten(2) - picked.mean((2, 3))[..., None]  # (n, 3, S * S)
+    covariance = colours @ colours.transpose(1, 2) / colours.shape[-1] + 1e-4 * torch.eye(3)
+    variance, axes = torch.linalg.eigh(covariance)  # ascending
+    mix = torch.randn(n, 3, generator=generator) * torch.tensor([0.3, 0.6, 1.0])
+    direction = torch.einsum("nij,nj->ni", axes, mix / variance.sqrt())
+    value = torch.einsum("ni,nip->np", direction, colours)
+    value = value / (value.std(-1, keepdim=True) + 1e-6)
+    place = (2.5 + 1.25 * value).clamp(0, 4.999).view(n, *picked.shape[2:])
+    drawn = _on_ramp(place, uniform(0.05, 0.95, 6, 3))
+    luma = (picked * torch.tensor(LUMA)[None, :, None, None]).sum(1, keepdim=True)
+    across = functional.avg_pool2d(luma, (1, 9), stride=1, padding=(0, 4), count_include_pad=False)
+    fine = luma - functional.avg_pool2d(across, (9, 1), stride=1, padding=(4, 0), count_include_pad=False)
+    sign = torch.where(torch.rand(n, generator=generator) < 0.25, -1.0, 1.0)[:, None, None, None]
+    share = uniform(0.5, 1.0, 1, 1, 1)
+    out = images.clone()
+    out[rows] = (share * drawn + (1 - share) * picked + sign * uniform(0.0, 3.0, 1, 1, 1) * fine).clamp(0, 1)
+    return out
+
+
+def _on_ramp(place: Tensor, colours: Tensor) -> Tensor:
+    """Colours at places on ramps, (n, S, S) in [0, K - 1), (n, K, 3) -> (n, 3, S, S)."""
+    below = place.long()
+    image = torch.arange(len(place))[:, None, None]
+    share = (place - below)[..., None]
+    mixed = (1 - share) * colours[image, below] + share * colours[image, below + 1]
+    return mixed.permute(0, 3, 1, 2)
+
+
 def tinted(relief: Tensor, generator: torch.Generator) -> Tensor:
     """Maps that nobody has drawn: random colours by height, light from a random side, random sea.
 
@@ -64,11 +114,7 @@ def tinted(relief: Tensor, generator: torch.Generator) -> Tensor:
     elevation, land = relief[:, :1], relief[:, 1:2]
     height = elevation.clamp(min=0) ** uniform(0.3, 0.8, 1, 1, 1)
     colours = uniform(0.05, 0.95, 6, 3)  # of a ramp from the lowest to the highest land
-    place = (height[:, 0] * 5).clamp(0, 4.999)
-    below = place.long()
-    image = torch.arange(n)[:, None, None]
-    share = (place - below)[..., None]
-    ramp = ((1 - share) * colours[image, below] + share * colours[image, below + 1]).permute(0, 3, 1, 2)
+    ramp = _on_ramp((height[:, 0] * 5).clamp(0, 4.999), colours)
     east = functional.pad(height, (0, 1, 0, 0), mode="replicate").diff(dim=-1)
     south = functional.pad(height, (0, 0, 0, 1), mode="replicate").diff(dim=-2)
     angle = uniform(0, 2 * torch.pi, 1, 1, 1)

@@ -34,7 +34,6 @@ from geoloc.data.earthview import (
     load_cities_latlon_deg,
     load_training_mosaics,
     render_mixed,
-    view_images,
 )
 from geoloc.errors import CheckpointError, MissingDependencyError, OutputMismatchError
 from geoloc.files import atomic_write
@@ -45,7 +44,8 @@ from geoloc.models.batch_norm import fold_batch_norm
 from geoloc.models.config import NetworkConfig
 from geoloc.models.losses import hierarchical_cell_loss, info_nce_on_the_ground, offset_loss
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import photometric, tinted
+from geoloc.train.augment import photometric, recoloured, tinted
+from geoloc.train.earthview_references import ReferenceRecipe, finish
 from geoloc.train.on_cpu import ThreadedTower, keep_freed_memory
 from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
@@ -54,11 +54,26 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # what EfficientNet-Lite was trained with
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the training.
+
+    Attributes:
+        share: of the steps.
+        size_px: side of the pictures.
+        recoloured: probability that a picture gets colours of no mosaic (`augment.recoloured`).
+    """
+
+    share: float
+    size_px: int
+    recoloured: float
+
+
+@dataclass(frozen=True)
 class EarthviewRecipe:
     """Everything that decides a run.
 
     Attributes:
-        stages: (share of the steps, picture side in px), in order.
+        stages: in order. Pictures grow, and looks become stranger, once the network knows the Earth.
         places_per_step: N, even; a step sees 2 N pictures.
         neighbour_km: range of the distances of the neighbours, log-uniform: they teach the embedding to tell
             places of one cell apart.
@@ -69,7 +84,7 @@ class EarthviewRecipe:
 
     num_steps: int = 5000
     places_per_step: int = 64
-    stages: tuple[tuple[float, int], ...] = ((0.5, 64), (0.5, 112))
+    stages: tuple[Stage, ...] = (Stage(0.5, 64, 0.0), Stage(0.5, 112, 0.5))
     trunk_lr: float = 5e-4
     head_lr: float = 2e-3
     weight_decay: float = 0.02
@@ -101,6 +116,7 @@ class EarthviewExperiment:
     """The whole experiment: the network, its cells, and the run.
 
     Attributes:
+        references: what follows the training of the network.
         num_tree_points: training places that the quadtree is built from. Land belongs to them as well as
             cities, since queries come from both: a tree of cities alone has cells of a quarter of Siberia.
         max_points_per_cell: of the quadtree.
@@ -110,6 +126,7 @@ class EarthviewExperiment:
 
     network: NetworkConfig
     recipe: EarthviewRecipe = field(default_factory=EarthviewRecipe)
+    references: ReferenceRecipe = field(default_factory=ReferenceRecipe)
     num_tree_points: int = 100_000
     max_points_per_cell: int = 400
     max_depth: int = 8
@@ -148,21 +165,22 @@ class BatchMaker:
         self.recipe, self.mosaics, self.places = recipe, mosaics, places_latlon_deg
         self._nearest = cKDTree(latlon_to_unit(places_latlon_deg))
 
-    def size_px(self, step: int) -> int:
-        """Side of a step's pictures."""
+    def stage(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
         done, total = 0.0, self.recipe.num_steps
-        for share, size in self.recipe.stages:
-            done += share
+        for stage in self.recipe.stages:
+            done += stage.share
             if step < done * total:
-                return size
-        return self.recipe.stages[-1][1]
+                return stage
+        return self.recipe.stages[-1]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
         r = self.recipe
         rng = np.random.default_rng((r.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        n, size = r.places_per_step, self.size_px(step)
+        stage = self.stage(step)
+        n, size = r.places_per_step, stage.size_px
         places = self.places[rng.integers(0, len(self.places), n // 2)]
         places = np.concatenate([places, self._near(places, rng)])
         main = rng.integers(0, len(self.mosaics), n)
@@ -176,6 +194,9 @@ class BatchMaker:
         share = np.where(blended, share, 1.0)
         queries_px = self._render(Views.random(places, rng), size, main, share, generator)
         references_px = self._render(references, size, other, np.ones((n, 3)), generator)
+        if stage.recoloured:
+            queries_px = recoloured(queries_px, stage.recoloured, generator)
+            references_px = recoloured(references_px, stage.recoloured, generator)
         images = torch.cat([photometric(queries_px, generator), photometric(references_px, generator, 0.6)])
         return Batch(normalise(images), np.concatenate([places, reference_places]))
 
@@ -378,7 +399,7 @@ def load_imagenet_trunk(backbone: Backbone) -> None:
 
 
 def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 1) -> Geolocalizer:
-    """Train, then calibrate on the held-out calibration places; both resume or repeat exactly."""
+    """Train; then references, reranker and calibration (`earthview_references`). A killed run goes on."""
     recipe, cities = experiment.recipe, load_cities_latlon_deg()
     held_out = HeldOutPlaces.draw(cities)
     places = training_places(recipe, held_out, cities)
@@ -397,13 +418,8 @@ def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 
     mosaics = load_training_mosaics(experiment.npm_folder)
     train(network, quadtree, mosaics, places, recipe, run_folder, threads)
 
-    size = recipe.stages[-1][1]
+    size = recipe.stages[-1].size_px
     preprocess = Preprocess(image_size_px=size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
-    model = Geolocalizer("earthview", network, preprocess, quadtree)
-    images = view_images(mosaics, held_out.calibration_latlon_deg, seed=recipe.seed)
-    model.calibrate(
-        ((torch.stack([model.load(image) for image in batch]), latlon_deg) for batch, latlon_deg in images),
-        f"{len(held_out.calibration_latlon_deg)} views of places that training never visited (nor came within 25 km "
-        f"of), of the mosaics that it saw ({', '.join(mosaics)})",
-    )
-    return model
+    trained = Path(run_folder) / "network"
+    Geolocalizer("earthview", network, preprocess, quadtree).save_pretrained(trained, half=True)
+    return finish(trained, mosaics, experiment.references, run_folder)

@@ -23,11 +23,12 @@ from geoloc.models.config import (
     from_plain,
 )
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import photometric, tinted
+from geoloc.train.augment import photometric, recoloured, tinted
 from geoloc.train.earthview import (
     BatchMaker,
     EarthviewExperiment,
     EarthviewRecipe,
+    Stage,
     load_imagenet_trunk,
     shifted_latlon_deg,
     train,
@@ -36,7 +37,11 @@ from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import haversine_km
 
 RECIPE = EarthviewRecipe(
-    num_steps=6, places_per_step=4, stages=((0.5, 16), (0.5, 24)), warmup_steps=2, save_every_steps=2
+    num_steps=6,
+    places_per_step=4,
+    stages=(Stage(0.5, 16, 0.0), Stage(0.5, 24, 0.5)),
+    warmup_steps=2,
+    save_every_steps=2,
 )
 
 
@@ -114,6 +119,19 @@ def test_the_bare_relief_is_drawn_in_random_colours_and_never_blended():
     assert maker.batch(0).images.isfinite().all()
 
 
+def test_recoloured_images_keep_their_shapes_and_lose_their_colours():
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    disc = ((x - 16) ** 2 + (y - 16) ** 2 < 80).float()
+    images = (0.2 + 0.6 * torch.stack([disc, 0.5 * disc, 1 - disc])).expand(12, 3, 32, 32).contiguous()
+    images = images + 0.02 * torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    drawn = recoloured(images, 1.0, torch.Generator().manual_seed(1))
+    assert 0 <= drawn.min() <= drawn.max() <= 1
+    assert (drawn - images).abs().mean((1, 2, 3)).min() > 0.02
+    inside, outside = drawn[:, :, disc > 0].mean(-1), drawn[:, :, disc == 0].mean(-1)
+    assert (inside - outside).abs().amax(-1).median() > 0.1
+    assert torch.equal(recoloured(images, 0.0, torch.Generator()), images)
+
+
 def test_tinted_land_differs_from_sea_and_no_two_maps_are_alike():
     relief = torch.zeros(8, 3, 32, 32)
     relief[:, 0, :, 16:] = torch.linspace(0.1, 0.9, 16)
@@ -160,7 +178,12 @@ def test_another_recipe_does_not_continue_a_run(quadtree, tmp_path):
 
 def test_the_losses_fall(quadtree, tmp_path):
     recipe = replace(
-        RECIPE, num_steps=60, places_per_step=8, stages=((1.0, 16),), head_lr=0.01, save_every_steps=60
+        RECIPE,
+        num_steps=60,
+        places_per_step=8,
+        stages=(Stage(1.0, 16, 0.0),),
+        head_lr=0.01,
+        save_every_steps=60,
     )
     train(tiny_network(quadtree), quadtree, noise_mosaics(), places()[:4], recipe, tmp_path)
     cells = [json.loads(line)["cells"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -49,7 +50,7 @@ class Benchmark:
         """The file of an image; None where it is not there."""
         return self._paths.get(image_id)
 
-    @property
+    @cached_property
     def _paths(self) -> dict[str, Path]:
         return {image.id: image.path for image in self.images}
 

@@ -61,12 +61,13 @@ def name_places(matched: Matched, rule: AdminRule) -> Names:
         _keys(matched.predicted_latlon_deg[known_prediction], rule), known_prediction
     )
     true, source = _true_keys(matched, rule)
+    country = true["country"]
     if rule == "osv5m":
         known = {level: np.ones(len(matched), bool) for level in true}
         true = {level: _as_pandas_reads(keys) for level, keys in true.items()}
     else:
         known = {level: _is_none_of(keys, UNKNOWN) for level, keys in true.items()}
-    return Names(predicted, true, known, true["country"], predicted["country"], source)
+    return Names(predicted, true, known, country, predicted["country"], source)
 
 
 def _nearest(latlon_deg: NDArray[np.float64], rule: AdminRule) -> NearestPlaces:

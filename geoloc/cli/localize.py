@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,8 +17,9 @@ from geoloc.cli.models import load_model
 from geoloc.errors import BadImageError, ConfigError
 
 if TYPE_CHECKING:
+    from geoloc.images.query import QueryMode
     from geoloc.localize.batch import LocalizeJob
-    from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.geolocalizer import Geolocalizer, Reference
     from geoloc.localize.output import Row
     from geoloc.view.map_html import MapPoint
 
@@ -39,6 +40,22 @@ def localize(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
     ] = "earthview",
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|own|none",
+            help="Reference database to search inside the chosen cells; own is the one that came with the model, "
+            "if there is one.",
+        ),
+    ] = "own",
+    query: Annotated[
+        str,
+        typer.Option(
+            metavar="MODE",
+            help="How a picture is shown to the network: central_crop, resized, single, five_crops, nearest_crop, "
+            "majority_voting, or four_turns for pictures from above.",
+        ),
+    ] = "central_crop",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Table of predictions: .csv, .geojson or .parquet."),
@@ -90,7 +107,8 @@ def localize(
     arguments, inside a folder sorted by path. Exit code: 0 all localised, 1 some images failed, 2 error,
     130 interrupted.
     """
-    from geoloc.localize.batch import LocalizeJob, LocalizeOptions, check_output
+    from geoloc.images.query import check_query_mode
+    from geoloc.localize.batch import Asking, LocalizeJob, LocalizeOptions, check_output
     from geoloc.localize.inputs import find_images
 
     # All that can be refused is refused before a model is loaded.
@@ -101,6 +119,7 @@ def localize(
         abstain_above_km=abstain_above_km,
         truth_from_exif=truth_from_exif,
     )
+    check_query_mode(query)
     if output is not None:
         check_output(output, resume=resume, overwrite=overwrite)
     elif resume or overwrite:
@@ -111,8 +130,9 @@ def localize(
     job: LocalizeJob | None = None
     try:
         geolocalizer = load_model(model, device, threads)
+        asking = Asking(geolocalizer, cast("QueryMode", query), _open_reference(reference))
         with LocalizeJob(
-            geolocalizer, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
+            asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
         ) as job:
             was_complete, num_before = job.is_complete, job.num_done
             took_s = _run(job, quiet)
@@ -135,6 +155,14 @@ def localize(
     say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _open_reference(name: str) -> "Reference":
+    from geoloc.reference.database import ReferenceDatabase
+
+    if name == "own":
+        return "own"
+    return None if name == "none" else ReferenceDatabase.open(name)
 
 
 def _run(job: "LocalizeJob", quiet: bool) -> float:

@@ -41,6 +41,22 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
+# What files with images are called; what they are is told by their first bytes.
+IMAGE_SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jpe",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+
 _SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),

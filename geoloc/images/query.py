@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 QueryMode = Literal[
     "central_crop", "resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"
 ]
+Merge = Literal["mean", "nearest", "vote"]  # of views: their features, or what each of them finds
+MERGES: dict[QueryMode, Merge] = {"nearest_crop": "nearest", "majority_voting": "vote"}  # others: "mean"
 MAX_ASPECT = 4  # of "single": a longer picture is cut, since its cost grows with it
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from geoloc import __version__
 from geoloc.errors import BadImageError, ConfigError, NotFoundError, OutputMismatchError
 from geoloc.images.exif import read_exif_latlon_deg
+from geoloc.images.query import MERGES, check_query_mode
 from geoloc.jobs.journal import Journal
 from geoloc.jobs.receipt import check_receipt, write_receipt
 from geoloc.localize.inputs import ImageFile
@@ -36,6 +37,9 @@ from geoloc.localize.prediction import Prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from geoloc.images.query import QueryMode
+    from geoloc.localize.geolocalizer import Geolocalizer, Reference
 
 MAX_TOP_K = 1000
 MAX_DECODING_THREADS = 8
@@ -56,10 +60,47 @@ class BatchLocalizer(Protocol):
         ...
 
     def localize_batch(
-        self, images: "Tensor", *, utility: str, top_k: int, abstain_above_km: float | None
+        self, images: "list[Tensor]", *, utility: str, top_k: int, abstain_above_km: float | None
     ) -> list[Prediction]:
-        """The predictions of preprocessed images, (B, 3, S, S)."""
+        """The predictions of B images as `load` gave them."""
         ...
+
+
+class Asking:
+    """A model, and how it is asked: the query mode and the references. What a job of a `Geolocalizer` runs.
+
+    Args:
+        model: the model.
+        query: see `geoloc.images.query`.
+        reference: a database, "own" or None, as for `Geolocalizer.localize_batch`.
+
+    Raises:
+        ConfigError: there is no such mode, or the model cannot search.
+        FingerprintMismatchError: the database was made with another model or quadtree.
+    """
+
+    def __init__(
+        self, model: "Geolocalizer", query: "QueryMode" = "central_crop", reference: "Reference" = "own"
+    ) -> None:
+        check_query_mode(query)
+        retriever = model.retriever(reference)  # now, before any image is read
+        self.name = model.name
+        self._model, self._query, self._reference = model, query, reference
+        self._database = "none" if retriever is None else retriever.database.identity
+
+    @property
+    def identity(self) -> str:
+        """Digest of the model, and what differs from its defaults."""
+        return " ".join([self._model.identity, self._query, self._database])
+
+    def load(self, source: Path, /) -> "Tensor":
+        """The views of one image, (V, 3, h, w)."""
+        return self._model.load_query(source, self._query)
+
+    def localize_batch(self, images: "list[Tensor]", **options: Any) -> list[Prediction]:
+        """See `Geolocalizer.localize_batch`."""
+        merge = MERGES.get(self._query, "mean")
+        return self._model.localize_batch(images, reference=self._reference, merge=merge, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,13 +273,11 @@ class LocalizeJob:
         return _Decoded(image.id, stamp, tensor, error, truth)
 
     def _rows_of(self, batch: list[_Decoded]) -> list[Row]:
-        import torch
-
         tensors = [item.tensor for item in batch if item.tensor is not None]
         predictions: list[Prediction] = []
         if tensors:
             predictions = self._model.localize_batch(
-                torch.stack(tensors),
+                tensors,
                 utility=self._options.utility,
                 top_k=self._options.top_k,
                 abstain_above_km=self._options.abstain_above_km,

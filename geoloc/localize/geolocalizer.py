@@ -24,7 +24,7 @@ from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess, load_and_preprocess
-from geoloc.images.query import QueryMode, check_query_mode, load_query_views
+from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode, load_query_views
 from geoloc.localize.calibrate import Calibration, log_softmax
 from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
 from geoloc.localize.evidence import CellEvidence, Evidence
@@ -32,7 +32,7 @@ from geoloc.localize.mixture import candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
 from geoloc.localize.rerank import Reranker, RerankerConfig
-from geoloc.localize.retrieve import Merge, Retriever
+from geoloc.localize.retrieve import Retriever
 from geoloc.models.network import GeoNetwork, NetworkOutput
 from geoloc.reference.database import ReferenceDatabase
 from quadtree import Quadtree
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 LabelledBatch = tuple[Tensor, NDArray[np.float64]]
 Reference = ReferenceDatabase | Literal["own"] | None
-MERGES: dict[QueryMode, Merge] = {"nearest_crop": "nearest", "majority_voting": "vote"}
 
 CELL_MASS = 0.95  # the chosen cells hold this much of the posterior …
 MAX_CELLS = 32  # … or are this many
@@ -294,7 +293,7 @@ class Geolocalizer:
         """Localise preprocessed images, (B, 3, S, S), or B sets of views, each (V, 3, h, w).
 
         Args:
-            images: as `load` makes them, stacked; or as `load_query` makes them, in a list.
+            images: as `load` makes them, stacked or in a list; or as `load_query` makes them, in a list.
             reference: a database to search; "own" takes the one that came with the model, if there is one, and
                 None does without.
             merge: of several views: "mean" averages their features; "nearest" and "vote" search with each of
@@ -418,7 +417,7 @@ class Geolocalizer:
             ConfigError: the network has no head that says where, or no embedding if `embed` is asked for.
             CheckpointError: the network gives numbers that are not finite.
         """
-        views = list(images.unsqueeze(1)) if isinstance(images, Tensor) and images.ndim == 4 else list(images)
+        views = [image if image.ndim == 4 else image[None] for image in images]
         with torch.inference_mode():
             counts = [len(part) for part in views]
             if len({part.shape[1:] for part in views}) == 1:

@@ -12,21 +12,7 @@ from pathlib import Path
 from typing import overload
 
 from geoloc.errors import NotFoundError
-
-IMAGE_SUFFIXES = (
-    ".bmp",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".jfif",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
+from geoloc.images.decode import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # others have it from here
 
 
 @dataclass(frozen=True, slots=True)

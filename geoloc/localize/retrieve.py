@@ -6,11 +6,11 @@ Knows nothing about how candidates are weighed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.images.query import Merge
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.reference.candidates import NO_ROW, Candidates
 from geoloc.reference.database import ReferenceDatabase
@@ -18,8 +18,6 @@ from geoloc.reference.index import CellIndex, Structure, with_border_neighbours
 from geoloc.reference.rows import SOURCES, Source
 from quadtree import Quadtree
 from quadtree.sphere import unit_to_latlon
-
-Merge = Literal["mean", "nearest", "vote"]
 
 # Majority voting of the VG benchmark: of every view's best n, a row seen c times comes 0.01 c / n nearer.
 VOTES_OF_BEST = (1, 5, 10)

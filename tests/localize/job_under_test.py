@@ -44,7 +44,7 @@ class KnownModel:
             raise BadImageError("no number in it") from None
 
     def localize_batch(self, images, *, utility, top_k, abstain_above_km):
-        numbers = images[:, 0, 0, 0].tolist()
+        numbers = [float(image[0, 0, 0]) for image in images]
         self.batches.append(numbers)
         shift = sum(numbers) / 1000
         return [

@@ -227,8 +227,8 @@ def test_turning_the_earth_leaves_the_radii(seed: int) -> None:
             turned.mass_within(at @ turn.T, radius), abs=0.12
         )
     (a,), (b,) = straight.radii_km(at, [0.9]), turned.radii_km(at @ turn.T, [0.9])
-    assert straight.mass_within(at, b) == pytest.approx(0.9, abs=0.06)
-    assert turned.mass_within(at @ turn.T, a) == pytest.approx(0.9, abs=0.06)
+    assert straight.mass_within(at, b) == pytest.approx(0.9, abs=0.12)
+    assert turned.mass_within(at @ turn.T, a) == pytest.approx(0.9, abs=0.12)
 
 
 # --- Masses and radii ---

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
     from geoloc.localize.prediction import Prediction
+    from geoloc.reference.database import ReferenceDatabase
 
-__all__ = ["Geolocalizer", "Prediction", "__version__"]
+__all__ = ["Geolocalizer", "Prediction", "ReferenceDatabase", "__version__"]
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Geolocalizer": "geoloc.localize.geolocalizer",
     "Prediction": "geoloc.localize.prediction",
+    "ReferenceDatabase": "geoloc.reference.database",
 }
 
 

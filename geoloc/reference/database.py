@@ -7,7 +7,8 @@
       tombstones/0003.safetensors      places of deleted rows: a tensor for each segment that has some
       .lock                            held by the writer while it writes
 
-    database = ReferenceDatabase.create("refs", dim=512, dtype="int8", model_fingerprint=fingerprint)
+    database = ReferenceDatabase.create("refs", model=model, dtype="int8")
+    database.add_aerial("tiles/", cell_size_m=30)           # a resumable job, see `geoloc.reference.adding`
     database.append(ReferenceRows(latlon_deg, source="aerial", key=names), vectors)
     database.delete(bounds_deg=(42.2, -71.2, 42.4, -70.9))
     database.compact()
@@ -54,6 +55,8 @@ from geoloc.files import (
     safe_join,
     sha256_of,
 )
+from geoloc.reference.adding import Adding
+from geoloc.reference.embedder import ReferenceEmbedder
 from geoloc.reference.rows import SCHEMA, SOURCES, ReferenceRows
 from geoloc.reference.segments import (
     EMBEDDINGS_NAME,
@@ -189,7 +192,7 @@ class _Manifest:
         return {name: (np.dtype(np.int64), (num,)) for name, num in sorted(self.tombstones.items())}
 
 
-class ReferenceDatabase:
+class ReferenceDatabase(Adding):
     """A snapshot of a database on disk: what was there when it was opened, refreshed or last changed here.
 
     Any number of processes read while one writes; a second writer is refused. What a reader has open stays
@@ -210,35 +213,49 @@ class ReferenceDatabase:
     def create(
         folder: str | Path,
         *,
-        dim: int,
+        model: ReferenceEmbedder | None = None,
+        dim: int | None = None,
         dtype: Dtype = "float32",
-        model_fingerprint: str,
+        model_fingerprint: str | None = None,
         quadtree_fingerprint: str | None = None,
     ) -> "ReferenceDatabase":
         """Make an empty database; a kill leaves it whole or absent.
 
         Args:
             folder: new, or an empty folder.
-            dim: width of an embedding.
+            model: what embeds the references, a `Geolocalizer`; None if its width and fingerprint are given.
+            dim: width of an embedding; None takes the model's.
             dtype: how vectors are stored: "float32", "float16", or "int8" with a scale for each row.
-            model_fingerprint: of the model that embeds the references; only its queries may be compared.
+            model_fingerprint: of the model that embeds the references; only its queries may be compared. None
+                takes the model's.
             quadtree_fingerprint: of the partition whose cells a search goes through, if it is bound to one.
 
         Raises:
             OutputMismatchError: there is something in the folder.
             ConfigError: the width, the dtype or a fingerprint is impossible.
         """
+        if model is not None:
+            dim = model.embedding_dim if dim is None else dim
+            model_fingerprint = model_fingerprint or model.embedding_fingerprint
+        if dim is None:
+            raise ConfigError(
+                "a database needs the width of its embeddings: give model, or dim and model_fingerprint"
+            )
         if not isinstance(model_fingerprint, str) or not model_fingerprint or quadtree_fingerprint == "":
             raise ConfigError("a fingerprint is a text of at least one character")
         vector_format = VectorFormat(dim, dtype)
         manifest = _Manifest(vector_format.dim, vector_format.dtype, model_fingerprint, quadtree_fingerprint)
         with _new_folder(Path(folder)) as temporary:
             manifest.write(temporary)
-        return ReferenceDatabase.open(folder)
+        return ReferenceDatabase.open(folder, model=model)
 
     @staticmethod
     def open(
-        folder: str | Path, *, model_fingerprint: str | None = None, quadtree_fingerprint: str | None = None
+        folder: str | Path,
+        *,
+        model: ReferenceEmbedder | None = None,
+        model_fingerprint: str | None = None,
+        quadtree_fingerprint: str | None = None,
     ) -> "ReferenceDatabase":
         """Open a database: maps its files, and checks the manifest, sizes and headers, but not all bytes.
 
@@ -246,6 +263,7 @@ class ReferenceDatabase:
 
         Args:
             folder: where it is.
+            model: what embeds further references; must be the one that the database was made with.
             model_fingerprint: that the references must be embedded with, if it matters.
             quadtree_fingerprint: that the database must be bound to, if it is bound to one.
 
@@ -257,6 +275,9 @@ class ReferenceDatabase:
         folder = Path(folder)
         database = ReferenceDatabase(folder, *_load(folder))
         database.check_fingerprints(model=model_fingerprint, quadtree=quadtree_fingerprint)
+        if model is not None:
+            database.check_fingerprints(model=model.embedding_fingerprint)
+            database.model = model
         return database
 
     def refresh(self) -> bool:

@@ -1,0 +1,212 @@
+"""Aerial references: metric cells, each seen at several ground resolutions, as rows with one vector each."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.errors import ConfigError
+from geoloc.reference.aerial.cells import Block, CellGrid
+from geoloc.reference.aerial.region import wrapped
+from geoloc.reference.aerial.source import AerialSource, FloatArray, Mask, Patch, read_patch
+from geoloc.reference.build import Embedded, Progress
+from geoloc.reference.embedder import ReferenceEmbedder, embed_views
+from geoloc.reference.rows import ReferenceRows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATEWIDE_GSD_M_PER_PX: Final = (0.2, 0.4, 0.8, 1.6)
+CELLS_PER_BLOCK: Final = 4096  # what a kill costs at most
+NO_IMAGERY: Final = "too little imagery"
+
+
+@dataclass(frozen=True)
+class AerialSettings:
+    """How cells are seen.
+
+    Attributes:
+        gsd_m_per_px: ground resolutions, of one view each; the finest decides whether a cell has imagery.
+        heading_deg: what is up in every view.
+        min_coverage: share of a view that must be known; the cell goes without a finest view that has less, and
+            the vector without a coarser one.
+        batch_size: cells that go through the network together.
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+
+    gsd_m_per_px: tuple[float, ...] = STATEWIDE_GSD_M_PER_PX
+    heading_deg: float = 0.0
+    min_coverage: float = 0.5
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        gsd = self.gsd_m_per_px
+        if not gsd or not all(value > 0 and np.isfinite(value) for value in gsd):
+            raise ConfigError(f"gsd_m_per_px must be positive numbers, at least one; found {gsd}")
+        if not 0 < self.min_coverage <= 1:
+            raise ConfigError(f"min_coverage is {self.min_coverage}; it must be above 0, and 1 at most")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not np.isfinite(self.heading_deg):
+            raise ConfigError(f"heading_deg is {self.heading_deg}; it must be a direction")
+
+
+class AerialReferences:
+    """Makes a block of cells into rows.
+
+    Args:
+        sources: by priority.
+        grid: the cells.
+        settings: how they are seen.
+        embedder: the model.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[AerialSource],
+        grid: CellGrid,
+        settings: AerialSettings,
+        embedder: ReferenceEmbedder,
+    ) -> None:
+        self.sources, self.grid, self.settings, self.embedder = sources, grid, settings, embedder
+        self._colour = [255.0 * mean for mean in embedder.preprocess.mean]  # to the network this is nothing
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values that decide the rows of a cell."""
+        settings = self.settings
+        return {
+            "sources": [{**source.facts(), "licence": source.licence} for source in self.sources],
+            "grid": self.grid.facts(),
+            "gsd_m_per_px": list(settings.gsd_m_per_px),
+            "heading_deg": settings.heading_deg,
+            "min_coverage": settings.min_coverage,
+            "batch_size": settings.batch_size,
+            "preprocess": self.embedder.preprocess.to_dict(),
+        }
+
+    def embed(self, block: Block, progress: Progress) -> Embedded:
+        """The rows of a block: of every cell with imagery, in the order of the cells.
+
+        Args:
+            block: of the grid.
+            progress: is told how many cells are done, batch by batch.
+        """
+        before = [set(source.bad_tiles) for source in self.sources]
+        latlon_deg, keys, provenance, licences, vectors = [], [], [], [], []
+        for batch in self._batches(block):
+            vectors.append(self._vectors(batch))
+            latlon_deg.append(wrapped(self.grid.center_latlon_deg(batch.cells)))
+            keys += self.grid.keys(batch.cells)
+            provenance += [self.sources[first].name for first in batch.source]
+            licences += [self.sources[first].licence for first in batch.source]
+            progress(batch.num_seen)
+        rows = ReferenceRows(
+            np.concatenate([np.zeros((0, 2)), *latlon_deg]),
+            source="aerial",
+            key=keys,
+            gsd_m_per_px=min(self.settings.gsd_m_per_px),
+            provenance=provenance,
+            licence=licences,
+        )
+        problems = {
+            f"{source.name}: {tile}": reason
+            for source, known in zip(self.sources, before, strict=True)
+            for tile, reason in source.bad_tiles.items()
+            if tile not in known
+        }
+        skipped = len(block.cells) - len(rows)
+        return Embedded(
+            rows,
+            np.concatenate([np.zeros((0, self.embedder.embedding_dim), np.float32), *vectors]),
+            len(block.cells),
+            {NO_IMAGERY: skipped} if skipped else {},
+            problems,
+        )
+
+    def _batches(self, block: Block) -> Iterator["_Batch"]:
+        """Batches of cells with imagery; one is read while the network is busy with the one before."""
+        size = self.settings.batch_size
+        parts = [block.cells[start : start + size] for start in range(0, len(block.cells), size)]
+        with ThreadPoolExecutor(1, "geoloc-aerial") as reader:
+            waiting = reader.submit(self._read, parts[0])
+            for part in [*parts[1:], None]:
+                batch = waiting.result()
+                if part is not None:
+                    waiting = reader.submit(self._read, part)
+                yield batch
+
+    def _read(self, cells: NDArray[np.int64]) -> "_Batch":
+        import torch
+
+        size = self.embedder.preprocess.image_size_px
+        num_views = len(self.settings.gsd_m_per_px)
+        kept, views, present, source = [], [], [], []
+        centers = wrapped(self.grid.center_latlon_deg(cells))
+        for number, (center, scale) in enumerate(zip(centers, self.grid.metres_in_cell(cells), strict=True)):
+            seen = self._see(center, float(scale))
+            if seen is None:
+                continue
+            patches, shown = seen
+            kept.append(number)
+            views.append(
+                torch.stack([self.embedder.preprocess(patch.filled(self._colour)) for patch in patches])
+            )
+            present.append(shown)
+            source.append(self._first_source(center))
+        empty = torch.zeros((0, num_views, 3, size, size))
+        return _Batch(
+            len(cells),
+            cells[kept],
+            torch.stack(views) if views else empty,
+            np.array(present, np.bool_).reshape(-1, num_views),
+            source,
+        )
+
+    def _see(self, center: FloatArray, scale: float) -> tuple[list[Patch], list[bool]] | None:
+        """The views of a cell, and which of them count; None for a cell without imagery."""
+        settings = self.settings
+        finest = int(np.argmin(settings.gsd_m_per_px))
+        patches: dict[int, Patch] = {}
+        for number in sorted(range(len(settings.gsd_m_per_px)), key=lambda view: view != finest):
+            patches[number] = read_patch(
+                self.sources,
+                center,
+                heading_deg=settings.heading_deg,
+                gsd_m_per_px=settings.gsd_m_per_px[number] * scale,
+                size_px=self.embedder.preprocess.image_size_px,
+            )
+            if number == finest and patches[number].coverage < settings.min_coverage:
+                return None
+        ordered = [patches[number] for number in range(len(settings.gsd_m_per_px))]
+        return ordered, [patch.coverage >= settings.min_coverage for patch in ordered]
+
+    def _first_source(self, center: FloatArray) -> int:
+        """The source of highest priority that covers a cell's centre; the first one if none does."""
+        return next((i for i, source in enumerate(self.sources) if source.covers(center[None])[0]), 0)
+
+    def _vectors(self, batch: "_Batch") -> NDArray[np.float32]:
+        if not len(batch.cells):
+            return np.zeros((0, self.embedder.embedding_dim), np.float32)
+        return embed_views(self.embedder, batch.views, batch.present, self.settings.gsd_m_per_px)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Cells with imagery among `num_seen` ones.
+
+    cells    (n, 2)
+    views    (n, V, 3, S, S)
+    present  (n, V) which views count
+    source   n places in the list of sources
+    """
+
+    num_seen: int
+    cells: NDArray[np.int64]
+    views: "Tensor"
+    present: Mask
+    source: list[int]

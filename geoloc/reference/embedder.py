@@ -1,0 +1,82 @@
+"""What building a database needs of a model. `geoloc.Geolocalizer` has it; anything else that has it will do."""
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc.reference.rows import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from geoloc.images.preprocess import Preprocess
+
+
+@runtime_checkable
+class ReferenceEmbedder(Protocol):
+    """A model that turns pictures of places into vectors.
+
+    Attributes:
+        preprocess: how it wants its images.
+    """
+
+    preprocess: "Preprocess"
+
+    @property
+    def embedding_fingerprint(self) -> str:
+        """Vectors of models with the same one may be compared."""
+        ...
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of a vector."""
+        ...
+
+    def embed_reference(self, images: "Tensor", source: str, /) -> NDArray[np.float32]:
+        """Unit vectors of preprocessed images, (B, 3, S, S) -> (B, dim), for source "aerial" or "street"."""
+        ...
+
+
+@runtime_checkable
+class JointEmbedder(Protocol):
+    """A model that sees several views of one place at once, as Statewide's does."""
+
+    def embed_views(
+        self, views: "Tensor", present: NDArray[np.bool_], gsd_m_per_px: tuple[float, ...], /
+    ) -> NDArray[np.float32]:
+        """Unit vectors of places, (B, V, 3, S, S) with (B, V) which views there are -> (B, dim)."""
+        ...
+
+
+def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: Source) -> NDArray[np.float32]:
+    """Vectors of single images, (B, dim)."""
+    import torch
+
+    if not images:
+        return np.zeros((0, embedder.embedding_dim), np.float32)
+    return np.asarray(embedder.embed_reference(torch.stack(images), source), np.float32)
+
+
+def embed_views(
+    embedder: ReferenceEmbedder,
+    views: "Tensor",
+    present: NDArray[np.bool_],
+    gsd_m_per_px: tuple[float, ...],
+) -> NDArray[np.float32]:
+    """One vector for each place from its views: the model's own way, or the mean of the views' vectors.
+
+    Args:
+        embedder: that is a `JointEmbedder`, or not.
+        views: (B, V, 3, S, S).
+        present: (B, V); each place has at least one view.
+        gsd_m_per_px: (V,), for a model that wants to know.
+    """
+    if isinstance(embedder, JointEmbedder):
+        return np.asarray(embedder.embed_views(views, present, gsd_m_per_px), np.float32)
+    # Views that are missing go through the network, too: what a batch consists of must not depend on its
+    # contents, as the last digits of a network's output do.
+    single = embedder.embed_reference(views.flatten(0, 1), "aerial")
+    vectors = np.asarray(single, np.float32).reshape(*present.shape, -1) * present[..., None]
+    mean = vectors.sum(1)
+    return np.asarray(mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12))

@@ -1,7 +1,6 @@
 """Make the demo's example images: real imagery of held-out places, half of it from the unseen mosaic.
 
-npm pack cesium@1.140.0 && tar xzf cesium-1.140.0.tgz package/Source/Assets/Textures/NaturalEarthII
-python scripts/make_demo_images.py package/Source/Assets/Textures/NaturalEarthII demo/images
+python scripts/make_demo_images.py demo/images
 
 The places are drawn from the test set's cities, not chosen by what the model says of them. The truth is in
 each file's EXIF, which predictions never see (`geoloc localize --truth-from-exif` compares with it).
@@ -14,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from geoloc.data.earthview import (
+    UNSEEN_MOSAIC,
     HeldOutPlaces,
-    Mosaic,
     Views,
     load_basemap_mosaics,
     load_cities_latlon_deg,
@@ -45,15 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("natural_earth", type=Path, help="folder NaturalEarthII of the npm package cesium")
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
 
-    mosaics = {
-        "natural-earth": Mosaic.from_tms_folder("natural_earth", arguments.natural_earth),
-        "blue-marble": load_basemap_mosaics(["blue_marble"])["blue_marble"],
-    }
+    mosaics = load_basemap_mosaics([UNSEEN_MOSAIC, "blue_marble"])
     test = HeldOutPlaces.draw(load_cities_latlon_deg()).test_latlon_deg
     cities = load_places().nearest(test)
     is_city = np.array([place.distance_km < 0.01 for place in cities])
@@ -65,7 +60,7 @@ def main() -> None:
         picture = mosaic.render(views[i : i + 1], SIZE_PX)[0]
         image = Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
         city = "".join(c if c.isalnum() else "-" for c in cities[index].name.lower())
-        path = arguments.folder / f"{i + 1:02d}_{city}_{name}.jpg"
+        path = arguments.folder / f"{i + 1:02d}_{city}_{name.replace('_', '-')}.jpg"
         image.save(path, quality=88, exif=gps_exif(*test[index]))
         print(path, cities[index].label, f"{views.footprint_km[i]:.0f} km")
 

@@ -103,15 +103,8 @@ def test_csv_parquet_exif_and_tars_give_the_same_rows(tmp_path: Path) -> None:
         for n in range(NUM_PHOTOS)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    pq.write_table(
-        pa.Table.from_pylist(
-            [
-                {"file": r["id"], "lat": r["latitude"], "lon": r["longitude"], "yaw": r["heading_deg"]}
-                for r in rows
-            ]
-        ),
-        tmp_path / "b.parquet",
-    )
+    renamed = pa.Table.from_pylist(rows).rename_columns(["file", "lat", "lon", "yaw"])
+    pq.write_table(renamed, tmp_path / "b.parquet")
     columns = {"id": "file", "latitude": "lat", "longitude": "lon", "heading_deg": "yaw"}
     write_tar(tmp_path / "c.tar", [(f"{n}", jpeg(n), rows[n]) for n in range(NUM_PHOTOS)])
     ways: dict[str, dict[str, Any]] = {
@@ -168,7 +161,7 @@ def test_what_cannot_be_used_is_told_and_stops_nothing(tmp_path: Path, photos: P
     report = database.add_street(photos, metadata=table)
     assert report.num_rows == len(database) == NUM_PHOTOS - 2
     reasons = dict(report.problems)
-    assert reasons.pop("a/1.jpg").startswith("truncated JPEG")
+    assert reasons.pop("a/1.jpg").startswith("cannot decode this JPEG: ")
     assert reasons == {
         "b/0.jpg": "not a JPEG, PNG, WebP, TIFF, GIF, BMP or HEIF image",
         "gone.jpg": "file not found",
@@ -221,7 +214,7 @@ def test_tars_are_data_and_nothing_else(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(rows_of(database)) == ["x/good"]
     assert rows_of(database)["x/good"][0]["licence"] == "CC0-1.0"
     reasons = dict(report.problems)
-    assert reasons.pop("broken").startswith("cannot be decoded") or True
+    assert "JPEG" in reasons["broken"]
     assert reasons["bad-json"] == "the JSON beside the picture is none"
     assert reasons["list"] == "the JSON beside the picture is no object"
     assert reasons["no-place"].startswith("no position")
@@ -311,5 +304,5 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, photos: Path, monkeypatch:
     model = ColourEmbedder()
     report = database.add_street(photos, metadata=table, model=model)
     assert report == expected
-    assert sum(len(images) for _, images in model.shown) == NUM_PHOTOS - 4
+    assert sum(len(images) for _, images in model.shown) == 2  # b/2 and b/6
     assert contents(tmp_path / "refs") == contents(tmp_path / "whole")

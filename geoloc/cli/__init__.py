@@ -16,6 +16,7 @@ from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.quadtree import quadtree_app
+from geoloc.cli.reference import reference_app
 from geoloc.errors import GeolocError
 
 app = new_app(
@@ -27,6 +28,7 @@ app = new_app(
 app.command()(_localize)
 app.command()(_evaluate)
 app.add_typer(quadtree_app, name="quadtree")
+app.add_typer(reference_app, name="reference")
 
 
 class _Settings:

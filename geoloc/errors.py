@@ -6,6 +6,7 @@ GeolocError
 ├── IntegrityError             a file differs from what its manifest promises
 ├── CheckpointError            a model folder that cannot become a model
 ├── FingerprintMismatchError   two artefacts were made with different quadtrees or models
+├── JobError                   shards of a long job that failed; the others are done
 ├── OutputMismatchError        an existing output does not belong to the job that wants to continue it
 ├── BadTableError              a CSV or Parquet file that is no table of points; names the line
 ├── NotFoundError              a name, file or folder that does not exist where we looked
@@ -45,6 +46,10 @@ class CheckpointError(GeolocError):
 
 class FingerprintMismatchError(GeolocError):
     """Two artefacts that must share a quadtree or a model do not."""
+
+
+class JobError(GeolocError):
+    """Shards of a long job failed, or are not done; what was done is kept."""
 
 
 class OutputMismatchError(GeolocError):

@@ -1,0 +1,116 @@
+"""Shards on the processes of one machine. A process that dies is replaced, and its shard is given out again.
+
+Processes are spawned, not forked: forked children of a program with threads (torch, Arrow) can hang.
+"""
+
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from geoloc.jobs.shards import Work
+
+MAX_DEATHS: Final = 3  # of workers at one shard: then it is the shard that kills them
+
+Task = tuple[Any, Path]
+
+
+def run_here(work: "Work", tasks: list[Task]) -> Iterator[tuple[int, str | None]]:
+    """The tasks one after the other in this process."""
+    for index, task in enumerate(tasks):
+        yield index, _attempt(work, task)
+
+
+def run_local(work: "Work", tasks: list[Task], num_workers: int) -> Iterator[tuple[int, str | None]]:
+    """The tasks on processes; yields each one's index and error (None for none) as it ends."""
+    waiting = list(range(len(tasks)))[::-1]
+    deaths = [0] * len(tasks)
+    workers: dict[Connection, _Worker] = {}
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < num_workers:
+                worker = _Worker(work)
+                worker.give(waiting.pop(), tasks)
+                workers[worker.connection] = worker
+            for connection in wait(list(workers)):
+                assert isinstance(connection, Connection)
+                worker = workers.pop(connection)
+                index = worker.index
+                try:
+                    error = connection.recv()
+                except (EOFError, OSError):
+                    worker.stop()
+                    deaths[index] += 1
+                    if deaths[index] < MAX_DEATHS:
+                        waiting.append(index)
+                    else:
+                        yield index, f"{MAX_DEATHS} workers died at it (killed, out of memory, or a crash)"
+                    continue
+                if waiting and worker.give(waiting[-1], tasks):
+                    waiting.pop()
+                    workers[connection] = worker
+                else:
+                    worker.stop()
+                yield index, error
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+class _Worker:
+    """A process that works on one task at a time."""
+
+    def __init__(self, work: "Work") -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.index = -1
+        self._process: SpawnProcess = context.Process(target=_serve, args=(work, theirs), daemon=True)
+        self._process.start()
+        theirs.close()  # so that its death is the end of the pipe
+
+    def give(self, index: int, tasks: list[Task]) -> bool:
+        """Hand it a task; false if it is dead. A first task that it never gets is noticed as its death, too."""
+        self.index = index
+        try:
+            self.connection.send(tasks[index])
+        except OSError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End the process: it is idle, dead, or no longer wanted."""
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(work: "Work", connection: Connection) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        connection.send(_attempt(work, task))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _attempt(work: "Work", task: Task) -> str | None:
+    try:
+        work(*task)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {error} ({Path(where.filename).name} line {where.lineno})"
+    return None

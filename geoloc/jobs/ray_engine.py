@@ -1,0 +1,95 @@
+"""Shards on the actors of a Ray cluster: the same contract as the processes of one machine. Knows Ray, and alone does.
+
+RAY_ADDRESS names the cluster ("auto", "ray://host:10001", "host:6379"); without it a cluster of this machine alone is
+started, and stopped at the end. Ray starts a dead actor anew; its shard is given out again.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from geoloc.errors import MissingDependencyError
+from geoloc.jobs.local_engine import MAX_DEATHS, Task, _attempt
+
+if TYPE_CHECKING:
+    from geoloc.jobs.shards import Work
+
+
+class _Actor:
+    """One worker: it holds the work, and with it whatever that loads."""
+
+    def __init__(self, pickled_work: bytes, paths: list[str]) -> None:
+        # As a spawned process does: what our caller can import, the worker can.
+        sys.path += [path for path in paths if path not in sys.path]
+        self._work: Work = pickle.loads(pickled_work)
+
+    def attempt(self, payload: Any, output: str) -> str | None:
+        """Do one shard; the error as text, None for none."""
+        return _attempt(self._work, (payload, Path(output)))
+
+
+def run_on_ray(
+    work: "Work", tasks: list[Task], num_workers: int, num_gpus: float = 0.0
+) -> Iterator[tuple[int, str | None]]:
+    """The tasks on actors; yields each one's index and error (None for none) as it ends.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+    """
+    ray = _import_ray()
+    with _cluster(ray, num_workers):
+        # One core each: an actor that loads a model uses as many threads as it was told to, not as Ray counts.
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=-1)(_Actor)
+        waiting = list(range(len(tasks)))[::-1]
+        deaths = [0] * len(tasks)
+        pickled = ray.cloudpickle.dumps(work)  # by value what the main program defines
+        idle = [remote.remote(pickled, sys.path) for _ in range(min(num_workers, len(tasks)))]
+        running: dict[Any, tuple[int, Any]] = {}
+        while waiting or running:
+            while waiting and idle:
+                index, actor = waiting.pop(), idle.pop()
+                payload, output = tasks[index]
+                running[actor.attempt.remote(payload, str(output.absolute()))] = (index, actor)
+            (reference, *_), _ = ray.wait(list(running))
+            index, actor = running.pop(reference)
+            idle.append(actor)
+            try:
+                error = ray.get(reference)
+            except ray.exceptions.RayActorError as died:
+                deaths[index] += 1
+                if deaths[index] < MAX_DEATHS:
+                    waiting.append(index)
+                    continue
+                error = f"{MAX_DEATHS} workers died at it: {str(died).splitlines()[-1]}"
+            yield index, error
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise MissingDependencyError(
+            "engine 'ray' needs Ray, which is not installed; pip install 'geoloc-vision[ray]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any, num_workers: int) -> Iterator[None]:
+    if ray.is_initialized():  # by our caller, whose it stays
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options = (
+        {"address": address} if address else {"num_cpus": max(num_workers, 1), "include_dashboard": False}
+    )
+    ray.init(log_to_driver=False, logging_level="error", **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()

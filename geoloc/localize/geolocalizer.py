@@ -28,7 +28,7 @@ from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode, load
 from geoloc.localize.calibrate import Calibration, log_softmax
 from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
 from geoloc.localize.evidence import CellEvidence, Evidence
-from geoloc.localize.mixture import candidates_of, posterior_of
+from geoloc.localize.mixture import atoms_of, candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
 from geoloc.localize.rerank import Reranker, RerankerConfig
@@ -340,6 +340,7 @@ class Geolocalizer:
                     candidates=tuple(ranked),
                     radius_km=radii,
                     abstained=abstain_above_km is not None and radii[90] > abstain_above_km,
+                    posterior=atoms_of(posterior),
                 )
             )
         if places:

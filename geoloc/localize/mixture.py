@@ -5,6 +5,7 @@ Knows nothing about networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from geoloc.localize.evidence import Evidence
 from geoloc.localize.posterior import Posterior
-from geoloc.localize.prediction import Candidate
+from geoloc.localize.prediction import COORDINATE_DIGITS, Atom, Candidate, rounded_latlon_deg
 from geoloc.localize.rerank import Weighed
 from geoloc.reference.rows import SOURCES
 from quadtree.sphere import unit_to_latlon
@@ -21,6 +22,7 @@ FloatArray = NDArray[np.float64]
 
 NEGLIGIBLE_PROBABILITY = 1e-7  # of a cell that was not chosen; the posterior leaves such cells out
 NEGLIGIBLE_SHARE = 2e-3  # of a reference, relative to the query's heaviest
+MAX_ATOMS = 40  # of a posterior's picture
 
 
 def posterior_of(
@@ -48,6 +50,40 @@ def posterior_of(
         cell_unit[background],
         rest * others[background],
     )
+
+
+def atoms_of(posterior: Posterior, most: int = MAX_ATOMS) -> tuple[Atom, ...]:
+    """A compact picture of a posterior: its heaviest atoms, heaviest first.
+
+    Only as exact as a picture needs, because there is one for each image of a table: positions to about a
+    hundredth of the kernel's width, weight and width to three significant digits. The mass in cells that were
+    not chosen has no kernel, and is left out.
+
+    Args:
+        most: at most so many; of equally heavy ones the first.
+    """
+    best = np.argsort(-posterior.weight, kind="stable")[:most]
+    columns = (unit_to_latlon(posterior.unit[best]), posterior.weight[best], posterior.scale_km[best])
+    return tuple(
+        Atom(
+            *rounded_latlon_deg(lat, lon, _digits_for(scale_km)),
+            _three_digits(weight),
+            _three_digits(scale_km),
+        )
+        for (lat, lon), weight, scale_km in zip(*(column.tolist() for column in columns), strict=True)
+        if weight > 0
+    )
+
+
+def _digits_for(scale_km: float) -> int:
+    """Decimals of a degree (111 km) that are about a hundredth of this width."""
+    if scale_km <= 0:
+        return COORDINATE_DIGITS
+    return min(COORDINATE_DIGITS, max(0, 4 - math.floor(math.log10(scale_km))))
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def candidates_of(

@@ -14,6 +14,9 @@
                                 only in the table of a job that was asked for it
 
 GeoJSON has the same names as properties; a failed image is a feature without geometry.
+
+A row fresh from a prediction holds one thing more, which a journal keeps and a table leaves out: `posterior`,
+the picture for a map, as [lat, lon, weight, scale_km] of each bell.
 """
 
 import csv
@@ -72,6 +75,8 @@ def make_row(image_id: str, prediction: Prediction | None, error: str | None = N
         }
         if prediction.place is not None:
             row |= {"place": prediction.place.label, "country_code": prediction.place.country_code}
+        if prediction.posterior:
+            row["posterior"] = [list(atom) for atom in prediction.posterior]
     return row
 
 
@@ -114,7 +119,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, truth: bool = False) ->
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a table that `write_rows` wrote, exactly as they were given to it.
+    """The rows of a table that `write_rows` wrote: its columns, exactly as they were given to it.
 
     Raises:
         ConfigError: an unknown suffix.

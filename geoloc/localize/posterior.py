@@ -19,7 +19,7 @@ from scipy.special import i1e, ndtr
 
 from geoloc.errors import ConfigError
 from geoloc.metrics.scores import GEOSCORE_SCALE_KM
-from quadtree.sphere import EARTH_MEAN_RADIUS_KM, unit_to_latlon
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM
 
 FloatArray = NDArray[np.float64]
 
@@ -233,10 +233,6 @@ class Posterior:
         """The circles around a point that hold these masses: the inverse of `mass_within`."""
         d, mass = self._mass_curve(unit)
         return [float(r) for r in np.interp(masses, mass, d)]
-
-    def heatmap(self) -> tuple[FloatArray, FloatArray]:
-        """The cloud as it is drawn: (m, 2) degrees and (m,) weights."""
-        return unit_to_latlon(self.cloud_unit), self.cloud_weight
 
 
 def _step_towards(place: FloatArray, unit: FloatArray, angle_rad: FloatArray, pull: FloatArray) -> FloatArray:

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from geoloc.geo.places import Place
 
 COORDINATE_DIGITS = 6  # decimals of a degree in what we write: 0.1 m
 
 
+def rounded_latlon_deg(lat: float, lon: float, digits: int = COORDINATE_DIGITS) -> tuple[float, float]:
+    """Both with so many decimals; what rounds up to 180 is -180, and there is no -0.0."""
+    lat, lon = round(lat, digits) + 0.0, round(lon, digits) + 0.0
+    return lat, -180.0 if lon == 180.0 else lon
+
+
 def _rounded(lat: float, lon: float) -> dict[str, float]:
-    """Both as they are written; what rounds up to 180 is -180, and there is no -0.0."""
-    lat, lon = round(lat, COORDINATE_DIGITS) + 0.0, round(lon, COORDINATE_DIGITS) + 0.0
-    return {"lat": lat, "lon": -180.0 if lon == 180.0 else lon}
+    return dict(zip(("lat", "lon"), rounded_latlon_deg(lat, lon), strict=True))
+
+
+class Atom(NamedTuple):
+    """One bell of a posterior's picture: an isotropic Gaussian on the ground.
+
+    Attributes:
+        lat: WGS84 degrees in [-90, 90].
+        lon: WGS84 degrees in [-180, 180).
+        weight: share of the posterior that it holds, in [0, 1].
+        scale_km: standard deviation per axis; 0 is a point.
+    """
+
+    lat: float
+    lon: float
+    weight: float
+    scale_km: float
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,10 @@ class Prediction:
             data like the model's own ({50: …, 90: …}); empty for a model without calibration.
         place: the city nearest to the point, and its distance; None if not asked for.
         abstained: the 90 % radius exceeds the limit that the user set: do not rely on the point.
+        posterior: a picture of the posterior over the Earth, for heatmaps: its heaviest bells, heaviest first.
+            Their weights sum to less than 1 where it reaches further. It is in no dict and no table.
+
+    `geoloc.view.prediction_map.write_prediction_map` draws it all on a map.
     """
 
     lat: float
@@ -73,9 +97,10 @@ class Prediction:
     radius_km: Mapping[int, float] = field(default_factory=dict)
     place: Place | None = None
     abstained: bool = False
+    posterior: tuple[Atom, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, coordinates with six decimals, radii in km."""
+        """JSON values, coordinates with six decimals, radii in km; without the posterior's picture."""
         place = None
         if self.place is not None:
             place = {

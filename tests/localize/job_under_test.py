@@ -16,7 +16,7 @@ import torch
 from geoloc.errors import BadImageError
 from geoloc.localize.batch import LocalizeJob, LocalizeOptions
 from geoloc.localize.inputs import find_images
-from geoloc.localize.prediction import Candidate, Prediction
+from geoloc.localize.prediction import Atom, Candidate, Prediction
 
 NUM_IMAGES, BATCH_SIZE = 11, 3
 TRACED = tuple(
@@ -56,6 +56,7 @@ class KnownModel:
                 candidates=(Candidate(number, -number, 0.5, "cell", None, "03"),) * top_k,
                 radius_km={50: 10.0 * number, 90: 100.0 * number},
                 abstained=abstain_above_km is not None and 100.0 * number > abstain_above_km,
+                posterior=(Atom(number + shift, -number, 0.9, 10.0 * number),),
             )
             for number in numbers
         ]

@@ -128,8 +128,21 @@ def test_the_rows_can_be_read_before_and_after_the_end(photos, output):
         before = list(job.rows())
         job.finish()
         assert job.is_complete
-        assert list(job.rows()) == before
         assert len(before) == 11
+        # The table has no column for the pictures of the posteriors.
+        assert [row.pop("posterior", None) is None for row in before] == [n == 4 for n in range(11)]
+        assert list(job.rows()) == before
+
+
+def test_the_journal_keeps_the_pictures_of_the_posteriors(photos, output):
+    run_until(2, photos, output)
+    options = LocalizeOptions(batch_size=3, top_k=2)
+    with LocalizeJob(KnownModel(), find_images([str(photos)]), output, options, resume=True) as job:
+        job.run()
+        rows = list(job.rows())
+    assert [row.get("posterior") for row in rows] == [
+        None if n == 4 else [[row["latitude"], row["longitude"], 0.9, 10.0 * n]] for n, row in enumerate(rows)
+    ]
 
 
 def test_without_an_output_the_rows_live_as_long_as_the_job(photos, tmp_path, monkeypatch):
@@ -376,7 +389,9 @@ def test_the_truth_is_beside_the_prediction_and_the_model_never_sees_it(tmp_path
     assert [row["truth_latitude"] for row in with_truth] == [48.0, None, 10.0]
     assert [row["truth_longitude"] for row in with_truth] == [2.0, None, 20.0]
     assert [row["distance_km"] is not None for row in with_truth] == [True, False, False]
-    assert [{name: row[name] for name in without[0]} for row in with_truth] == without
+    assert [
+        {name: row[name] for name in plain} for row, plain in zip(with_truth, without, strict=True)
+    ] == without
 
 
 # --- Killed -----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import csv
 import json
 import tracemalloc
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from geoloc.errors import ConfigError
 from geoloc.geo.places import Place
 from geoloc.localize.output import COLUMNS, TRUTH_COLUMNS, make_row, read_rows, with_truth, write_rows
-from geoloc.localize.prediction import Candidate, Prediction
+from geoloc.localize.prediction import Atom, Candidate, Prediction
 
 SUFFIXES = ["csv", "geojson", "parquet"]
 
@@ -77,6 +78,18 @@ def test_a_row_of_an_error_holds_nothing_else():
 def test_a_prediction_without_calibration_and_place():
     row = make_row("x", Prediction(1.0, 2.0, "", 1.0))
     assert [row[name] for name in ("place", "country_code", "radius_50_km", "radius_90_km")] == [None] * 4
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_picture_of_the_posterior_is_in_the_row_and_in_no_table(tmp_path, suffix):
+    picture = (Atom(55.7, 13.2, 0.75, 12.5), Atom(-33.9, 151.2, 0.25, 0.0))
+    row = make_row("a/photo.jpg", replace(PREDICTION, posterior=picture))
+    assert row == GOOD | {"posterior": [[55.7, 13.2, 0.75, 12.5], [-33.9, 151.2, 0.25, 0.0]]}
+    with_picture, without = tmp_path / f"with.{suffix}", tmp_path / f"without.{suffix}"
+    write_rows(with_picture, [row, BAD])
+    write_rows(without, [GOOD, BAD])
+    assert with_picture.read_bytes() == without.read_bytes()
+    assert list(read_rows(with_picture)) == [GOOD, BAD]
 
 
 def test_the_truth_and_the_distance_to_it():

@@ -275,8 +275,8 @@ def test_weights_are_scaled_to_one() -> None:
         random_units(rng, 3), np.array([2.0, 1, 1]), np.full(3, 9.0), random_units(rng, 1), np.ones(1)
     )
     assert posterior.weight.tolist() == [0.4, 0.2, 0.2]
-    latlon, weight = posterior.heatmap()
-    assert latlon.shape == (3 * POINTS_PER_ATOM + 1, 2)
+    weight = posterior.cloud_weight
+    assert posterior.cloud_unit.shape == (3 * POINTS_PER_ATOM + 1, 3)
     assert weight.sum() == pytest.approx(1)
     assert weight[-1] == pytest.approx(0.2)
 

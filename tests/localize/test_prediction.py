@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from geoloc.geo.places import Place
-from geoloc.localize.prediction import Candidate, Prediction
+from geoloc.localize.prediction import Atom, Candidate, Prediction
 
 PREDICTION = Prediction(
     lat=48.85661449,
@@ -18,6 +18,7 @@ PREDICTION = Prediction(
     radius_km={90: 250.00049, 50: 12.3456},
     place=Place("Lund", "Skane", "Lund", "SE", (55.70584, 13.19321), 3.14159),
     abstained=True,
+    posterior=(Atom(48.9, -2.4, 0.9, 50.0),),  # a picture, and in no dict
 )
 
 

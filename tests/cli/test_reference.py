@@ -83,7 +83,8 @@ def test_built_in_two_steps_it_holds_the_same(reference: Run) -> None:
     assert code == 0
     assert out.startswith("street: 4 rows\n")
     one, two = (ReferenceDatabase.open(name).info() for name in ("one", "two"))
-    assert {**one, "folder": "", "num_bytes": 0} == {**two, "folder": "", "num_bytes": 0}
+    for name in ("rows_by_source", "num_segments", "num_shards", "model_fingerprint"):
+        assert one[name] == two[name]
 
 
 def test_stored_as_int8(reference: Run) -> None:
@@ -120,10 +121,8 @@ def test_location_rows(reference: Run) -> None:
 def test_a_region_by_numbers_and_by_geojson(reference: Run) -> None:
     reference("build", "all", *AERIAL)
     south, west, north, east = 42.351, -71.065, 42.3525, -71.06
-    box = {
-        "type": "Polygon",
-        "coordinates": [[[west, south], [east, south], [east, north], [west, north], [west, south]]],
-    }
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    box = {"type": "Polygon", "coordinates": [ring]}
     Path("region.geojson").write_text(json.dumps(box))
     assert reference("build", "box", *AERIAL, "--region", f"{south},{west},{north},{east}")[0] == 0
     assert reference("build", "polygon", *AERIAL, "--region", "region.geojson")[0] == 0
@@ -208,8 +207,8 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         (["build", "photos", *STREET], "photos"),
         (["info", "gone"], "there is no reference database gone"),
         (["info", "photos"], "photos/manifest.json is missing"),
-        (["delete", "refs"], "exactly one"),
-        (["slice", "refs", "y"], "exactly one"),
+        (["delete", "refs"], "say in one way which rows are meant"),
+        (["slice", "refs", "y"], "say in one way which rows are meant"),
         (["slice", "refs", "photos", "--path", "0"], "photos exists and is not empty"),
         (
             ["slice", "refs", "y", "--bounds", "1,2"],

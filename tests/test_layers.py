@@ -31,6 +31,7 @@ FLOORS = {
     "adapters": 3,
     "localize": 4,
     "view": 5,
+    "batch": 5,  # many images as shards: models at work, without a page to show it on
     "evaluate": 6,
     "train": 6,
     "serve": 6,
@@ -48,6 +49,7 @@ NEIGHBOURS = {
 DOORS = {
     "faiss": ["geoloc/reference/index.py"],
     "fastapi": ["geoloc/serve/"],
+    "fsspec": ["geoloc/batch/sources.py"],
     "huggingface_hub": ["geoloc/hub/"],
     "hydra": ["geoloc/cli/"],
     "lightning": ["geoloc/train/"],
@@ -57,7 +59,7 @@ DOORS = {
     "pillow_heif": ["geoloc/images/decode.py"],
     "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],
     "rasterio": ["geoloc/reference/aerial/geotiff.py"],
-    "ray": ["geoloc/jobs/"],
+    "ray": ["geoloc/jobs/ray_engine.py"],
     "shapely": ["geoloc/reference/aerial/region.py"],
     "simplejpeg": ["geoloc/images/decode.py"],
     "timm": ["geoloc/models/backbone.py"],

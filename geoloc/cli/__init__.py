@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from geoloc import __version__
+from geoloc.cli.batch import batch as _batch
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.localize import localize as _localize
@@ -27,6 +28,7 @@ app = new_app(
 )
 app.command()(_localize)
 app.command()(_evaluate)
+app.command()(_batch)
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")
 

@@ -1,21 +1,24 @@
 """`geoloc evaluate`: score predictions, or a model on a benchmark, under a named protocol."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from geoloc.cli.console import EXIT_INTERRUPTED, count, km, say
+from geoloc.cli.batch import Engine, run_job
+from geoloc.cli.console import count, km, say
 from geoloc.errors import ConfigError, NotFoundError, OutputMismatchError
 
 if TYPE_CHECKING:
+    from geoloc.batch.work import WorkOptions
     from geoloc.evaluate.benchmarks import Benchmark
     from geoloc.evaluate.report import EvaluationRun
     from geoloc.evaluate.tables import PointTable
     from geoloc.metrics.protocols import Protocol
+
+IMAGES_PER_SHARD = 256
 
 
 def evaluate(
@@ -90,16 +93,23 @@ def evaluate(
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
     top_k: Annotated[int, typer.Option(min=1, help="Candidates for each image, for recall@N.")] = 10,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the network, and as many that decode images.")
-    ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="local: processes of this machine. ray: actors, at RAY_ADDRESS or of a new cluster."
+        ),
+    ] = Engine.LOCAL,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes or actors, each with its model; 0 works in this process.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, … of every worker.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
 ) -> None:
     """Score predictions under a named protocol, and say everything that a reader of the numbers must know.
 
     Three ways: --predictions with --truth; --model with --benchmark and --data; --compare A B with --truth.
     Rows that do not fit (no position, out of range, doubled, missing, unknown) are counted and named. A model's
-    predictions are kept beside the report, as OUTPUT.predictions.parquet; an interrupted run continues from them.
+    predictions are kept beside the report, in OUTPUT.predictions/; an interrupted run continues from them.
     """
     from geoloc.evaluate.leakage import RADII_M, leakage_warnings
     from geoloc.evaluate.matching import match
@@ -126,13 +136,23 @@ def evaluate(
         assert model is not None
         assert data is not None
         assert output is not None
+        from geoloc.batch.work import WorkOptions
         from geoloc.evaluate.benchmarks import load_benchmark
 
         found = load_benchmark(benchmark, data)
         rules = rules or get_protocol(found.protocol)
         warnings += found.warnings
         true_table, find_image = found.truth, found.find_image
-        table, facts = _localize(model, found, output, batch_size, top_k, device, threads)
+        table, facts = _localize(
+            model,
+            found,
+            output,
+            WorkOptions(batch_size=batch_size, top_k=top_k),
+            engine,
+            workers,
+            device,
+            threads,
+        )
         if found.gallery_latlon_deg is not None:
             facts["gallery"] = (
                 f"database of {found.truth.path.name}, {len(found.gallery_latlon_deg):,} images"
@@ -229,37 +249,29 @@ def _localize(
     name: str,
     benchmark: "Benchmark",
     output: Path,
-    batch_size: int,
-    top_k: int,
+    options: "WorkOptions",
+    engine: Engine,
+    workers: int,
     device: str,
-    threads: int | None,
+    threads: int,
 ) -> "tuple[PointTable, dict[str, Any]]":
     """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
-    from tqdm import tqdm
-
-    from geoloc.cli.models import load_model
-    from geoloc.evaluate.tables import read_points
-    from geoloc.localize.batch import LocalizeJob, LocalizeOptions
+    from geoloc.batch.sources import file_payloads, name_shards
+    from geoloc.batch.work import LocalizeWork
+    from geoloc.evaluate.tables import read_shards
+    from geoloc.jobs.shards import ShardJob
 
     if not benchmark.images:
         raise NotFoundError(f"no image of {benchmark.name} was found in {benchmark.truth.path}; check --data")
-    loaded = load_model(name, device, threads)
-    table = output.with_name(f"{output.name}.predictions.parquet")
-    options = LocalizeOptions(batch_size=batch_size, top_k=top_k)
-    try:
-        with LocalizeJob(loaded, benchmark.images, table, options, resume=True, num_threads=threads) as job:
-            with tqdm(
-                total=len(job.images), initial=job.num_done, unit=" images", leave=False, disable=None
-            ) as bar:
-                job.run(bar.update)
-            job.finish()
-    except KeyboardInterrupt:
-        say("interrupted: the same command continues", file=sys.stderr)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    preprocess = loaded.preprocess
-    return read_points(table), {
-        "model": f"{loaded.name} ({loaded.identity[:12]})",
-        "preprocessing of the model": str(preprocess),
+    work = LocalizeWork(name, options, device=device, num_threads=threads)
+    payloads = file_payloads(((image.id, str(image.path)) for image in benchmark.images), IMAGES_PER_SHARD)
+    folder = output.with_name(f"{output.name}.predictions")
+    job = ShardJob(folder, name_shards(payloads), work.identity())
+    run_job(job, work, engine, workers)
+    model = work.model
+    return read_shards(folder, [job.output(shard) for shard in job.shards]), {
+        "model": f"{model.name} ({model.identity[:12]})",
+        "preprocessing of the model": str(model.preprocess),
     }
 
 

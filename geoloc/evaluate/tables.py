@@ -111,6 +111,22 @@ def read_points(path: str | Path, columns: Columns | None = None) -> PointTable:
     return PointTable(path, _ids(path, columns.id, table[columns.id]), latlon_deg, others)
 
 
+def read_shards(folder: Path, paths: Sequence[Path]) -> PointTable:
+    """The Parquet files of a finished job as one table, in their order."""
+    import pyarrow as pa
+
+    tables = [read_points(path) for path in paths]
+    return PointTable(
+        folder,
+        np.concatenate([table.ids for table in tables]),
+        np.concatenate([table.latlon_deg for table in tables]),
+        {
+            name: pa.chunked_array([chunk for table in tables for chunk in table.others[name].chunks])
+            for name in tables[0].others
+        },
+    )
+
+
 def _read_parquet(path: Path) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.parquet as pq

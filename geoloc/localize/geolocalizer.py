@@ -446,9 +446,17 @@ class Geolocalizer:
         return Reading(output, queries, merge)
 
     def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network.backbone(
-            images.to(self.device).contiguous(memory_format=torch.channels_last)
-        )
+        on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        size = self.preprocess.image_size_px
+        try:
+            features: Tensor = self.network.backbone(on_device)
+        except (RuntimeError, AssertionError) as error:
+            if images.shape[-2:] == (size, size):
+                raise
+            raise ConfigError(
+                f"the network of {self.name!r} takes {size} x {size} pictures only, not {images.shape[-2]} x "
+                f"{images.shape[-1]} ({error}): query mode single does not go with it; central_crop and resized do"
+            ) from error
         return features
 
     @cached_property

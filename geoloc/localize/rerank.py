@@ -24,6 +24,10 @@ from geoloc.localize.evidence import FEATURES, NOWHERE, SOURCES, Evidence, chord
 FloatArray = NDArray[np.float64]
 
 
+# A reference at the very place of a query would make a kernel of no width infinitely likely: 5 m, as good as GPS is.
+LEAST_LOG_KERNEL_KM = float(np.log(0.005))
+
+
 @dataclass(frozen=True)
 class RerankerConfig:
     """Size of the reranker.
@@ -99,7 +103,7 @@ class Reranker(nn.Module):
             seen: (Q, K, F) of `features`.
         """
         logits = log_odds + cell_log_prob
-        log_scale = self.log_kernel_km[source]
+        log_scale = self.log_kernel_km[source].clamp(min=LEAST_LOG_KERNEL_KM)
         gate = self.gate_logit.expand(len(logits))
         if self.config.hidden_dim:
             inner = self.candidate(seen)

@@ -723,7 +723,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     with replace_folder(folder) as temporary:
         (temporary / _SEGMENTS).mkdir()
         (temporary / _TOMBSTONES).mkdir()
-        (temporary / _LOCK).touch()
         yield temporary
         _refuse_existing(folder)  # again: the block may have run for hours
 

@@ -569,6 +569,7 @@ class ReferenceDatabase(Adding):
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(safe_join(self.folder, name), target)
+            (temporary / _LOCK).unlink()  # the first writer makes it; a checkpoint would list it
             self._manifest.write(temporary)
         return ReferenceDatabase.open(destination)
 
@@ -723,6 +724,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     with replace_folder(folder) as temporary:
         (temporary / _SEGMENTS).mkdir()
         (temporary / _TOMBSTONES).mkdir()
+        (temporary / _LOCK).touch()
         yield temporary
         _refuse_existing(folder)  # again: the block may have run for hours
 

@@ -18,7 +18,7 @@ from quadtree.sphere import EARTH_MEAN_RADIUS_KM, geodesic_km
 Formula: TypeAlias = Literal["geodesic", "haversine", "haversine-arcsin"]
 Floats: TypeAlias = NDArray[np.floating]
 
-_BLOCK: Final = 1 << 14  # pairs: large enough to hide the calls, small enough for a second-level cache
+_BLOCK: Final = 1 << 15  # pairs: enough to hide the calls, and all buffers fit into a second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ Missing: TypeAlias = Literal["miss", "drop"]
 AdminRule: TypeAlias = Literal["nearest-city", "osv5m", "polygon", "none"]
 
 VPR_RADIUS_M = 25.0
+CITY_RADIUS_M = 25_000.0
 NO_SUBSET = "every image of the truth"
 FREE_CHOICE = "not part of the protocol: state it"
 
@@ -62,7 +63,7 @@ class Protocol:
     num_images: int | None = None
     preprocessing: str = FREE_CHOICE
     recall_at: tuple[int, ...] = (1, 5, 10)
-    recall_within_m: tuple[float, ...] = (VPR_RADIUS_M,)
+    recall_within_m: tuple[float, ...] = (CITY_RADIUS_M,)
     retrieval: bool = False
 
     def facts(self) -> dict[str, object]:
@@ -149,6 +150,7 @@ _ALL = (
         thresholds_km=(0.025,),
         strict=False,
         recall_at=(1, 5, 10, 20),
+        recall_within_m=(VPR_RADIUS_M,),
         retrieval=True,
         subset="queries with at least one positive in the database",
         preprocessing="state the image size: 322 (DINOv2), 384 (BoQ), 320 (MixVPR)",
@@ -159,6 +161,7 @@ _ALL = (
         thresholds_km=(0.025,),
         strict=False,
         recall_at=(1, 5, 10, 20),
+        recall_within_m=(VPR_RADIUS_M,),
         retrieval=True,
         subset="the 740 official queries of MSLS validation (not all 11,084 or 11,120 images)",
         num_images=740,

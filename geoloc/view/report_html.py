@@ -137,7 +137,7 @@ def _numbers(metrics: Mapping[str, Any]) -> str:
         cards.append(_number(f"right {level.replace('_', '-')}", f"{share:.1%}", ""))
     for radius, shares in metrics.get("recall_at", {}).items():
         for k, share in shares.items():
-            cards.append(_number(f"recall@{k}, {radius} m", f"{share:.1%}", ""))
+            cards.append(_number(f"recall@{k}, {_radius(float(radius) / 1000)}", f"{share:.1%}", ""))
     return f'<div class="numbers">{"".join(cards)}</div>'
 
 
@@ -344,7 +344,7 @@ def _plain(value: Any) -> str:
     )
 
 
-def _radius(radius: str) -> str:
+def _radius(radius: str | float) -> str:
     return f"{float(radius):,g} km" if float(radius) >= 1 else f"{1000 * float(radius):g} m"
 
 

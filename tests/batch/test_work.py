@@ -117,7 +117,7 @@ def test_the_commands(world, tmp_path):
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["num_missing"] == 1
     assert set(metrics["regions"]) == {"50", "90"}
-    assert set(metrics["recall_at"]["25"]) <= {"1", "5", "10"}
+    assert set(metrics["recall_at"]["25000"]) <= {"1", "5", "10"}
     assert metrics["made_with"]["model"].startswith("tiny (")
     before = (tmp_path / "report" / "metrics.json").read_bytes()
     code, _, error = geoloc(*evaluate)  # nothing is localised again

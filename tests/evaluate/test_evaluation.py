@@ -175,6 +175,6 @@ def test_regions_and_candidates():
     with_candidates = PointTable(
         predictions.path, predictions.ids, predictions.latlon_deg, {"candidates": texts}
     )
-    assert evaluate("geodesic", truth, with_candidates).metrics()["recall_at"] == {"25": {"1": 0.5}}
+    assert evaluate("geodesic", truth, with_candidates).metrics()["recall_at"] == {"25000": {"1": 0.5}}
     vpr = evaluate("vpr-25m", truth, PointTable(truth.path, truth.ids, truth.latlon_deg)).metrics()
     assert vpr["recall_at"] == {"25": {"1": 1.0}}

@@ -189,11 +189,15 @@ def test_the_map_shows_everything_and_is_the_same_every_time(geoloc, photos, che
         assert len(point["candidates"]) == len(json.loads(row["candidates"])) > 0
         assert point.get("truth") == ([48.0, 2.0] if n % 2 == 0 else None)
         assert len(point["thumbnail"]) > 500
+        assert 0 < sum(weight for _, _, weight, _ in point.pop("posterior")) < 1.01
     (tmp_path / "map.html").unlink()
     code, out, _ = geoloc(*arguments, "--output", "out.csv", "--resume")  # complete: drawn from the output
     assert code == 1
     assert out.splitlines()[-1].startswith("already complete: 5 images, 1 failed")
-    assert (tmp_path / "map.html").read_bytes() == first
+    again = (tmp_path / "map.html").read_bytes()
+    assert map_data(tmp_path / "map.html") == data  # less the posteriors, which no table has
+    geoloc(*arguments, "--output", "out.csv", "--overwrite")
+    assert (tmp_path / "map.html").read_bytes() == first != again
 
 
 def test_a_map_has_a_limit_and_says_so(geoloc, photos, checkpoint, tmp_path, monkeypatch):

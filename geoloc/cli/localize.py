@@ -5,7 +5,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from io import BytesIO
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 FEW_IMAGES = 20  # for a table on the screen, where the predictions are also saved
 MAX_MAP_IMAGES = 20_000  # a browser copes with so many
-THUMBNAIL_PX = 160
 
 
 def localize(
@@ -64,7 +63,8 @@ def localize(
         Path | None,
         typer.Option(
             "--map",
-            help="Map of the predictions: one .html file that needs no network; replaced if it exists.",
+            help="Map of the predictions: one .html file that needs no network; replaced if it exists. Made again "
+            "from a finished table, it has no heatmaps of the posteriors.",
         ),
     ] = None,
     resume: Annotated[
@@ -265,40 +265,14 @@ def _write_map(path: Path, job: "LocalizeJob", model: "Geolocalizer", summary: _
 
 
 def _map_points(job: "LocalizeJob") -> "Iterator[MapPoint]":
-    from geoloc.view.map_html import MAX_THUMBNAILS, MapPoint
+    from geoloc.view.map_html import MAX_THUMBNAILS
+    from geoloc.view.prediction_map import point_of_row, thumbnail_jpeg
 
     num_thumbnails = 0
     for image, row in zip(job.images, job.rows(), strict=True):
-        if row["error"] is not None:
-            yield MapPoint(row["id"], None, error=row["error"])
-            continue
-        thumbnail = _thumbnail_jpeg(image.path) if num_thumbnails < MAX_THUMBNAILS else None
+        thumbnail = None
+        if row["error"] is None and num_thumbnails < MAX_THUMBNAILS:
+            with suppress(BadImageError):  # it can no longer be read
+                thumbnail = thumbnail_jpeg(image.path)
         num_thumbnails += thumbnail is not None
-        radii = {50: row["radius_50_km"], 90: row["radius_90_km"]}
-        has_truth = row.get("truth_latitude") is not None
-        yield MapPoint(
-            row["id"],
-            (row["latitude"], row["longitude"]),
-            radius_km={percent: radius for percent, radius in radii.items() if radius is not None},
-            place=row["place"],
-            probability=row["probability"],
-            candidates=[(c["lat"], c["lon"], c["probability"]) for c in row["candidates"]],
-            thumbnail_jpeg=thumbnail,
-            truth_latlon_deg=(row["truth_latitude"], row["truth_longitude"]) if has_truth else None,
-        )
-
-
-def _thumbnail_jpeg(path: Path) -> bytes | None:
-    """A small picture of an image; None if it can no longer be read."""
-    from PIL import Image
-
-    from geoloc.images import decode_image
-
-    try:
-        image = Image.fromarray(decode_image(path, min_side_px=THUMBNAIL_PX))
-    except BadImageError:
-        return None
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-    data = BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return data.getvalue()
+        yield point_of_row(row, thumbnail)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_THUMBNAILS = 200  # of about 6 kB each; further images keep their row without a picture
 MAX_CANDIDATES = 10
+MAX_ATOMS = 40  # of a posterior
 
 _PAGE_PARTS = OUTLINE_PATH.parent
 _DIGITS = 6  # of a degree: 0.1 m
@@ -45,6 +46,8 @@ class MapPoint:
         place: name of the place, one line.
         probability: of the prediction, in [0, 1].
         candidates: (lat, lon, probability), best first; the first ten are shown.
+        posterior: (lat, lon, weight, scale_km) of Gaussian bells, heaviest first: the heatmap of the image once
+            it is chosen. The scale is the standard deviation per axis; the first 40 are shown.
         thumbnail_jpeg: a small JPEG file, about 160 px; the first 200 of a map are shown.
         truth_latlon_deg: where the image was taken, if that is known.
         error: why there is no prediction.
@@ -56,6 +59,7 @@ class MapPoint:
     place: str | None = None
     probability: float | None = None
     candidates: Sequence[tuple[float, float, float]] = ()
+    posterior: Sequence[Sequence[float]] = ()
     thumbnail_jpeg: bytes | None = None
     truth_latlon_deg: tuple[float, float] | None = None
     error: str | None = None
@@ -173,10 +177,16 @@ def _point(feature: MapPoint, with_thumbnail: bool) -> dict[str, Any]:
         "probability": None if feature.probability is None else _number(feature.probability),
         "truth": None if feature.truth_latlon_deg is None else _latlon(feature.truth_latlon_deg),
         "error": feature.error,
+        "posterior": _bells(feature.posterior[:MAX_ATOMS]) if feature.posterior else None,
     }
     if with_thumbnail and feature.thumbnail_jpeg is not None:
         point["thumbnail"] = base64.b64encode(feature.thumbnail_jpeg).decode()
     return {name: value for name, value in point.items() if value is not None}
+
+
+def _bells(posterior: Sequence[Sequence[float]]) -> list[list[float]]:
+    latlon = validate_latlon_deg([bell[:2] for bell in posterior]).round(_DIGITS).tolist()
+    return [[*place, *map(_number, bell[2:])] for place, bell in zip(latlon, posterior, strict=True)]
 
 
 def _cells(quadtree: "Quadtree") -> dict[str, Any]:

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from geoloc.view.map_html import MAX_CANDIDATES, MAX_THUMBNAILS, MapPoint, write_map, write_quadtree_map
+from geoloc.view.map_html import (
+    MAX_ATOMS,
+    MAX_CANDIDATES,
+    MAX_THUMBNAILS,
+    MapPoint,
+    write_map,
+    write_quadtree_map,
+)
 from geoloc.view.outline import OUTLINE_PATH
 from quadtree import InvalidCoordinateError, Quadtree, build_quadtree
 
@@ -78,6 +85,7 @@ def some_points() -> list[MapPoint]:
             candidates=[(55.7, 13.2, 0.7), (48.1, 11.5, 0.1)],
             thumbnail_jpeg=b"\xff\xd8\xff\xe0 not much of a picture",
             truth_latlon_deg=(55.71, 13.2),
+            posterior=[(55.7, 373.2, 0.71239, 40.0), (48.123456789, 11.5, 0.1, 0.0)],
         ),
         MapPoint("fiji.jpg", (-17.5, 180.0), radius_km={90: 900.0}),
         MapPoint("broken.jpg", None, error="truncated JPEG"),
@@ -100,8 +108,10 @@ def test_data_of_the_page(tmp_path: Path) -> None:
     assert lund["candidates"] == [[55.7, 13.2, 0.7], [48.1, 11.5, 0.1]]
     assert base64.b64decode(lund["thumbnail"]).startswith(b"\xff\xd8\xff")
     assert lund["truth"] == [55.71, 13.2]
+    assert lund["posterior"] == [[55.7, 13.2, 0.7124, 40.0], [48.123457, 11.5, 0.1, 0.0]]
     assert fiji["latlon"] == [-17.5, -180.0]
     assert "truth" not in fiji
+    assert "posterior" not in fiji
     assert broken["error"] == "truncated JPEG"
     assert "latlon" not in broken
     assert data["title"] == "Three"
@@ -181,14 +191,17 @@ def test_script_never_makes_markup_of_text() -> None:
 def test_pictures_and_candidates_are_capped(tmp_path: Path) -> None:
     path = tmp_path / "map.html"
     candidates = [(0.0, float(i), 0.01) for i in range(50)]
+    bells = [(0.0, float(i), 0.01, 5.0) for i in range(50)]
     points = [
-        MapPoint(str(i), (0, 0), candidates=candidates, thumbnail_jpeg=b"\xff\xd8\xff") for i in range(250)
+        MapPoint(str(i), (0, 0), candidates=candidates, posterior=bells, thumbnail_jpeg=b"\xff\xd8\xff")
+        for i in range(250)
     ]
     write_map(path, points, title="Many")
     found = data_of(path)["points"]
     assert len(found) == 250
     assert sum("thumbnail" in point for point in found) == MAX_THUMBNAILS
     assert {len(point["candidates"]) for point in found} == {MAX_CANDIDATES}
+    assert {len(point["posterior"]) for point in found} == {MAX_ATOMS}
 
 
 def test_no_images_is_a_map_too(tmp_path: Path) -> None:
@@ -202,6 +215,8 @@ def test_impossible_points_are_refused_and_leave_the_old_map(tmp_path: Path) -> 
     old = path.read_bytes()
     with pytest.raises(InvalidCoordinateError, match="latitude"):
         write_map(path, [MapPoint("x", (91, 0))], title="New")
+    with pytest.raises(InvalidCoordinateError, match="latitude"):
+        write_map(path, [MapPoint("x", (0, 0), posterior=[(91, 0, 1, 1)])], title="New")
     with pytest.raises(ValueError, match="'x' has neither a position nor an error"):
         write_map(path, [MapPoint("x", None)], title="New")
     with pytest.raises(ValueError, match="JSON compliant"):

@@ -152,8 +152,9 @@ function frameOf(latlons) {
 function surroundings(point) {
   const around = [point.latlon];
   if (point.truth) around.push(point.truth);
-  const radius = Math.max(...Object.values(point.radii), 0);
-  if (radius > 0 && radius < 6000) circleRings(point.latlon, radius, 8)[0].forEach((p) => around.push(p));
+  for (const [lat, lon, weight] of point.posterior || []) if (weight > 0.05) around.push([lat, lon]);
+  const radius = Math.max(...Object.values(point.radii).filter((km) => km < 6000), 0);
+  if (radius > 0) circleRings(point.latlon, radius, 8)[0].forEach((p) => around.push(p));
   return around;
 }
 
@@ -280,13 +281,13 @@ function projectedCircles(point) {
   return point.circles;
 }
 
-function drawCircles(point, strong) {
+function drawCircles(point, strong, filled = true) {
   ctx.strokeStyle = ctx.fillStyle = colors.accent;
   ctx.lineWidth = strong ? 1.5 : 1;
   for (const {km, inside, edge} of projectedCircles(point)) {
     const wide = !strong && km > WIDE_KM;
     ctx.globalAlpha = strong ? 0.13 : 0.06;
-    if (!wide) ctx.fill(traceAll(new Path2D(), inside), "evenodd");
+    if (filled && !wide) ctx.fill(traceAll(new Path2D(), inside), "evenodd");
     ctx.globalAlpha = strong ? 0.9 : wide ? 0.15 : 0.35;
     ctx.stroke(traceAll(new Path2D(), edge));
   }
@@ -455,41 +456,98 @@ function cellAt(px, py) {
   });
 }
 
-// ---- heatmap: bells of one size on the screen add up; the colour is the share of the highest sum
+// ---- heat: Gaussian bells on the ground add up; the colour is the share of the highest sum
 
+const SPOT_PX = 10;  // standard deviation of the heatmap's spots, on the screen
+const LEAST_BELL_PX = 6;  // of a posterior's bells: they have their size on the ground, and are seen from afar, too
+const BELL_STEPS = 256, BELL_REACH = 8;  // exp(-x) is looked up, so many steps to 1, and is nothing from 8 on
+const bellHeights = Float64Array.from({length: BELL_STEPS * BELL_REACH}, (_, k) => Math.exp(-(k + 0.5) / BELL_STEPS));
 const heatCanvas = document.createElement("canvas");
-const BELL_PX = 15;  // of the heat canvas, which has half the resolution
-const bell = Float32Array.from({length: (2 * BELL_PX + 1) ** 2}, (_, k) => {
-  const dx = (k % (2 * BELL_PX + 1)) - BELL_PX, dy = Math.floor(k / (2 * BELL_PX + 1)) - BELL_PX;
-  return Math.exp((-4.5 * (dx * dx + dy * dy)) / BELL_PX ** 2);
-});
-const heatShades = Array.from({length: 256}, (_, k) => {
+const heatShades = new Uint8ClampedArray(Array.from({length: 256}, (_, k) => {
   const t = k / 255;
   return [...rampAt(HEAT, t), 255 * Math.min(0.85, Math.max(0, 1.6 * (t - 0.08)))];  // faint edges fade away
-});
+}).flat());
 
-function drawHeatmap() {
-  const w = Math.ceil(view.width / 2), h = Math.ceil(view.height / 2), side = 2 * BELL_PX + 1;
-  const heat = new Float32Array(w * h);
-  let most = 0;
-  for (const [lat, lon, weight] of data.heatmap) {
-    for (const shift of shiftsInView(lon - 60 / view.scale, lon + 60 / view.scale)) {
-      const [px, py] = toScreen(lon + shift, projectY(lat)).map((v) => Math.round(v / 2) - BELL_PX);
-      for (let j = Math.max(0, -py); j < Math.min(side, h - py); j++) {
-        for (let i = Math.max(0, -px); i < Math.min(side, w - px); i++) {
-          most = Math.max(most, (heat[(py + j) * w + px + i] += weight * bell[j * side + i]));
-        }
+// How many degrees of latitude are one pixel; from west to east a pixel is never more of the ground than that.
+function degreesPerPx(lat) {
+  return Math.cos(0.8 * lat * RAD) / view.scale;  // Miller's projection stretches by 1 / cos(0.8 lat)
+}
+
+// Bells are [lat, lon, height at the centre, standard deviation in degrees of a great circle].
+function heatmapBells() {
+  return data.heatmap.map(([lat, lon, weight]) => [lat, lon, weight, SPOT_PX * degreesPerPx(lat)]);
+}
+
+function posteriorBells(point) {
+  return point.posterior.map(([lat, lon, weight, km]) => {
+    const sigma = Math.max(km / EARTH_MEAN_RADIUS_KM / RAD, LEAST_BELL_PX * degreesPerPx(lat));
+    return [lat, lon, weight / sigma ** 2, sigma];  // the height is a density on the ground
+  });
+}
+
+function heightAt(bells, lat, lon) {
+  return bells.reduce((sum, [bellLat, bellLon, height, sigma]) => {
+    const angle = haversineKm([lat, lon], [bellLat, bellLon]) / EARTH_MEAN_RADIUS_KM;
+    return sum + height * Math.exp(-2 * (Math.sin(angle / 2) / (sigma * RAD)) ** 2);
+  }, 0);
+}
+
+// Values over the screen, px pixels to each, with the places of their middles in radians.
+function heatGrid(px) {
+  const width = Math.ceil(view.width / px), height = Math.ceil(view.height / px);
+  const lats = Float64Array.from({length: height}, (_, j) => RAD * unprojectY(fromScreen(0, (j + 0.5) * px)[1]));
+  const lons = Float64Array.from({length: width}, (_, i) => RAD * fromScreen((i + 0.5) * px, 0)[0]);
+  return {px, width, height, lats, lons, cosLats: lats.map(Math.cos), values: new Float64Array(width * height)};
+}
+
+// Adds height * exp((cos(distance) - 1) / sigma^2) to a grid: on the sphere a Gaussian of any width, also around a pole.
+function addBell([lat, lon, height, sigma], {px, width, height: numRows, lats, lons, cosLats, values}) {
+  const steps = (2 * BELL_STEPS) / (sigma * RAD) ** 2, end = bellHeights.length;
+  const reach = (2 * Math.asin(Math.min(1, sigma * RAD * Math.sqrt(BELL_REACH / 2)))) / RAD;
+  const holdsPole = Math.abs(lat) + reach > 89.9;
+  const beside = holdsPole ? 180 : Math.asin(Math.sin(reach * RAD) / Math.cos(lat * RAD)) / RAD;
+  const cell = (at) => Math.ceil(at / px - 0.5);  // the first one whose middle is not before
+  const [, top] = toScreen(0, projectY(Math.min(90, lat + reach)));
+  const [, bottom] = toScreen(0, projectY(Math.max(-90, lat - reach)));
+  const first = Math.max(0, cell(top)), last = Math.min(numRows, cell(bottom));
+  for (const shift of shiftsInView(lon - beside, lon + beside)) {
+    const [left] = toScreen(lon + shift - beside, 0), [right] = toScreen(lon + shift + beside, 0);
+    const from = Math.max(0, cell(left)), to = Math.min(width, cell(right));
+    const across = lons.slice(from, Math.max(from, to));
+    for (let i = 0; i < across.length; i++) across[i] = Math.sin((across[i] - lon * RAD) / 2) ** 2;
+    for (let j = first; j < last; j++) {
+      const up = steps * Math.sin((lats[j] - lat * RAD) / 2) ** 2, turn = steps * cosLats[j] * Math.cos(lat * RAD);
+      for (let i = 0, at = j * width + from; i < across.length; i++, at++) {
+        const k = up + turn * across[i];
+        if (k < end) values[at] += height * bellHeights[k | 0];
       }
     }
   }
-  heatCanvas.width = w;
-  heatCanvas.height = h;
-  const pen = heatCanvas.getContext("2d"), image = pen.createImageData(w, h);
-  for (let k = 0; k < heat.length; k++) {
-    if (heat[k]) image.data.set(heatShades[Math.floor(255 * Math.sqrt(heat[k] / most))], 4 * k);
+}
+
+// `highest` is the sum that has the last colour, if the screen shows none that is higher. The smaller the power, the
+// more is seen of what is much lower.
+function drawHeat(bells, power, highest = 0) {
+  const narrowest = bells.reduce((least, [lat, , , sigma]) => Math.min(least, sigma / degreesPerPx(lat)), 24);
+  const grid = heatGrid(narrowest / 3);  // as coarse as the narrowest bell admits
+  for (const bell of bells) addBell(bell, grid);
+  const {px, width, height, values} = grid, most = values.reduce((a, b) => Math.max(a, b), highest);
+  heatCanvas.width = width;
+  heatCanvas.height = height;
+  const pen = heatCanvas.getContext("2d"), image = pen.createImageData(width, height);
+  for (let k = 0; k < values.length; k++) {
+    if (!values[k]) continue;
+    const shade = 4 * Math.floor(255 * (values[k] / most) ** power);
+    for (let c = 0; c < 4; c++) image.data[4 * k + c] = heatShades[shade + c];
   }
   pen.putImageData(image, 0, 0);
-  ctx.drawImage(heatCanvas, 0, 0, 2 * w, 2 * h);
+  ctx.drawImage(heatCanvas, 0, 0, px * width, px * height);
+}
+
+function drawPosterior(point) {
+  const bells = posteriorBells(point);
+  const highest = Math.max(...bells.map(([lat, lon]) => heightAt(bells, lat, lon)));  // also when it is out of sight
+  drawHeat(bells, 1 / 3, highest);
 }
 
 function draw() {
@@ -500,14 +558,16 @@ function draw() {
   const coast = drawWorld();
   if (cells && layers.cells) drawCells(!points.length);
   strokeWorld(coast, cells && layers.cells && !points.length);
-  if (data.heatmap && layers.heatmap) drawHeatmap();
   const located = points[chosen] && points[chosen].latlon ? points[chosen] : null;
+  if (data.heatmap && layers.heatmap) drawHeat(heatmapBells(), 1 / 2);
+  const withHeat = located && located.posterior && layers.posterior;
+  if (withHeat) drawPosterior(located);
   if (layers.circles && points.length <= MANY_CIRCLES) {
     points.forEach((point, i) => point.latlon && i !== chosen && drawCircles(point, false));
   }
   if (layers.truth) drawErrorLines([...points.keys()], false);
   if (located) {
-    drawCircles(located, true);
+    drawCircles(located, true, !withHeat);  // a fill would tint the heat
     drawErrorLines([chosen], true);
     drawCandidates(located);
   }
@@ -886,6 +946,10 @@ function start() {
       addKey("circle", `confidence, ${Object.keys(points.find((p) => p.latlon && Object.keys(p.radii).length).radii)
         .map((percent) => `${percent} %`).join(" and ")}`);
     }
+    if (points.some((p) => p.posterior)) {
+      addLayer("posterior", "Posterior", true);
+      addKey("heat", "posterior of the chosen image");
+    }
     addKey("predicted", "predicted");
     if (hasTruth) {
       addLayer("truth", "Truth and error", true);
@@ -921,6 +985,7 @@ function start() {
   const [x, y, scale] = home();
   Object.assign(view, {x, y, scale});
   settle();
+  if (points.length === 1) choose(0, false);
   new ResizeObserver(resize).observe($("map"));
 }
 

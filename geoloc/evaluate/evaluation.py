@@ -119,25 +119,38 @@ class Evaluation:
             )
 
     def _add_candidates(self, matched: Matched, distance_km: NDArray[np.floating]) -> None:
-        """Rank of the first candidate within each radius; without candidates the prediction is the only one."""
+        """Rank of the first right candidate for each radius; without candidates the prediction is the only one."""
+        lists: list[list[dict[str, Any]]] | None = None
         if "candidates" in matched.predictions.others:
-            distances_km = self._candidate_km(matched)
+            lists = [json.loads(text) if text else [] for text in matched.predicted_text("candidates")]
+            distances_km = self._candidate_km(matched, lists)
         elif self.protocol.retrieval:
             distances_km = np.asarray(distance_km, np.float64)[:, None]
         else:
             return
-        self.num_candidates = max(self.num_candidates, distances_km.shape[1])
-        deepest = max(self.protocol.recall_at)
+        width = distances_km.shape[1]
+        self.num_candidates = max(self.num_candidates, width)
         compare = np.less if self.protocol.strict else np.less_equal
-        for radius in (radius for radius in self.protocol.recall_within_m if radius > 0):
-            is_hit = compare(distances_km * 1000, radius)
-            first = np.where(is_hit.any(axis=1), is_hit.argmax(axis=1), deepest)
-            hits = np.bincount(first, minlength=deepest + 1)
-            self.recall_hits[f"{radius:g}"] = self.recall_hits.get(f"{radius:g}", 0) + hits
+        for radius in self.protocol.recall_within_m:
+            if radius > 0:
+                self._add_hits(radius, compare(distances_km * 1000, radius))
+            elif lists is not None and "cell" in matched.truth.others:
+                # Statewide's "<0 m": the candidate is the cell that holds the photo, which the truth must name.
+                cells = matched.truth_text("cell")
+                keys = np.full((len(matched), width), None, dtype=np.object_)
+                for row, candidates in enumerate(lists):
+                    for rank, candidate in enumerate(candidates[:width]):
+                        keys[row, rank] = candidate.get("key")
+                self._add_hits(radius, np.asarray(keys == cells[:, None], bool))
 
-    def _candidate_km(self, matched: Matched) -> NDArray[np.float64]:
+    def _add_hits(self, radius_m: float, is_hit: NDArray[np.bool_]) -> None:
+        deepest = max(self.protocol.recall_at)
+        first = np.where(is_hit.any(axis=1), is_hit.argmax(axis=1), deepest) if is_hit.size else deepest
+        hits = np.bincount(np.broadcast_to(first, len(is_hit)), minlength=deepest + 1)
+        self.recall_hits[f"{radius_m:g}"] = self.recall_hits.get(f"{radius_m:g}", 0) + hits
+
+    def _candidate_km(self, matched: Matched, lists: list[list[dict[str, Any]]]) -> NDArray[np.float64]:
         """Distances of the candidates, best first, (n, k) for the k that the protocol asks for; NaN for none."""
-        lists = [json.loads(text) if text else [] for text in matched.predicted_text("candidates")]
         deepest = min(max(self.protocol.recall_at), max(map(len, lists), default=0))
         points = np.full((len(matched), deepest, 2), np.nan)
         for row, candidates in enumerate(lists):

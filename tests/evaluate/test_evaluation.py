@@ -178,3 +178,34 @@ def test_regions_and_candidates():
     assert evaluate("geodesic", truth, with_candidates).metrics()["recall_at"] == {"25000": {"1": 0.5}}
     vpr = evaluate("vpr-25m", truth, PointTable(truth.path, truth.ids, truth.latlon_deg)).metrics()
     assert vpr["recall_at"] == {"25": {"1": 1.0}}
+
+
+def test_statewide_recall_of_cells():
+    ids = np.array(["a", "b", "c"], np.object_)
+    points = np.array([[42.0, -71.0], [42.1, -71.1], [42.2, -71.2]])
+    truth = PointTable(Path("t.csv"), ids, points, {"cell": pa.chunked_array([["k1", "k2", "k3"]])})
+
+    def candidate(point, key, north_m):
+        lat, lon = destination_latlon_deg(point, 0, north_m / 1000).tolist()
+        return {"lat": lat, "lon": lon, "key": key}
+
+    lists = [
+        [candidate(points[0], "k1", 10)],
+        [candidate(points[1], "x", 80), candidate(points[1], "y", 20), candidate(points[1], "k2", 5)],
+        [],
+    ]
+    candidates = {"candidates": pa.chunked_array([[json.dumps(entries) for entries in lists]])}
+    found = evaluate("statewide", truth, PointTable(Path("p.csv"), ids, points, candidates)).metrics()[
+        "recall_at"
+    ]
+    third = pytest.approx(1 / 3)
+    assert found == {
+        "0": {"1": third},
+        "25": {"1": third},
+        "50": {"1": third},
+        "100": {"1": pytest.approx(2 / 3)},
+    }
+    empty = {"candidates": pa.chunked_array([["", "", "[]"]])}
+    assert evaluate("vpr-25m", truth, PointTable(Path("p.csv"), ids, points, empty)).metrics()[
+        "recall_at"
+    ] == {"25": {}}

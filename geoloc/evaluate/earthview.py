@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from geoloc.data.earthview import (
@@ -43,7 +42,7 @@ SEED = 1_000_003  # of the test views; training and calibration use other seeds
 RADII_KM = (25.0, 200.0, 750.0)
 GEOSCORE = Utility("geoscore")
 
-Batches = list[tuple[Tensor, NDArray[np.float64]]]
+Labelled = tuple[Reading, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -74,41 +73,43 @@ def measure(
         num_places: of the test set; None is all.
     """
     held_out = HeldOutPlaces.draw(load_cities_latlon_deg())
-    places = held_out.test_latlon_deg[:num_places]
+    searching = model.reference is not None and model.reranker is not None
     bare = _variant(model, reference=None)
-    methods: dict[str, tuple[Geolocalizer, Mapping[str, Any]]] = {
-        "cells alone": (without_offsets(bare), {}),
-        "cells and offsets": (bare, {}),
-    }
-    if model.reference is not None and model.reranker is not None:
-        methods |= {
-            "+ retrieval in cells": (_variant(model, reranker=model.reranker.plain()), {}),
-            "+ reranker": (model, {}),
-            "+ four turns": (model, {"turns": True}),
-        }
-        fitting = _load(
-            model, {"global": calibration}, held_out.calibration_latlon_deg[:num_places], SEED + 1
-        )
-        everywhere = _fit_everywhere(model, fitting)
+    if searching:
+        known = held_out.calibration_latlon_deg[:num_places]
+        everywhere = _fit_everywhere(model, _read(model, calibration, known, SEED + 1))
     rows = []
     for name, mosaic in sets.items():
-        batches = _load(model, {name: mosaic}, places, SEED)
-        for method, (variant, options) in methods.items():
-            rows.append(Row(name, method, *score(variant, batches, **options)))
-        if model.reference is not None:
-            rows.append(Row(name, "retrieval without cells", *_score_everywhere(model, everywhere, batches)))
+        read = _read(model, mosaic, held_out.test_latlon_deg[:num_places], SEED)
+        rows.append(Row(name, "cells alone", *score(bare, [(_without_offsets(r), at) for r, at in read])))
+        rows.append(Row(name, "cells and offsets", *score(bare, read)))
+        if searching:
+            assert model.reranker is not None
+            plain = _variant(model, reranker=model.reranker.plain())
+            turned = _read(model, mosaic, held_out.test_latlon_deg[:num_places], SEED, turns=True)
+            rows.append(Row(name, "+ retrieval in cells", *score(plain, read)))
+            rows.append(Row(name, "+ reranker", *score(model, read)))
+            rows.append(Row(name, "+ four turns", *score(model, turned)))
+            rows.append(Row(name, "retrieval without cells", *_score_everywhere(model, everywhere, read)))
     return rows
 
 
-def _load(
-    model: Geolocalizer, mosaics: Mapping[str, Mosaic], places: NDArray[np.float64], seed: int
-) -> Batches:
-    (name,) = mosaics
-    drawn = view_images(mosaics, places, seed)
-    return [
-        (torch.stack([model.load(image) for image in images]), latlon_deg)
-        for images, latlon_deg in tqdm(drawn, desc=name, total=-(-len(places) // 50))
-    ]
+def _read(
+    model: Geolocalizer, mosaic: Mosaic, places: NDArray[np.float64], seed: int, *, turns: bool = False
+) -> list[Labelled]:
+    """What the network says of one view of every place; `turns` as the query mode four_turns."""
+    drawn = view_images({mosaic.name: mosaic}, places, seed)
+    read = []
+    for pictures, latlon_deg in tqdm(drawn, desc=mosaic.name, total=-(-len(places) // 50)):
+        images = torch.stack([model.load(picture) for picture in pictures])
+        views = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4 if turns else 1)], 1)
+        read.append((model.read(list(views), embed=model.reference is not None), latlon_deg))
+    return read
+
+
+def _without_offsets(reading: Reading) -> Reading:
+    """As a plain classifier says it: every cell is its representative point."""
+    return replace(reading, output=replace(reading.output, offsets=None))
 
 
 def _variant(model: Geolocalizer, **changes: Any) -> Geolocalizer:
@@ -119,30 +120,13 @@ def _variant(model: Geolocalizer, **changes: Any) -> Geolocalizer:
     return variant
 
 
-def without_offsets(model: Geolocalizer) -> Geolocalizer:
-    """The same model as a plain classifier: every cell is its representative point."""
-    plain = copy(model)
-    plain.network = copy(model.network)
-    # Modules live in a table of their own, which copy() shares with the original.
-    plain.network._modules = dict(model.network._modules) | {"offsets": None}
-    return plain
-
-
-def _turned(images: Tensor) -> list[Tensor]:
-    """As the query mode four_turns does: (B, 3, S, S) -> B times (4, 3, S, S)."""
-    return list(torch.stack([torch.rot90(images, turns, (2, 3)) for turns in range(4)], 1))
-
-
-def score(model: Geolocalizer, batches: Batches, *, turns: bool = False) -> tuple[dict[str, Any], float]:
+def score(model: Geolocalizer, read: list[Labelled]) -> tuple[dict[str, Any], float]:
     """Point scores, cell accuracies, how often the 50 % and 90 % regions hold the truth; and ms a query."""
     assert model.quadtree is not None
-    quadtree = model.quadtree
     points, truths, radii, ranks, took_s = [], [], [], [], 0.0
     retriever = model.retriever("own")
-    identity = None if retriever is None else retriever.database.identity
-    levels = model.calibration.levels("geoscore", identity)
-    for images, latlon_deg in batches:
-        reading = model.read(_turned(images) if turns else images, embed=retriever is not None)
+    levels = model.calibration.levels("geoscore", None if retriever is None else retriever.database.identity)
+    for reading, latlon_deg in read:
         start = time.perf_counter()
         posteriors, _ = model.posteriors_of(reading, model.calibration, retriever, top_k=1)
         units = [posterior.point(GEOSCORE) for posterior in posteriors]
@@ -152,7 +136,7 @@ def score(model: Geolocalizer, batches: Batches, *, turns: bool = False) -> tupl
         radii += [p.radii_km(u, list(levels.values())) for p, u in zip(posteriors, units, strict=True)]
         logits = reading.output.cell_logits
         assert logits is not None
-        right = logits.gather(1, torch.from_numpy(quadtree.assign(latlon_deg))[:, None])
+        right = logits.gather(1, torch.from_numpy(model.quadtree.assign(latlon_deg))[:, None])
         ranks.append((logits > right).sum(-1).numpy())
     truth, rank = np.concatenate(truths), np.concatenate(ranks)
     distance_km = haversine_km(np.concatenate(points), truth)
@@ -180,27 +164,24 @@ def _everywhere(model: Geolocalizer, reading: Reading) -> Evidence:
     )
 
 
-def _fit_everywhere(model: Geolocalizer, batches: Batches) -> Reranker:
-    evidence = joined([_everywhere(model, model.read(images, embed=True)) for images, _ in batches])
-    truth = latlon_to_unit(np.concatenate([latlon_deg for _, latlon_deg in batches]))
+def _fit_everywhere(model: Geolocalizer, read: list[Labelled]) -> Reranker:
+    evidence = joined([_everywhere(model, reading) for reading, _ in read])
+    truth = latlon_to_unit(np.concatenate([latlon_deg for _, latlon_deg in read]))
     return fit_reranker(evidence, truth, RerankerConfig(hidden_dim=0))
 
 
 def _score_everywhere(
-    model: Geolocalizer, reranker: Reranker, batches: Batches
+    model: Geolocalizer, reranker: Reranker, read: list[Labelled]
 ) -> tuple[dict[str, Any], float]:
-    points, took_s = [], 0.0
-    for images, _ in batches:
-        reading = model.read(images, embed=True)
-        start = time.perf_counter()
+    points, start = [], time.perf_counter()
+    for reading, latlon_deg in read:
         evidence = _everywhere(model, reading)
-        weighed = reranker.weigh(evidence)
-        weighed = replace(weighed, gate=np.ones(len(images)))
-        for q in range(len(images)):
+        weighed = replace(reranker.weigh(evidence), gate=np.ones(len(latlon_deg)))
+        for q in range(len(latlon_deg)):
             posterior = posterior_of(evidence, weighed, q, np.zeros(0), np.zeros((0, 3)))
             points.append(unit_to_latlon(posterior.point(GEOSCORE)))
-        took_s += time.perf_counter() - start
-    truth = np.concatenate([latlon_deg for _, latlon_deg in batches])
+    took_s = time.perf_counter() - start
+    truth = np.concatenate([latlon_deg for _, latlon_deg in read])
     distance_km = haversine_km(np.stack(points), truth)
     return summarise(distance_km, RADII_KM), took_s / len(truth) * 1e3
 
@@ -252,8 +233,8 @@ def model_card(model: Geolocalizer, table: str, command: str) -> str:
             "Clouds, night, seasons and snow other than the mosaics': training saw one cloudless day everywhere.",
             f"Antarctica and open ocean: no place south of {-SOUTHERN_LIMIT_DEG:.0f} S and none at sea was trained on.",
             "Featureless land (desert, steppe, taiga, rain forest): expect a wide region and believe it.",
-            "The unseen mosaic (ETOPO1) is a coloured elevation map with shaded relief. Training saw neither it nor its "
-            "colours, but it saw another shaded relief, and random maps drawn from another elevation model.",
+            "The unseen mosaic (ETOPO1) is a coloured elevation map with shaded relief. Training saw neither it nor "
+            "its colours, but it saw another shaded relief, and random maps drawn from another elevation model.",
         ],
         facts={
             "parameters": f"{parameters / 1e6:.1f} million, stored as float16",

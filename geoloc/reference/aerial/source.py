@@ -178,17 +178,38 @@ def _read_one(
     rgb, valid = source.read(level, int(low[0]), int(low[1]), int(high[0]), int(high[1]))
     if not valid.any():
         return None
-    weight = valid.astype(np.float32)
-    colour = rgb.astype(np.float32) * weight[..., None]
+    return _resampled(rgb, valid, (xy - low) / 2.0**num_halvings, num_halvings, samples)
+
+
+def _resampled(rgb: Rgb, valid: Mask, xy: FloatArray, num_halvings: int, samples: int) -> Patch:
+    """Halve a raster so many times, sample it, and average the samples of each pixel.
+
+    Colours are means over what is valid, and a pixel is valid if at least half of what it shows is.
+
+    Args:
+        rgb: (h, w, 3).
+        valid: (h, w).
+        xy: (S samples, S samples, 2) pixel coordinates in the halved raster.
+        num_halvings: h and w can be divided by 2 so often.
+        samples: on a side of a pixel, 1 or 2.
+    """
+    import torch
+    from torch.nn.functional import avg_pool2d, grid_sample
+
+    opaque = torch.from_numpy(valid).float()[None]
+    raster = torch.cat([torch.from_numpy(rgb).permute(2, 0, 1).float() * opaque, opaque])[None]
     for _ in range(num_halvings):
-        colour, weight = _halved(colour), _halved(weight)
-    colour, weight = _sampled(colour, weight, (xy - low) / 2.0**num_halvings)
+        raster = avg_pool2d(raster, 2)
+    # Its coordinates go from -1 to 1 between the outer edges; what is not finite lies far outside.
+    height, width = raster.shape[2:]
+    grid = np.nan_to_num(2.0 * xy / (width, height) - 1.0, nan=9.0, posinf=9.0, neginf=9.0)
+    seen = grid_sample(raster, torch.from_numpy(grid.astype(np.float32))[None], align_corners=False)
     if samples > 1:
-        colour, weight = _halved(colour), _halved(weight)
+        seen = avg_pool2d(seen, samples)
+    weight = seen[0, 3]
     known = weight >= 0.5
-    colour /= np.maximum(weight, 1e-6)[..., None]
-    colour[~known] = 0.0
-    return Patch(np.rint(colour).astype(np.uint8), known)
+    colour = torch.where(known, seen[0, :3] / weight.clamp(min=0.5), 0.0)
+    return Patch(colour.round().byte().permute(1, 2, 0).contiguous().numpy(), known.numpy())
 
 
 def _node_pixels(
@@ -226,31 +247,3 @@ def _between(nodes: FloatArray, size_px: int, samples: int) -> FloatArray:
         for _ in range(2):  # down, then across
             nodes = (nodes[before] * (1.0 - share) + nodes[before + 1] * share).swapaxes(0, 1)
     return nodes
-
-
-def _halved(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means of blocks of 2 x 2, along the first two axes."""
-    return np.asarray(
-        (values[::2, ::2] + values[1::2, ::2] + values[::2, 1::2] + values[1::2, 1::2]) * np.float32(0.25)
-    )
-
-
-def _sampled(
-    colour: NDArray[np.float32], weight: NDArray[np.float32], xy: FloatArray
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Bilinear samples of weighted colours (h, w, 3) and weights (h, w); outside the weight is 0."""
-    height, width = weight.shape
-    inside = np.isfinite(xy).all(-1)
-    x, y = (np.where(inside, xy[..., axis], 0.0) - 0.5 for axis in (0, 1))
-    inside &= (x >= -1) & (x <= width) & (y >= -1) & (y <= height)
-    column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
-    right, down = (x - column).astype(np.float32), (y - row).astype(np.float32)
-    both = np.concatenate([colour, weight[..., None]], -1).reshape(-1, 4)
-    total = np.zeros((*xy.shape[:2], 4), np.float32)
-    for dy, wy in ((0, 1 - down), (1, down)):
-        for dx, wx in ((0, 1 - right), (1, right)):
-            r, c = row + dy, column + dx
-            share = wx * wy * (inside & (r >= 0) & (r < height) & (c >= 0) & (c < width))
-            place = np.clip(r, 0, height - 1) * width + np.clip(c, 0, width - 1)
-            total += both[place] * share[..., None]
-    return total[..., :3], total[..., 3]

@@ -47,7 +47,7 @@ def evaluate(protocol, truth, predictions, **options):
 
 
 def test_default_names_are_those_of_brute_force_on_the_sphere():
-    truth, predictions = tables(300)
+    truth, predictions = tables(60)
     matched = match(truth, predictions)
     names = name_places(matched, "nearest-city")
     places = load_places()
@@ -64,7 +64,7 @@ def test_default_names_are_those_of_brute_force_on_the_sphere():
         assert names.predicted_country[row] == (found[1] or "")
         right += found[0] == found[1]
     metrics = evaluate("geodesic", truth, predictions).metrics()
-    assert metrics["accuracy_by_admin"]["country"] == right / 300
+    assert metrics["accuracy_by_admin"]["country"] == right / 60
 
 
 @pytest.mark.filterwarnings(
@@ -79,7 +79,8 @@ def test_osv5m_is_its_own_code_written_out():
     geocoder = reverse_geocoder.RGeocoder(mode=2, verbose=False)
 
     def keys(points):
-        rows = geocoder.query([tuple(point) for point in points])
+        # Its own tree, asked in this process: its pquery forks, which can hang beside Arrow's threads.
+        rows = [geocoder.locations[row] for row in geocoder.tree.query(points)[1]]
         parts = [(r["cc"], r["admin1"], r["admin2"], r["name"]) for r in rows]
         return {
             "country": [cc for cc, *_ in parts],

@@ -422,4 +422,5 @@ def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 
     preprocess = Preprocess(image_size_px=size, mean=(PIXEL_MEAN,) * 3, std=(PIXEL_STD,) * 3)
     trained = Path(run_folder) / "network"
     Geolocalizer("earthview", network, preprocess, quadtree).save_pretrained(trained, half=True)
+    torch.set_num_threads(threads)  # until here a batch was shared among threads of our own
     return finish(trained, mosaics, experiment.references, run_folder)

@@ -56,9 +56,12 @@ class CellEvidence:
 
     def density(self, unit: FloatArray) -> FloatArray:
         """The classifier's own density per square km at points, (Q, K, 3) -> (Q, K); `NOWHERE` at least."""
-        d = chord_km(unit, self.unit)
-        kernel = np.exp(-0.5 * (d / self.scale_km[:, None]) ** 2) / (2 * np.pi * self.scale_km[:, None] ** 2)
-        return np.asarray(NOWHERE + (kernel * self.probability[:, None]).sum(-1))
+        return np.asarray(NOWHERE + (self.kernels(unit) * self.probability[:, None]).sum(-1))
+
+    def kernels(self, unit: FloatArray) -> FloatArray:
+        """Each cell's own density per square km at points, (Q, K, 3) -> (Q, K, C)."""
+        d, scale = chord_km(unit, self.unit), self.scale_km[:, None]
+        return np.asarray(np.exp(-0.5 * (d / scale) ** 2) / (2 * np.pi * scale**2))
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Evidence:
         source: (Q, K) 0 aerial, 1 street, 2 location; 0 in padding.
         unit: (Q, K, 3) where the references are; the north pole in padding.
         cell_log_prob: (Q, K) of the cell that holds the reference.
+        column: (Q, K) which of the chosen cells (a column of `cells`) that is; -1 where it is none of them.
         row_id: (Q, K) in the database; -1 in padding.
     """
 
@@ -81,6 +85,7 @@ class Evidence:
     source: NDArray[np.int64]
     unit: FloatArray
     cell_log_prob: FloatArray
+    column: NDArray[np.int64]
     row_id: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -104,6 +109,7 @@ class Evidence:
             np.zeros((q, 0, 3)),
             np.zeros((q, 0)),
             np.zeros((q, 0), np.int64),
+            np.zeros((q, 0), np.int64),
         )
 
     @staticmethod
@@ -114,9 +120,18 @@ class Evidence:
         latlon_deg: FloatArray,
         source: NDArray[np.uint8],
         cell_log_prob: FloatArray,
+        cell_id: NDArray[np.int64] | None = None,
     ) -> Evidence:
-        """From what a search returns (`reference.candidates.Candidates`), padding and all."""
+        """From what a search returns (`reference.candidates.Candidates`), padding and all.
+
+        Args:
+            cell_id: (Q, K) the cells that hold the candidates; None where cells do not matter.
+        """
         present = row_id >= 0
+        column = np.full(row_id.shape, -1, np.int64)
+        if cell_id is not None:
+            same = (cell_id[..., None] == cells.cell_id[:, None]) & (cells.cell_id[:, None] >= 0)
+            column = np.where(present & same.any(-1), same.argmax(-1), -1)
         unit = latlon_to_unit(np.where(present[..., None], latlon_deg, (90.0, 0.0)))
         return Evidence(
             cells,
@@ -125,6 +140,7 @@ class Evidence:
             np.where(present, source, 0).astype(np.int64),
             unit,
             np.where(present, cell_log_prob, 0.0),
+            column,
             row_id,
         )
 

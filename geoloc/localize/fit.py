@@ -57,7 +57,7 @@ def fit_reranker_of(
 def joined(parts: list[Evidence]) -> Evidence:
     """Evidence of several batches as one, padded to the widest."""
     cells = CellEvidence(**_joined([part.cells for part in parts], {"cell_id": -1, "scale_km": 1.0}))
-    rest = _joined(parts, {"row_id": -1}, leave_out="cells")
+    rest = _joined(parts, {"row_id": -1, "column": -1}, leave_out="cells")
     return Evidence(cells=cells, **rest)
 
 

@@ -45,7 +45,7 @@ def posterior_of(
     kept = weight > NEGLIGIBLE_SHARE * weight.max(initial=0.0)
     return Posterior(
         np.concatenate([evidence.unit[q, kept], cells.unit[q, chosen]]),
-        np.concatenate([weight[kept], rest * cells.probability[q, chosen]]),
+        np.concatenate([weight[kept], rest * weighed.cell_probability[q, chosen]]),
         np.concatenate([weighed.scale_km[q, kept], cells.scale_km[q, chosen]]),
         cell_unit[background],
         rest * others[background],
@@ -104,7 +104,7 @@ def candidates_of(
     cells, rest = evidence.cells, 1.0 - weighed.gate[q]
     chosen = np.flatnonzero(cells.cell_id[q] >= 0)
     found = np.flatnonzero(weighed.weight[q] > 0)
-    probability = np.concatenate([rest * cells.probability[q, chosen], weighed.weight[q, found]])
+    probability = np.concatenate([rest * weighed.cell_probability[q, chosen], weighed.weight[q, found]])
     best = np.argsort(-probability, kind="stable")[:top_k]
     latlon = unit_to_latlon(np.concatenate([cells.unit[q, chosen], evidence.unit[q, found]])[best])
     of_reference = found[best[best >= len(chosen)] - len(chosen)]

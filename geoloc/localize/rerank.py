@@ -1,12 +1,14 @@
 """The reranker: from cells and candidates to the weights, widths and gate of one mixture over the Earth.
 
     log w_j   = a_s sim_j + b_s + log P(cell of j) + f(candidate j, all candidates)
-    density   = g sum_j w_j N(y; r_j, sigma_s e^delta) + (1 - g) sum_c P(c) N(y; p_c, sigma_c) + a little everywhere
+    log P'(c) = log P(c) + beta max(log_odds of the candidates in c), scaled to the same sum
+    density   = g sum_j w_j N(y; r_j, sigma_s e^delta) + (1 - g) sum_c P'(c) N(y; p_c, sigma_c) + a little everywhere
 
-a, b and sigma bring every source (aerial, street, location) to one scale; the gate g says how much of the truth
-lies with retrieval, and delta how wide it is, both from the whole set of candidates. With hidden_dim 0 there is no
-f, g and delta are constants: plain fusion. All of it is fitted at once by the likelihood of held-out places, plain
-part first. Knows nothing about images or files.
+So retrieval speaks twice: for the places of its references, and for the cells that they lie in. A cell without a
+candidate counts as one a little worse than the worst candidate. a, b and sigma bring every source (aerial, street,
+location) to one scale; the gate g says how much of the truth lies with retrieval, and delta how wide it is, both from
+the whole set of candidates. With hidden_dim 0 there is no f, g and delta are constants: plain fusion. All of it is
+fitted at once by the likelihood of held-out places, plain part first. Knows nothing about images or files.
 """
 
 from __future__ import annotations
@@ -59,11 +61,13 @@ class Weighed:
         weight: (Q, K) of the candidates, the gate's share included; 0 in padding.
         scale_km: (Q, K) kernel widths.
         gate: (Q,) share of retrieval; 0 where there is no candidate.
+        cell_probability: (Q, C) of the chosen cells, after retrieval spoke for some of them.
     """
 
     weight: FloatArray
     scale_km: FloatArray
     gate: FloatArray
+    cell_probability: FloatArray
 
 
 class Reranker(nn.Module):
@@ -76,6 +80,7 @@ class Reranker(nn.Module):
         self.similarity_bias = nn.Parameter(torch.zeros(SOURCES))
         self.log_kernel_km = nn.Parameter(torch.full((SOURCES,), 3.0))
         self.gate_logit = nn.Parameter(torch.zeros(()))
+        self.cell_support = nn.Parameter(torch.zeros(()))
         h = config.hidden_dim
         if h:
             self.candidate = nn.Sequential(nn.Linear(len(FEATURES), h), nn.GELU(), nn.Linear(h, h), nn.GELU())
@@ -122,13 +127,32 @@ class Reranker(nn.Module):
         """The mixture of each query."""
         has_any = np.asarray(evidence.present.any(-1), np.float64)
         if evidence.present.shape[1] == 0:
-            return Weighed(np.zeros_like(evidence.similarity), np.ones_like(evidence.similarity), has_any)
+            nothing = np.zeros_like(evidence.similarity)
+            return Weighed(nothing, np.ones_like(nothing), has_any, evidence.cells.probability)
         with torch.inference_mode():
-            log_weight, log_scale, gate = self(*self._inputs(evidence))
+            inputs = self._inputs(evidence)
+            log_weight, log_scale, gate = self(*inputs)
+            probability = torch.from_numpy(evidence.cells.probability)
+            cells = self.supported(probability, inputs[0].double(), *_membership(evidence))
             share = np.asarray(torch.sigmoid(gate).double().numpy() * has_any)
             weight = np.where(evidence.present, log_weight.double().exp().numpy(), 0.0)
         weight = np.nan_to_num(weight) * share[:, None]
-        return Weighed(weight, np.exp(log_scale.double().numpy()), share)
+        return Weighed(weight, np.exp(log_scale.double().numpy()), share, cells.numpy())
+
+    def supported(self, probability: Tensor, log_odds: Tensor, present: Tensor, within: Tensor) -> Tensor:
+        """The chosen cells' probabilities after retrieval spoke for those that hold good candidates.
+
+        Args:
+            probability: (Q, C) before.
+            log_odds: (Q, K) of the candidates.
+            present: (Q, K) False in padding.
+            within: (Q, K, C) whether the cell holds the candidate.
+        """
+        worst = log_odds.masked_fill(~present, torch.inf).amin(-1, keepdim=True)
+        worst = torch.where(present.any(-1, keepdim=True), worst - 1.0, 0.0)
+        best = log_odds[..., None].masked_fill(~within, -torch.inf).amax(1)
+        logits = torch.log(probability + 1e-30) + self.cell_support * torch.maximum(best, worst)
+        return probability.sum(-1, keepdim=True) * logits.softmax(-1)
 
     def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         source = torch.from_numpy(evidence.source)
@@ -143,6 +167,13 @@ class Reranker(nn.Module):
             torch.from_numpy(evidence.present),
             torch.from_numpy(seen).float(),
         )
+
+
+def _membership(evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Which candidates there are, (Q, K), and in which of the chosen cells they lie, (Q, K, C)."""
+    present, column = torch.from_numpy(evidence.present), torch.from_numpy(evidence.column)
+    within = column[..., None] == torch.arange(evidence.cells.cell_id.shape[1])
+    return present, within & present[..., None]
 
 
 def fit_reranker(
@@ -170,19 +201,21 @@ def fit_reranker(
         found = np.flatnonzero(evidence.present.any(-1))
         evidence, truth_unit = evidence[found], truth_unit[found]
         off_km = torch.from_numpy(chord_km(evidence.unit, truth_unit[:, None])[..., 0]).float()
-        regression = torch.from_numpy(np.log(evidence.cells.density(truth_unit[:, None])[:, 0])).float()
+        kernels = torch.from_numpy(evidence.cells.kernels(truth_unit[:, None])[:, 0]).float()
+        probability = torch.from_numpy(evidence.cells.probability).float()
         raw = torch.from_numpy(evidence.similarity).float()
-        source, present = torch.from_numpy(evidence.source), torch.from_numpy(evidence.present)
+        source, (present, within) = torch.from_numpy(evidence.source), _membership(evidence)
         cell = torch.from_numpy(evidence.cell_log_prob).float()
 
         def loss(rows: Tensor, seen: Tensor) -> Tensor:
-            log_weight, log_scale, gate = reranker(
-                reranker.log_odds(raw[rows], source[rows]), source[rows], cell[rows], present[rows], seen
-            )
+            log_odds = reranker.log_odds(raw[rows], source[rows])
+            log_weight, log_scale, gate = reranker(log_odds, source[rows], cell[rows], present[rows], seen)
             kernel = -0.5 * (off_km[rows] / log_scale.exp()) ** 2 - 2 * log_scale - float(np.log(2 * np.pi))
             retrieval = (log_weight + kernel).logsumexp(-1)
+            cells = reranker.supported(probability[rows], log_odds, present[rows], within[rows])
+            regression = torch.log(NOWHERE + (cells * kernels[rows]).sum(-1))
             mixture = torch.logaddexp(
-                nn.functional.logsigmoid(gate) + retrieval, nn.functional.logsigmoid(-gate) + regression[rows]
+                nn.functional.logsigmoid(gate) + retrieval, nn.functional.logsigmoid(-gate) + regression
             )
             return -torch.logaddexp(mixture, torch.tensor(float(np.log(NOWHERE)))).mean()
 
@@ -192,6 +225,7 @@ def fit_reranker(
             reranker.similarity_bias,
             reranker.log_kernel_km,
             reranker.gate_logit,
+            reranker.cell_support,
         ]
         blank = torch.zeros(*raw.shape, len(FEATURES))
         optimizer: torch.optim.Optimizer = torch.optim.Adam(

@@ -117,9 +117,10 @@ class Retriever:
         found = self.in_cells(queries, cells, k, merge)
         there = found.row_id != NO_ROW
         cell_id = self.quadtree.assign(np.where(there[..., None], found.latlon_deg, 0.0).reshape(-1, 2))
-        log_prob = np.log(np.take_along_axis(probs, cell_id.reshape(there.shape), 1) + 1e-9)
+        cell_id = cell_id.reshape(there.shape)
+        log_prob = np.log(np.take_along_axis(probs, cell_id, 1) + 1e-9)
         return Evidence.of_candidates(
-            cells, found.row_id, found.similarity, found.latlon_deg, found.source, log_prob
+            cells, found.row_id, found.similarity, found.latlon_deg, found.source, log_prob, cell_id
         )
 
     def keys(self, row_id: NDArray[np.int64], latlon_deg: NDArray[np.float64]) -> list[str]:

@@ -93,7 +93,9 @@ def test_a_twin_among_the_references_is_found_and_named(
     bare = model.localize_batch(batch(seeds, model), reference=None, places=False)
     found = model.localize_batch(batch(seeds, model), reference=database, places=False, top_k=500)
     assert all(c.source == "cell" for p in bare for c in p.candidates)
-    best = [max((c for c in p.candidates if c.source == "aerial"), key=lambda c: c.similarity or 0) for p in found]
+    best = [
+        max((c for c in p.candidates if c.source == "aerial"), key=lambda c: c.similarity or 0) for p in found
+    ]
     assert [c.key for c in best] == [f"picture {seed}" for seed in seeds]
     assert min(c.similarity or 0 for c in best) > 0.999
     away = haversine_km(np.array([(c.lat, c.lon) for c in best]), truth[:20])
@@ -149,7 +151,11 @@ def test_a_flipped_bit_in_the_checkpoints_references_or_reranker_is_refused(
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert not [p.name for p in files if not p.stat().st_size]
     names = {p.relative_to(tmp_path / "a").as_posix() for p in files}
-    assert {"reranker.safetensors", "reference/manifest.json", "reference/segments/0000/rows.parquet"} <= names
+    assert {
+        "reranker.safetensors",
+        "reference/manifest.json",
+        "reference/segments/0000/rows.parquet",
+    } <= names
     for path in files:
         data = path.read_bytes()
         flipped = bytearray(data)
@@ -184,7 +190,9 @@ def test_a_change_of_the_database_is_seen_by_the_next_query(
     assert "a" not in [c.key for c in model.localize_batch(image, reference=made, top_k=40)[0].candidates]
 
 
-@pytest.mark.parametrize("query", ["resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"])
+@pytest.mark.parametrize(
+    "query", ["resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"]
+)
 def test_every_query_mode_localises(query: str, database: ReferenceDatabase, saved: Path) -> None:
     model = Geolocalizer.from_pretrained(saved)
     if query == "single":  # a tower that takes any shape: this ViT does not
@@ -192,7 +200,9 @@ def test_every_query_mode_localises(query: str, database: ReferenceDatabase, sav
             model.localize(tiny_image(0), reference=database, query=query)
         return
     one = model.localize(tiny_image(0), reference=database, query=query, places=False)
-    several = model.localize([tiny_image(0), tiny_image(1, 64, 48)], reference=database, query=query, places=False)
+    several = model.localize(
+        [tiny_image(0), tiny_image(1, 64, 48)], reference=database, query=query, places=False
+    )
     assert one.lat == pytest.approx(several[0].lat, abs=1e-3)
     assert any(c.source == "aerial" for c in one.candidates)
 

@@ -121,6 +121,7 @@ def test_padding_changes_nothing_and_no_candidate_is_no_gate():
         np.pad(evidence.source, pad),
         np.concatenate([evidence.unit, np.tile([0.0, 0, 1], (40, 5, 1))], 1),
         np.pad(evidence.cell_log_prob, pad),
+        np.pad(evidence.column, pad, constant_values=-1),
         np.pad(evidence.row_id, pad, constant_values=-1),
     )
     a, b = fitted.weigh(evidence), fitted.weigh(padded)
@@ -172,3 +173,34 @@ def test_nothing_to_fit_and_impossible_sizes_are_refused():
         fit_reranker(evidence, truth, RerankerConfig())
     with pytest.raises(ConfigError, match=r"candidates_per_source is 0; expected"):
         RerankerConfig(candidates_per_source=0)
+
+
+def test_cells_with_good_candidates_gain_by_hand():
+    place = np.array([[[0.0, 1.0], [0.0, 20.0], [0.0, 21.0]]])
+    cells = CellEvidence(
+        np.array([[4, 9, 2]]),
+        latlon_to_unit(np.array([[[0.0, 0.0], [0.0, 20.0], [50.0, 0.0]]])),
+        np.array([[0.5, 0.3, 0.1]]),
+        np.full((1, 3), 100.0),
+    )
+    evidence = Evidence.of_candidates(
+        cells,
+        np.array([[0, 1, 2]]),
+        np.array([[0.2, 0.6, 0.5]], np.float32),
+        place,
+        np.zeros((1, 3), np.uint8),
+        np.zeros((1, 3)),
+        np.array([[4, 9, 9]]),
+    )
+    assert evidence.column.tolist() == [[0, 1, 1]]
+    reranker = Reranker(RerankerConfig(hidden_dim=0))
+    before = reranker.weigh(evidence).cell_probability
+    assert before == pytest.approx(cells.probability, abs=1e-6)
+    with torch.no_grad():
+        reranker.cell_support.fill_(0.5)
+        reranker.similarity_scale[0] = 10.0
+    # Log-odds are 2, 6 and 5; the third cell has no candidate and counts as 2 - 1.
+    gained = np.array([0.5, 0.3, 0.1]) * np.exp(0.5 * np.array([2.0, 6.0, 1.0]))
+    assert reranker.weigh(evidence).cell_probability[0] == pytest.approx(
+        0.9 * gained / gained.sum(), abs=1e-6
+    )

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from geoloc.models.losses import (
     great_circle_loss_km,

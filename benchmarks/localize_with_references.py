@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
     quadtree = Geolocalizer.from_pretrained("earthview").quadtree
     assert quadtree is not None

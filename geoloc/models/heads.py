@@ -94,8 +94,11 @@ class OffsetHead(nn.Module):
         which the cell has no extent on that side has target 0.
         """
         latitude, longitude = (latlon_deg.double() - self.cell_origin[cell_ids]).unbind(-1)
-        step = torch.stack([latitude, _wrap_deg(longitude)], -1)
         reach = self.cell_reach[cell_ids]
+        longitude = _wrap_deg(longitude)
+        # Half a turn is as far either way: it goes to the side on which the cell reaches farther.
+        goes_east = (longitude == -180.0) & (reach[..., 1, 1] > reach[..., 1, 0])
+        step = torch.stack([latitude, torch.where(goes_east, 180.0, longitude)], -1)
         side = torch.where(step > 0, reach[..., 1], reach[..., 0])
         return torch.where(side > 0, step / side.clamp_min(1e-12), 0.0).float()
 

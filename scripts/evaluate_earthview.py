@@ -18,14 +18,14 @@ def main(config: DictConfig) -> None:
 
     from geoloc import Geolocalizer
     from geoloc.data.earthview import UNSEEN_MOSAIC, load_basemap_mosaics
-    from geoloc.evaluate.earthview import measure, model_card, to_markdown
+    from geoloc.evaluate.earthview import answered_to_markdown, measure, model_card, to_markdown
 
     torch.set_num_threads(config.threads)
     model = Geolocalizer.from_pretrained(config.model)
     mosaics = load_basemap_mosaics(["blue_marble", UNSEEN_MOSAIC])
     sets = {"ETOPO1, never seen": mosaics[UNSEEN_MOSAIC], "Blue Marble, seen": mosaics["blue_marble"]}
     rows = measure(model, sets, mosaics["blue_marble"], config.num_places)
-    table = to_markdown(rows)
+    table = f"{to_markdown(rows)}\n\n{answered_to_markdown(rows)}"
     print(table)
     if config.save_to:
         model.card = model_card(model, table, COMMAND)

@@ -3,9 +3,10 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from geoloc.cli.models import load_model
 from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
+    from geoloc.localize.geolocalizer import Geolocalizer
     from geoloc.reference.build import BuildReport
     from geoloc.reference.database import ReferenceDatabase
 
@@ -92,29 +94,119 @@ _Paths = Annotated[
 ]
 
 
+class _Inputs:
+    """What `build` and `add` put into a database; the arguments are options of both.
+
+    Everything is opened and checked here, so that a mistake is told before anything is made or embedded.
+    """
+
+    def __init__(
+        self,
+        model: _Model = "earthview",
+        aerial: _Aerial = [],  # noqa: B006  typer copies it
+        street: _Street = [],  # noqa: B006
+        locations: _Locations = None,
+        cell_size_m: _Cell = 30.0,
+        gsd_m_per_px: _Gsd = "0.2,0.4,0.8,1.6",
+        region: _Region = None,
+        mercator: _Mercator = False,
+        min_coverage: _Coverage = 0.5,
+        cache: _Cache = None,
+        zooms: _Zooms = None,
+        metadata: _Metadata = None,
+        columns: _Columns = [],  # noqa: B006
+        licence: _Licence = "",
+        batch_size: _Batch = 16,
+        device: _Device = "cpu",
+        threads: _Threads = None,
+        overwrite: _Overwrite = False,
+        quiet: _Quiet = False,
+    ) -> None:
+        from geoloc.reference.aerial import CellGrid, open_region, open_sources
+        from geoloc.reference.aerial.references import AerialSettings
+        from geoloc.reference.locations import read_locations
+        from geoloc.reference.photos import open_photos
+
+        if not aerial and not street and locations is None:
+            raise ConfigError("there is nothing to add: give --aerial, --street or --locations")
+        if len(street) > 1 and metadata is not None:
+            raise ConfigError(
+                "one --metadata describes one --street: add the others by commands of their own"
+            )
+        if metadata is not None and not street:
+            raise ConfigError("--metadata is about photos: add --street")
+        gsd, zoom_range = _numbers("--gsd-m-per-px", gsd_m_per_px), _zooms(zooms)
+        names, area = dict(_pair(text) for text in columns), _region(region)
+        self._model = model, device, threads
+        self._batch_size = batch_size
+        self._shared: dict[str, Any] = {"licence": licence, "overwrite": overwrite, "progress": not quiet}
+        self._aerial: dict[str, Any] | None = None
+        if aerial:
+            CellGrid(cell_size_m, mercator)
+            AerialSettings(gsd, min_coverage=min_coverage)
+            sources = open_sources(aerial, licence=licence, cache=cache, zooms=zoom_range)
+            self._aerial = {
+                "source": sources,
+                "cell_size_m": cell_size_m,
+                "gsd_m_per_px": gsd,
+                "region": open_region(area, sources),
+                "mercator": mercator,
+                "min_coverage": min_coverage,
+            }
+        self._photos = [open_photos(photos, metadata, names) for photos in street]
+        self._locations: dict[str, Any] | None = None
+        if locations is not None:
+            latlon_deg, vectors, keys = read_locations(locations)
+            if vectors is None:
+                raise ConfigError(
+                    f"{locations} has no column 'embedding': from Python, add_locations takes an encoder"
+                )
+            self._locations = {"latlon_deg": latlon_deg, "vectors": vectors, "keys": keys}
+
+    def load_model(self) -> "Geolocalizer":
+        """What embeds them."""
+        return load_model(*self._model)
+
+    def fill(self, database: "ReferenceDatabase") -> None:
+        """Add everything, say what came of it, and exit with 1 if something could not be used."""
+        reports = list(self._reports(database))
+        for report in reports:
+            _tell(report)
+        say(f"{count(len(database), 'row')} in {database.folder}")
+        if any(report.num_problems for report in reports):
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+    def _reports(self, database: "ReferenceDatabase") -> "Iterator[BuildReport]":
+        if self._aerial is not None:
+            yield database.add_aerial(**self._aerial, batch_size=self._batch_size, **self._shared)
+        for photos in self._photos:
+            yield database.add_street(photos, batch_size=self._batch_size, **self._shared)
+        if self._locations is not None:
+            yield database.add_locations(**self._locations, **self._shared)
+
+
+def _with_inputs(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `_Inputs` behind its own; it is handed them as its last argument."""
+    *own, _ = signature(command).parameters.values()
+    theirs = signature(_Inputs).parameters
+
+    def run(**options: Any) -> None:
+        with _interruptible():
+            inputs = _Inputs(**{name: options.pop(name) for name in theirs})
+            command(**options, inputs=inputs)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = Signature([*own, *theirs.values()])  # type: ignore[attr-defined]  # typer reads it
+    return run
+
+
 @reference_app.command("build")
+@_with_inputs
 def build(
     folder: _Folder,
-    model: _Model = "earthview",
     dtype: Annotated[_Dtype, typer.Option(help="How vectors are stored.")] = _Dtype.FLOAT32,
-    aerial: _Aerial = [],  # noqa: B006  typer copies it
-    street: _Street = [],  # noqa: B006
-    locations: _Locations = None,
-    cell_size_m: _Cell = 30.0,
-    gsd_m_per_px: _Gsd = "0.2,0.4,0.8,1.6",
-    region: _Region = None,
-    mercator: _Mercator = False,
-    min_coverage: _Coverage = 0.5,
-    cache: _Cache = None,
-    zooms: _Zooms = None,
-    metadata: _Metadata = None,
-    columns: _Columns = [],  # noqa: B006
-    licence: _Licence = "",
-    batch_size: _Batch = 16,
-    device: _Device = "cpu",
-    threads: _Threads = None,
-    overwrite: _Overwrite = False,
-    quiet: _Quiet = False,
+    *,
+    inputs: _Inputs,
 ) -> None:
     """Make a database and fill it; the same command continues it where it was stopped.
 
@@ -123,123 +215,27 @@ def build(
     """
     from geoloc.reference.database import ReferenceDatabase
 
-    added = _Added(locals())
-    with _interruptible():
-        embedder = load_model(model, device, threads)
-        if folder.exists() and any(folder.iterdir()):
-            database = ReferenceDatabase.open(folder, model=embedder)
-            if database.vector_format.dtype != dtype.value:
-                raise ConfigError(
-                    f"{folder} stores {database.vector_format.dtype}, and --dtype is {dtype.value}: repeat what it "
-                    "has, or choose another folder"
-                )
-        else:
-            database = ReferenceDatabase.create(folder, model=embedder, dtype=dtype.value)
-        added.fill(database)
+    embedder = inputs.load_model()
+    if folder.exists() and any(folder.iterdir()):
+        database = ReferenceDatabase.open(folder, model=embedder)
+        if database.vector_format.dtype != dtype.value:
+            raise ConfigError(
+                f"{folder} stores {database.vector_format.dtype}, and --dtype is {dtype.value}: repeat what it "
+                "has, or choose another folder"
+            )
+    else:
+        database = ReferenceDatabase.create(folder, model=embedder, dtype=dtype.value)
+    inputs.fill(database)
 
 
 @reference_app.command("add")
-def add(
-    folder: _Folder,
-    model: _Model = "earthview",
-    aerial: _Aerial = [],  # noqa: B006
-    street: _Street = [],  # noqa: B006
-    locations: _Locations = None,
-    cell_size_m: _Cell = 30.0,
-    gsd_m_per_px: _Gsd = "0.2,0.4,0.8,1.6",
-    region: _Region = None,
-    mercator: _Mercator = False,
-    min_coverage: _Coverage = 0.5,
-    cache: _Cache = None,
-    zooms: _Zooms = None,
-    metadata: _Metadata = None,
-    columns: _Columns = [],  # noqa: B006
-    licence: _Licence = "",
-    batch_size: _Batch = 16,
-    device: _Device = "cpu",
-    threads: _Threads = None,
-    overwrite: _Overwrite = False,
-    quiet: _Quiet = False,
-) -> None:
+@_with_inputs
+def add(folder: _Folder, *, inputs: _Inputs) -> None:
     """Add references to a database that is there; otherwise as `build`."""
+    _open(folder)  # a mistake is told before a model is loaded
     from geoloc.reference.database import ReferenceDatabase
 
-    added = _Added(locals())
-    with _interruptible():
-        ReferenceDatabase.open(folder)  # a mistake is told before a model is loaded
-        database = ReferenceDatabase.open(folder, model=load_model(model, device, threads))
-        added.fill(database)
-
-
-class _Added:
-    """What `build` and `add` were asked to put in, checked before anything is done.
-
-    Args:
-        options: of the command.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        if not options["aerial"] and not options["street"] and options["locations"] is None:
-            raise ConfigError("there is nothing to add: give --aerial, --street or --locations")
-        if len(options["street"]) > 1 and options["metadata"] is not None:
-            raise ConfigError(
-                "one --metadata describes one --street: add the others by commands of their own"
-            )
-        if options["metadata"] is not None and not options["street"]:
-            raise ConfigError("--metadata is about photos: add --street")
-        self._options = options
-        self._gsd = _numbers("--gsd-m-per-px", options["gsd_m_per_px"])
-        self._region = _region(options["region"])
-        self._zooms = _zooms(options["zooms"])
-        self._columns = dict(_pair(text) for text in options["columns"])
-
-    def fill(self, database: "ReferenceDatabase") -> None:
-        """Add everything, say what came of it, and exit with 1 if something could not be used."""
-        reports = list(self._reports(database))
-        for report in reports:
-            _tell(report)
-        num_problems = sum(report.num_problems for report in reports)
-        say(f"{count(len(database), 'row')} in {database.folder}")
-        if num_problems:
-            raise typer.Exit(EXIT_SOME_FAILED)
-
-    def _reports(self, database: "ReferenceDatabase") -> "Iterator[BuildReport]":
-        given = self._options
-        shared = {
-            "licence": given["licence"],
-            "overwrite": given["overwrite"],
-            "progress": not given["quiet"],
-        }
-        if given["aerial"]:
-            yield database.add_aerial(
-                given["aerial"],
-                cell_size_m=given["cell_size_m"],
-                gsd_m_per_px=self._gsd,
-                region=self._region,
-                mercator=given["mercator"],
-                min_coverage=given["min_coverage"],
-                cache=given["cache"],
-                zooms=self._zooms,
-                batch_size=given["batch_size"],
-                **shared,
-            )
-        for photos in given["street"]:
-            yield database.add_street(
-                photos,
-                metadata=given["metadata"],
-                columns=self._columns,
-                batch_size=given["batch_size"],
-                **shared,
-            )
-        if given["locations"] is not None:
-            from geoloc.reference.locations import read_locations
-
-            latlon_deg, vectors, keys = read_locations(given["locations"])
-            if vectors is None:
-                raise ConfigError(
-                    f"{given['locations']} has no column 'embedding': from Python, add_locations takes an encoder"
-                )
-            yield database.add_locations(latlon_deg, vectors, keys=keys, **shared)
+    inputs.fill(ReferenceDatabase.open(folder, model=inputs.load_model()))
 
 
 @reference_app.command("delete")

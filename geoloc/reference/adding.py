@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from geoloc.reference.database import ReferenceDatabase
     from geoloc.reference.embedder import ReferenceEmbedder
     from geoloc.reference.locations import LocationEncoder
+    from geoloc.reference.photos import Photos
 
 
 class Adding:
@@ -96,7 +97,7 @@ class Adding:
 
     def add_street(
         self,
-        photos: str | Path | Sequence[str | Path],
+        photos: "str | Path | Sequence[str | Path] | Photos",
         *,
         metadata: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
@@ -112,7 +113,8 @@ class Adding:
         A photo that cannot be read, or has no position, stops nothing: the report counts and names it.
 
         Args:
-            photos: a folder of images, a folder of webdataset tars, a tar, or several tars.
+            photos: a folder of images, a folder of webdataset tars, a tar, several tars, or what
+                `geoloc.reference.photos.open_photos` has opened.
             metadata: CSV or Parquet with `id`, `latitude`, `longitude`, and where known `heading_deg`, `provenance`
                 and `licence`; None takes the JSON in tars, and the photos' EXIF.
             columns: our name of a field -> the table's, where the two differ.

@@ -228,14 +228,14 @@ class TarPhotos(Photos):
 
 
 def open_photos(
-    photos: str | Path | Sequence[str | Path],
+    photos: str | Path | Sequence[str | Path] | Photos,
     metadata: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Photos:
     """The photos that a user means.
 
     Args:
-        photos: a folder of images, a folder of tars, a tar, or several tars.
+        photos: a folder of images, a folder of tars, a tar, or several tars; what is open already stays as it is.
         metadata: a table; None takes the JSON in tars, and EXIF.
         columns: our name of a field -> the table's, where the two differ.
 
@@ -243,6 +243,8 @@ def open_photos(
         NotFoundError: there is nothing of that name.
         ConfigError: a table or a tar cannot be used.
     """
+    if isinstance(photos, Photos):
+        return photos
     if not isinstance(photos, str | Path):
         return TarPhotos(photos, metadata, columns)
     path = Path(photos)

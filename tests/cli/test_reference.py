@@ -201,6 +201,10 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
             "--region is 'Boston'; expected south, west, north, east",
         ),
         (["build", "x", *AERIAL, "--region", "1,2,3"], "a box needs four numbers"),
+        (["build", "x", *AERIAL, "--street", "gone"], "there is no folder of photos gone: check the path"),
+        (["build", "x", *AERIAL, "--locations", "gone.parquet"], "gone.parquet"),
+        (["build", "x", *AERIAL, "--cell-size-m", "0"], "cell_size_m"),
+        (["build", "x", *AERIAL, "--min-coverage", "0"], "min_coverage is 0.0"),
         (["build", "x", *AERIAL, "--metadata", "photos.csv"], "--metadata is about photos: add --street"),
         (["build", "x", *STREET, "--column", "latitude"], "--column is 'latitude'; expected our name"),
         (["build", "x", *STREET, "--street", "more"], "one --metadata describes one --street"),
@@ -224,6 +228,7 @@ def test_a_mistake_is_one_line_on_stderr(reference: Run, arguments: list[str], t
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert text in err
+    assert not Path("x").exists()  # a mistake leaves no empty database
 
 
 def test_another_model_is_refused(reference: Run, tmp_path: Path) -> None:

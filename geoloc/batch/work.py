@@ -9,9 +9,11 @@ process uses the same number of threads: the bytes of a shard's file depend on n
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,108 +24,147 @@ from torch import Tensor
 
 from geoloc import __version__
 from geoloc.batch.sources import Payload, read_images
-from geoloc.errors import BadImageError
+from geoloc.errors import BadImageError, ConfigError
 from geoloc.files import atomic_write
+from geoloc.images.query import MERGES, QueryMode, check_query_mode
+from geoloc.localize.batch import Asking, open_reference
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.output import Row, make_row, write_rows
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from numpy.typing import NDArray
 
 Role = Literal["query", "aerial", "street"]
 
 
-class _Model:
-    """A model in this process, loaded when first asked; it does not travel with the work."""
-
-    def __init__(self, name: str, device: str, num_threads: int) -> None:
-        self.name, self.device, self.num_threads = name, device, num_threads
-        self._loaded: Geolocalizer | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
-
-    def get(self) -> Geolocalizer:
-        """The model."""
-        if self._loaded is None:
-            torch.set_num_threads(self.num_threads)
-            self._loaded = Geolocalizer.from_pretrained(self.name, device=self.device)
-        return self._loaded
-
-
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """What decides a shard's file beside its images.
+    """How images go through the model of a worker.
 
     Attributes:
+        query: how a picture is shown to the network, see `geoloc.images.query`.
         batch_size: images that go through the network together.
-        top_k: candidates of a prediction.
-        utility: what a predicted point should be good at, see `LocalizeOptions`.
+        device: "cpu", "cuda", …
+        num_threads: CPU threads of the network.
+
+    Raises:
+        ConfigError: there is no such query mode.
     """
 
+    query: QueryMode = "central_crop"
     batch_size: int = 16
-    top_k: int = 5
-    utility: str = "geoscore"
+    device: str = "cpu"
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        check_query_mode(self.query)
 
 
 class _ModelWork:
     """A model over the images of a shard, batch by batch."""
 
-    def __init__(
-        self, model: str, options: WorkOptions | None = None, *, device: str = "cpu", num_threads: int = 1
-    ) -> None:
+    def __init__(self, model: str, options: WorkOptions | None = None) -> None:
+        self.model_name = model
         self.options = options or WorkOptions()
-        self._model = _Model(model, device, num_threads)
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was loaded: every process loads its own."""
+        loaded = ("model", "asking", "in_driver")
+        return {name: value for name, value in self.__dict__.items() if name not in loaded}
+
+    @cached_property
     def model(self) -> Geolocalizer:
         """The model, loaded when first asked."""
-        return self._model.get()
+        torch.set_num_threads(self.options.num_threads)
+        return Geolocalizer.from_pretrained(self.model_name, device=self.options.device)
+
+    @cached_property
+    def in_driver(self) -> Self:
+        """This work on the CPU, for who only wants to know about it: a driver may not have its workers' device."""
+        if self.options.device == "cpu":
+            return self
+        twin = copy.copy(self)
+        twin.options = replace(self.options, device="cpu")
+        return twin
 
     def _identity(self, task: str) -> dict[str, Any]:
         return {
             "task": task,
             "geoloc": __version__,
             "torch": importlib.metadata.version("torch"),
-            "model": self.model.identity,
-            "device": self._model.device,
-            "num_threads": self._model.num_threads,
+            "model": self.in_driver.model.identity,
             **asdict(self.options),
         }
 
-    def _batches(self, payload: Payload) -> Iterator[list[tuple[str, Tensor | str]]]:
-        """Ids with their tensors (3, S, S), or with the reason why there is none."""
+    def _batches(
+        self, payload: Payload, load: Callable[[bytes], Tensor]
+    ) -> Iterator[list[tuple[str, Tensor | str]]]:
+        """Ids with their tensors as `load` makes them, or with the reason why there is none."""
+
+        def loaded(data: bytes | BadImageError) -> Tensor | str:
+            if isinstance(data, BadImageError):
+                return data.reason
+            try:
+                return load(data)
+            except BadImageError as error:
+                return error.reason
+
         images = read_images(payload)
         while batch := list(islice(images, self.options.batch_size)):
-            yield [(image_id, self._load(data)) for image_id, data in batch]
-
-    def _load(self, data: bytes | BadImageError) -> Tensor | str:
-        if isinstance(data, BadImageError):
-            return data.reason
-        try:
-            return self.model.load(data)
-        except BadImageError as error:
-            return error.reason
+            yield [(image_id, loaded(data)) for image_id, data in batch]
 
 
 class LocalizeWork(_ModelWork):
-    """Predictions of a shard, in the table that `geoloc localize` writes."""
+    """Predictions of a shard, in the table that `geoloc localize` writes.
+
+    Args:
+        model: a bundled model, a folder or a Hub id.
+        options: how images go through it.
+        reference: what is searched, see `open_reference`.
+        top_k: candidates of a prediction.
+        utility: what a predicted point should be good at, see `LocalizeOptions`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        options: WorkOptions | None = None,
+        *,
+        reference: str = "own",
+        top_k: int = 5,
+        utility: str = "geoscore",
+    ) -> None:
+        super().__init__(model, options)
+        self.reference, self.top_k, self.utility = reference, top_k, utility
+
+    @cached_property
+    def asking(self) -> Asking:
+        """The model with its query mode and its references, loaded when first asked."""
+        return Asking(self.model, self.options.query, open_reference(self.reference))
 
     def identity(self) -> dict[str, Any]:
-        """For `ShardJob`."""
-        return self._identity("localize")
+        """For `ShardJob`.
+
+        Raises:
+            GeolocError: the model or the references cannot be loaded, or do not belong together.
+        """
+        return self._identity("localize") | {
+            "reference": self.in_driver.asking.database,
+            "top_k": self.top_k,
+            "utility": self.utility,
+        }
 
     def __call__(self, payload: Payload, output: Path) -> None:
         """Localise the images of a shard."""
         write_rows(output, self._rows(payload))
 
     def _rows(self, payload: Payload) -> Iterator[Row]:
-        for batch in self._batches(payload):
+        for batch in self._batches(payload, self.asking.load):
             tensors = [tensor for _, tensor in batch if isinstance(tensor, Tensor)]
             predictions = iter(
-                self.model.localize_batch(tensors, utility=self.options.utility, top_k=self.options.top_k)
-                if tensors
-                else ()
+                self.asking.localize_batch(tensors, utility=self.utility, top_k=self.top_k) if tensors else ()
             )
             for image_id, tensor in batch:
                 if isinstance(tensor, Tensor):
@@ -136,12 +177,25 @@ class EmbedWork(_ModelWork):
     """Embeddings of a shard: a Parquet table of `id`, `embedding` (D float16) and `error`.
 
     Args:
+        model: a bundled model, a folder or a Hub id.
         role: "query", "aerial" or "street": which of the model's embeddings.
+        options: how images go through it.
+
+    Raises:
+        ConfigError: the query mode gives an image several embeddings, or the role is that of a reference, which
+            has no query mode.
     """
 
-    def __init__(self, model: str, role: Role = "query", **options: Any) -> None:
-        super().__init__(model, **options)
+    def __init__(self, model: str, role: Role = "query", options: WorkOptions | None = None) -> None:
+        super().__init__(model, options)
         self.role: Role = role
+        query = self.options.query
+        if role != "query" and query != "central_crop":
+            raise ConfigError(f"query mode {query} is for queries, and {role} is a role of references")
+        if query in MERGES:
+            raise ConfigError(
+                f"query mode {query} searches with several embeddings of an image; five_crops averages them into one"
+            )
 
     def identity(self) -> dict[str, Any]:
         """For `ShardJob`."""
@@ -153,9 +207,9 @@ class EmbedWork(_ModelWork):
         import pyarrow.parquet as pq
 
         ids, errors, vectors = [], [], []
-        for batch in self._batches(payload):
+        for batch in self._batches(payload, self._load):
             tensors = [tensor for _, tensor in batch if isinstance(tensor, Tensor)]
-            vectors += list(self._embed(torch.stack(tensors))) if tensors else []
+            vectors += list(self._embed(tensors)) if tensors else []
             ids += [image_id for image_id, _ in batch]
             errors += [tensor if isinstance(tensor, str) else None for _, tensor in batch]
         following = iter(vectors)
@@ -167,8 +221,13 @@ class EmbedWork(_ModelWork):
         with atomic_write(output, "wb") as file:
             pq.write_table(table, file, compression="zstd")
 
-    def _embed(self, images: Tensor) -> NDArray[np.float32]:
+    def _load(self, data: bytes) -> Tensor:
+        return (
+            self.model.load_query(data, self.options.query) if self.role == "query" else self.model.load(data)
+        )
+
+    def _embed(self, images: list[Tensor]) -> NDArray[np.float32]:
         if self.role != "query":
-            return self.model.embed_reference(images, self.role)
+            return self.model.embed_reference(torch.stack(images), self.role)
         (queries,) = self.model.read(images, embed=True).queries
         return queries

@@ -2,16 +2,17 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from geoloc.cli.console import count, say
-from geoloc.errors import NotFoundError
+from geoloc.cli.console import check_folder, count, say
+from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, TopKOption
+from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
+from geoloc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from geoloc.batch.work import EmbedWork, LocalizeWork
-    from geoloc.jobs.shards import ShardJob
+    from geoloc.images.query import QueryMode
 
 
 class Task(str, Enum):
@@ -19,13 +20,6 @@ class Task(str, Enum):
 
     LOCALIZE = "localize"
     EMBED = "embed"
-
-
-class Engine(str, Enum):
-    """What the shards run on."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 class Role(str, Enum):
@@ -50,22 +44,17 @@ def batch(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
     ] = "earthview",
+    reference: ReferenceOption = "own",
+    query: QueryOption = "central_crop",
     role: Annotated[Role, typer.Option(help="Which embedding, for --task embed.")] = Role.QUERY,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="local: processes of this machine. ray: actors, at RAY_ADDRESS or of a new cluster."
-        ),
-    ] = Engine.LOCAL,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes or actors, each with its model; 0 works in this process.")
-    ] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(min=0, help="Reserved for each actor of Ray.")] = 0.0,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = 0.0,
     files_per_shard: Annotated[int, typer.Option(min=1, help="Single files that go together.")] = 512,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates of a prediction.")] = 5,
-    device: Annotated[str, typer.Option(help="cpu, cuda, … of every worker.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    batch_size: BatchSizeOption = 16,
+    top_k: TopKOption = 5,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 1,
 ) -> None:
     """Localise or embed any number of images, shard by shard.
 
@@ -74,47 +63,21 @@ def batch(
     """
     from geoloc.batch.sources import plan_shards
     from geoloc.batch.work import EmbedWork, LocalizeWork, WorkOptions
-
-    if not output.parent.is_dir():
-        raise NotFoundError(f"there is no folder {output.parent} for {output.name}; create it first")
-    shards = plan_shards(inputs, files_per_shard)
-    options = WorkOptions(batch_size=batch_size, top_k=top_k)
-    work: LocalizeWork | EmbedWork
-    if task is Task.LOCALIZE:
-        work = LocalizeWork(model, options, device=device, num_threads=threads)
-    else:
-        work = EmbedWork(model, role.value, options=options, device=device, num_threads=threads)
     from geoloc.jobs.shards import ShardJob
 
-    job = ShardJob(output, shards, work.identity())
-    run_job(job, work, engine, workers, gpus_per_worker)
+    check_folder(output)
+    crew = Crew(engine, workers, gpus_per_worker)
+    crew.check_device(device)
+    options = WorkOptions(
+        query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
+    )
+    work: LocalizeWork | EmbedWork
+    if task is Task.LOCALIZE:
+        work = LocalizeWork(model, options, reference=reference, top_k=top_k)
+    elif reference != "own":
+        raise ConfigError("--reference is searched to localise: leave it out, or say --task localize")
+    else:
+        work = EmbedWork(model, role.value, options)
+    shards = plan_shards(inputs, files_per_shard)
+    crew.run(ShardJob(output, shards, work.identity()), work)
     say(f"{count(len(shards), 'shard')} of {task.value} with {model} -> {output}")
-
-
-def run_job(
-    job: "ShardJob",
-    work: "LocalizeWork | EmbedWork",
-    engine: Engine,
-    workers: int,
-    gpus_per_worker: float = 0.0,
-) -> None:
-    """Run a job under a progress bar, and finish it."""
-    from tqdm import tqdm
-
-    if not job.is_complete:
-        pending = len(job.pending)
-        with tqdm(
-            total=len(job.shards),
-            initial=len(job.shards) - pending,
-            unit=" shards",
-            leave=False,
-            disable=None,
-        ) as bar:
-            job.run(
-                work,
-                engine=engine.value,
-                num_workers=workers,
-                num_gpus_per_worker=gpus_per_worker,
-                on_done=lambda shard: bar.update(),
-            )
-    job.finish()

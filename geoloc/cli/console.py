@@ -5,7 +5,7 @@ from typing import Any, TextIO
 
 import typer
 
-from geoloc.errors import ConfigError, NotFoundError
+from geoloc.errors import ConfigError, NotFoundError, OutputMismatchError
 
 EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -20,6 +20,17 @@ def check_file(path: Path, suffixes: list[str]) -> None:
     """Refuse a file that could not be written, before the work that it is to hold."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path} must end in {' or '.join(suffixes)}")
+    _check_parent(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that could not be made, before the work that it is to hold."""
+    _check_parent(path)
+    if path.is_file():
+        raise OutputMismatchError(f"{path} is a file: name a folder")
+
+
+def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise NotFoundError(f"there is no folder {path.parent} for {path.name}; create it first")
 

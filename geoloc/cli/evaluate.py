@@ -1,21 +1,26 @@
 """`geoloc evaluate`: score predictions, or a model on a benchmark, under a named protocol."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from geoloc.cli.batch import Engine, run_job
-from geoloc.cli.console import count, km, say
-from geoloc.errors import ConfigError, NotFoundError, OutputMismatchError
+from geoloc.cli.console import check_folder, count, km, say
+from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, TopKOption
+from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
+from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from geoloc.batch.work import WorkOptions
+    from geoloc.batch.work import LocalizeWork
     from geoloc.evaluate.benchmarks import Benchmark
     from geoloc.evaluate.report import EvaluationRun
     from geoloc.evaluate.tables import PointTable
+    from geoloc.images.query import QueryMode
     from geoloc.metrics.protocols import Protocol
 
 IMAGES_PER_SHARD = 256
@@ -91,25 +96,22 @@ def evaluate(
     truth_latitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     truth_longitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
-    top_k: Annotated[int, typer.Option(min=1, help="Candidates for each image, for recall@N.")] = 10,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="local: processes of this machine. ray: actors, at RAY_ADDRESS or of a new cluster."
-        ),
-    ] = Engine.LOCAL,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes or actors, each with its model; 0 works in this process.")
-    ] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, … of every worker.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    reference: ReferenceOption = "own",
+    query: QueryOption = "central_crop",
+    batch_size: BatchSizeOption = 16,
+    top_k: TopKOption = 10,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 0,
+    gpus_per_worker: GpusOption = 0.0,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 1,
 ) -> None:
     """Score predictions under a named protocol, and say everything that a reader of the numbers must know.
 
     Three ways: --predictions with --truth; --model with --benchmark and --data; --compare A B with --truth.
-    Rows that do not fit (no position, out of range, doubled, missing, unknown) are counted and named. A model's
-    predictions are kept beside the report, in OUTPUT.predictions/; an interrupted run continues from them.
+    Rows that do not fit (no position, out of range, doubled, missing, unknown) are counted and named. Localising
+    and scoring are shard jobs; an interrupted run continues. A model's predictions are kept beside the report, in
+    OUTPUT.predictions/.
     """
     from geoloc.evaluate.leakage import RADII_M, leakage_warnings
     from geoloc.evaluate.matching import match
@@ -117,6 +119,10 @@ def evaluate(
     from geoloc.metrics.protocols import get_protocol
 
     _check_ways(predictions, truth, model, benchmark, data, compare, output)
+    if benchmark is None and (reference, query) != ("own", "central_crop"):
+        raise ConfigError(
+            "--reference and --query are about a model: name one with --model, and a --benchmark"
+        )
     rules = get_protocol(protocol) if protocol else None
     columns = Columns(id=id_column, latitude=latitude_column, longitude=longitude_column)
     true_columns = Columns(
@@ -130,29 +136,27 @@ def evaluate(
         tables = [read_points(path, columns) for path in compare]
         _compare(read_points(truth, true_columns), tables, rules or get_protocol("geodesic"), wanted, output)
         return
+    crew = Crew(engine, workers, gpus_per_worker)
     facts: dict[str, Any] = {}
     warnings: list[str] = []
     if benchmark is not None:
         assert model is not None
         assert data is not None
         assert output is not None
-        from geoloc.batch.work import WorkOptions
+        from geoloc.batch.work import LocalizeWork, WorkOptions
         from geoloc.evaluate.benchmarks import load_benchmark
 
+        crew.check_device(device)
+        options = WorkOptions(
+            query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
+        )
         found = load_benchmark(benchmark, data)
         rules = rules or get_protocol(found.protocol)
         warnings += found.warnings
         true_table, find_image = found.truth, found.find_image
-        table, facts = _localize(
-            model,
-            found,
-            output,
-            WorkOptions(batch_size=batch_size, top_k=top_k),
-            engine,
-            workers,
-            device,
-            threads,
-        )
+        work = LocalizeWork(model, options, reference=reference, top_k=top_k)
+        table = _localize(work, found, output, crew)
+        facts = _facts_of(work)
         if found.gallery_latlon_deg is not None:
             facts["gallery"] = (
                 f"database of {found.truth.path.name}, {len(found.gallery_latlon_deg):,} images"
@@ -174,19 +178,34 @@ def evaluate(
 
     from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS
     from geoloc.evaluate.report import EvaluationRun
+    from geoloc.evaluate.scoring import score
 
     facts.setdefault("gallery", "not stated: add --gallery to check for leakage")
-    run = EvaluationRun.of(
-        matched,
-        rules,
-        breakdowns=list(dict.fromkeys([*BUILT_IN_BREAKDOWNS, *(breakdowns or ())])),
-        warnings=warnings,
-        facts=facts,
-        find_image=find_image,
-    )
-    if output is not None:
-        run.write(output, title=title or f"{table.path.name} against {true_table.path.name}")
+    with _scores_folder(output) as scores:
+        evaluation = score(
+            matched,
+            rules,
+            list(dict.fromkeys([*BUILT_IN_BREAKDOWNS, *(breakdowns or ())])),
+            folder=scores,
+            engine=engine.value,
+            num_workers=workers,
+        )
+        run = EvaluationRun.of(matched, evaluation, warnings=warnings, facts=facts, find_image=find_image)
+        if output is not None:
+            run.write(output, title=title or f"{table.path.name} against {true_table.path.name}")
     _print(run, output)
+
+
+@contextmanager
+def _scores_folder(output: Path | None) -> Iterator[Path]:
+    """Where the shards of the scoring lie until the report is there."""
+    if output is None:
+        with TemporaryDirectory(prefix="geoloc-") as name:
+            yield Path(name)
+    else:
+        folder = output.with_name(f".{output.name}.scores")
+        yield folder
+        shutil.rmtree(folder)
 
 
 def _check_ways(
@@ -215,10 +234,8 @@ def _check_ways(
         raise ConfigError(
             "--benchmark needs --model, --data (where it lies) and --output (where the report goes)"
         )
-    if output is not None and not output.parent.is_dir():
-        raise NotFoundError(f"there is no folder {output.parent} for {output.name}; create it first")
-    if output is not None and output.is_file():
-        raise OutputMismatchError(f"{output} is a file: name a folder for the report")
+    if output is not None:
+        check_folder(output)
 
 
 def _read_subset(path: Path | None) -> list[str] | None:
@@ -245,33 +262,30 @@ def _finder(folder: Path | None) -> Any:
     return find
 
 
-def _localize(
-    name: str,
-    benchmark: "Benchmark",
-    output: Path,
-    options: "WorkOptions",
-    engine: Engine,
-    workers: int,
-    device: str,
-    threads: int,
-) -> "tuple[PointTable, dict[str, Any]]":
+def _localize(work: "LocalizeWork", benchmark: "Benchmark", output: Path, crew: Crew) -> "PointTable":
     """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
     from geoloc.batch.sources import file_payloads, name_shards
-    from geoloc.batch.work import LocalizeWork
     from geoloc.evaluate.tables import read_shards
     from geoloc.jobs.shards import ShardJob
 
     if not benchmark.images:
         raise NotFoundError(f"no image of {benchmark.name} was found in {benchmark.truth.path}; check --data")
-    work = LocalizeWork(name, options, device=device, num_threads=threads)
     payloads = file_payloads(((image.id, str(image.path)) for image in benchmark.images), IMAGES_PER_SHARD)
     folder = output.with_name(f"{output.name}.predictions")
     job = ShardJob(folder, name_shards(payloads), work.identity())
-    run_job(job, work, engine, workers)
-    model = work.model
-    return read_shards(folder, [job.output(shard) for shard in job.shards]), {
-        "model": f"{model.name} ({model.identity[:12]})",
-        "preprocessing of the model": str(model.preprocess),
+    crew.run(job, work)
+    return read_shards(folder, [job.output(shard) for shard in job.shards])
+
+
+def _facts_of(work: "LocalizeWork") -> dict[str, Any]:
+    """What a report says of the model and of how it was asked."""
+    work = work.in_driver
+    database = work.asking.database
+    return {
+        "model": f"{work.model.name} ({work.model.identity[:12]})",
+        "preprocessing of the model": str(work.model.preprocess),
+        "query mode": work.options.query,
+        "references": "none" if database == "none" else f"{work.reference} ({database[:12]})",
     }
 
 

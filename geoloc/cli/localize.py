@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, check_file, count, km, printable, say
-from geoloc.cli.models import load_model
+from geoloc.cli.models import (
+    BatchSizeOption,
+    DeviceOption,
+    QueryOption,
+    ReferenceOption,
+    TopKOption,
+    load_model,
+)
 from geoloc.errors import BadImageError, ConfigError
 
 if TYPE_CHECKING:
     from geoloc.images.query import QueryMode
     from geoloc.localize.batch import LocalizeJob
-    from geoloc.localize.geolocalizer import Geolocalizer, Reference
+    from geoloc.localize.geolocalizer import Geolocalizer
     from geoloc.localize.output import Row
     from geoloc.view.map_html import MapPoint
 
@@ -39,22 +46,8 @@ def localize(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
     ] = "earthview",
-    reference: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR|own|none",
-            help="Reference database to search inside the chosen cells; own is the one that came with the model, "
-            "if there is one.",
-        ),
-    ] = "own",
-    query: Annotated[
-        str,
-        typer.Option(
-            metavar="MODE",
-            help="How a picture is shown to the network: central_crop, resized, single, five_crops, nearest_crop, "
-            "majority_voting, or four_turns for pictures from above.",
-        ),
-    ] = "central_crop",
+    reference: ReferenceOption = "own",
+    query: QueryOption = "central_crop",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Table of predictions: .csv, .geojson or .parquet."),
@@ -71,8 +64,8 @@ def localize(
         bool, typer.Option("--resume", help="Continue the job of this output where it was stopped.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the network together.")] = 16,
-    top_k: Annotated[int, typer.Option(min=1, help="Number of candidates for each image.")] = 5,
+    batch_size: BatchSizeOption = 16,
+    top_k: TopKOption = 5,
     utility: Annotated[
         str,
         typer.Option(
@@ -92,7 +85,7 @@ def localize(
             help="Compare with the GPS position in the photos' EXIF. The model never sees it.",
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …")] = "cpu",
+    device: DeviceOption = "cpu",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the network, and as many that decode images.")
     ] = None,
@@ -108,7 +101,7 @@ def localize(
     130 interrupted.
     """
     from geoloc.images.query import check_query_mode
-    from geoloc.localize.batch import Asking, LocalizeJob, LocalizeOptions, check_output
+    from geoloc.localize.batch import Asking, LocalizeJob, LocalizeOptions, check_output, open_reference
     from geoloc.localize.inputs import find_images
 
     # All that can be refused is refused before a model is loaded.
@@ -130,7 +123,7 @@ def localize(
     job: LocalizeJob | None = None
     try:
         geolocalizer = load_model(model, device, threads)
-        asking = Asking(geolocalizer, cast("QueryMode", query), _open_reference(reference))
+        asking = Asking(geolocalizer, cast("QueryMode", query), open_reference(reference))
         with LocalizeJob(
             asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
         ) as job:
@@ -155,14 +148,6 @@ def localize(
     say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _open_reference(name: str) -> "Reference":
-    from geoloc.reference.database import ReferenceDatabase
-
-    if name == "own":
-        return "own"
-    return None if name == "none" else ReferenceDatabase.open(name)
 
 
 def _run(job: "LocalizeJob", quiet: bool) -> float:

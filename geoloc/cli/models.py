@@ -1,11 +1,37 @@
-"""How the commands get their model."""
+"""How the commands get their model: the options that say which, and how it is loaded."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from geoloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
+
+ReferenceOption = Annotated[
+    str,
+    typer.Option(
+        "--reference",
+        metavar="DIR|own|none",
+        help="Reference database to search inside the chosen cells; own is the one that came with the model, "
+        "if there is one.",
+    ),
+]
+QueryOption = Annotated[
+    str,
+    typer.Option(
+        "--query",
+        metavar="MODE",
+        help="How a picture is shown to the network: central_crop, resized, single, five_crops, nearest_crop, "
+        "majority_voting, or four_turns for pictures from above.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Images that go through the network together.")
+]
+TopKOption = Annotated[int, typer.Option("--top-k", min=1, help="Number of candidates for each image.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
 
 
 def load_model(name: str, device: str, num_threads: int | None) -> "Geolocalizer":
@@ -21,11 +47,20 @@ def load_model(name: str, device: str, num_threads: int | None) -> "Geolocalizer
 
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    check_device(device)
+    return Geolocalizer.from_pretrained(name, device=device)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ConfigError: it cannot be used; says why.
+    """
+    import torch
+
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without its kind
         reason = str(error).split(". ")[0]
-        raise ConfigError(
-            f"the device {device!r} cannot be used: {reason}; --device cpu always can"
-        ) from error
-    return Geolocalizer.from_pretrained(name, device=device)
+        raise ConfigError(f"the device {name!r} cannot be used: {reason}; --device cpu always can") from error

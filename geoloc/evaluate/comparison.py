@@ -26,7 +26,7 @@ def compare(
     """
     subset = None if subset is None else list(subset)
     matched = [match(truth, table, subset) for table in (a, b)]
-    distances = [protocol.distance.km(m.predicted_latlon_deg, m.truth_latlon_deg) for m in matched]
+    distances = [m.distance_km(protocol) for m in matched]
     return {
         "protocol": protocol.name,
         "num_images": len(matched[0]),

@@ -6,7 +6,7 @@ evaluation.metrics()               # what metrics.json holds
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -60,14 +60,14 @@ class Evaluation:
         self.confusion: dict[tuple[str, str], int] = {}
         self.names_source = ""
 
-    def add(self, matched: Matched) -> NDArray[np.floating]:
-        """Add images; returns their distances in km, (n,), NaN where there is no prediction.
+    def add(self, matched: Matched) -> None:
+        """Add images.
 
         Raises:
-            ConfigError: a breakdown is neither built in nor a column of the truth.
-            BadTableError: a column of radii holds text.
+            ConfigError, BadTableError: as `check_columns`.
         """
-        distance_km = self.protocol.distance.km(matched.predicted_latlon_deg, matched.truth_latlon_deg)
+        check_columns(matched, list(self.groups))
+        distance_km = matched.distance_km(self.protocol)
         names = name_places(matched, self.protocol.admin)
         self.tally.add(distance_km)
         self.depths.add(matched.predicted_latlon_deg, matched.truth_latlon_deg)
@@ -75,7 +75,6 @@ class Evaluation:
         self._add_groups(matched, names, distance_km)
         self._add_confidence(matched, distance_km)
         self._add_candidates(matched, distance_km)
-        return distance_km
 
     def _add_names(self, names: Names) -> None:
         self.names_source = names.source
@@ -95,12 +94,6 @@ class Evaluation:
             "density": lambda: density_class(matched.truth_latlon_deg),
         }
         for breakdown, tallies in self.groups.items():
-            if breakdown not in columns and breakdown not in matched.truth.others:
-                raise ConfigError(
-                    f"there is no breakdown {breakdown!r}: {matched.truth.path} has the columns "
-                    f"{', '.join(matched.truth.others) or 'id, latitude and longitude alone'}, and built in are "
-                    f"{', '.join(columns)}"
-                )
             values = columns[breakdown]() if breakdown in columns else matched.truth_text(breakdown)
             for group, distances in _grouped(values, distance_km):
                 tallies.setdefault(group, Tally(self.protocol)).add(distances)
@@ -179,6 +172,50 @@ class Evaluation:
         self.num_candidates = max(self.num_candidates, other.num_candidates)
         self.names_source = self.names_source or other.names_source
 
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_state` makes the same evaluation: what a shard writes."""
+        return {
+            "tally": self.tally.state(),
+            "groups": {
+                breakdown: {group: tally.state() for group, tally in tallies.items()}
+                for breakdown, tallies in self.groups.items()
+            },
+            "names": self.names.state(),
+            "names_source": self.names_source,
+            "depths": self.depths.state(),
+            "regions": [region.state() for region in self.regions.values()],
+            "risk": self.risk.state(),
+            "recall_hits": {radius: hits.tolist() for radius, hits in self.recall_hits.items()},
+            "num_candidates": self.num_candidates,
+            "num_abstained": self.num_abstained,
+            "confusion": [[*pair, num] for pair, num in self.confusion.items()],
+        }
+
+    @classmethod
+    def from_state(cls, protocol: Protocol, state: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: it was written under another protocol.
+        """
+        found = cls(protocol)
+        found.tally = Tally.from_state(protocol, state["tally"])
+        found.groups = {
+            breakdown: {group: Tally.from_state(protocol, tally) for group, tally in tallies.items()}
+            for breakdown, tallies in state["groups"].items()
+        }
+        found.names = NameTally.from_state(state["names"])
+        found.names_source = state["names_source"]
+        found.depths = DepthTally.from_state(state["depths"])
+        found.regions = {region["percent"]: RegionTally.from_state(region) for region in state["regions"]}
+        found.risk = RiskCoverage.from_state(protocol, state["risk"])
+        found.recall_hits = {
+            radius: np.array(hits, np.int64) for radius, hits in state["recall_hits"].items()
+        }
+        found.num_candidates, found.num_abstained = state["num_candidates"], state["num_abstained"]
+        found.confusion = {(true, predicted): num for true, predicted, num in state["confusion"]}
+        return found
+
     def metrics(self) -> dict[str, Any]:
         """What was computed, as plain JSON values: the numeric part of metrics.json."""
         count_missing = self.protocol.missing == "miss"
@@ -210,6 +247,25 @@ class Evaluation:
                 depths = [k for k in self.protocol.recall_at if k <= self.num_candidates]
                 found[radius] = {str(k): int(hits[:k].sum()) / total for k in depths}
         return found
+
+
+def check_columns(matched: Matched, breakdowns: Sequence[str]) -> None:
+    """Refuse tables that cannot be evaluated, before the work.
+
+    Raises:
+        ConfigError: a breakdown is neither built in nor a column of the truth.
+        BadTableError: a column of radii holds text; names the line.
+    """
+    for breakdown in breakdowns:
+        if breakdown not in BUILT_IN_BREAKDOWNS and breakdown not in matched.truth.others:
+            raise ConfigError(
+                f"there is no breakdown {breakdown!r}: {matched.truth.path} has the columns "
+                f"{', '.join(matched.truth.others) or 'id, latitude and longitude alone'}, and built in are "
+                f"{', '.join(BUILT_IN_BREAKDOWNS)}"
+            )
+    for percent in PERCENTS:
+        if (column := f"radius_{percent}_km") in matched.predictions.others:
+            matched.predictions.numbers(column)
 
 
 def _grouped(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from geoloc.errors import BadTableError
 from geoloc.evaluate.tables import PointTable, Strings
+from geoloc.metrics.protocols import Protocol
 from quadtree.sphere import wrap_longitude_deg
 
 NUM_EXAMPLES: Final = 10
@@ -88,17 +89,23 @@ class Matched:
         return len(self.ids)
 
     def part(self, rows: slice) -> "Matched":
-        """Some of the images: a shard of the evaluation, without the problems, which belong to the whole."""
+        """Some of the images with their rows of the tables, without the problems, which belong to the whole."""
+        prediction_row = self.prediction_row[rows]
+        has_row = prediction_row >= 0
         return Matched(
             self.ids[rows],
             self.truth_latlon_deg[rows],
             self.predicted_latlon_deg[rows],
-            self.truth,
-            self.truth_row[rows],
-            self.predictions,
-            self.prediction_row[rows],
+            self.truth.take(self.truth_row[rows]),
+            np.arange(len(has_row)),
+            self.predictions.take(prediction_row[has_row]),
+            np.where(has_row, np.cumsum(has_row) - 1, -1),
             Problems(),
         )
+
+    def distance_km(self, protocol: Protocol) -> NDArray[np.floating]:
+        """Distances from prediction to truth as a protocol measures them, (n,); NaN where there is no prediction."""
+        return protocol.distance.km(self.predicted_latlon_deg, self.truth_latlon_deg)
 
     def truth_text(self, name: str) -> Strings:
         """A column of the truth as text, (n,)."""

@@ -1,6 +1,6 @@
 """The report of an evaluation, a folder that appears at once: metrics.json, metrics.md, images.parquet, report.html.
 
-    run = EvaluationRun.of(match(truth, predictions), get_protocol("osv5m"))
+    run = EvaluationRun.of(matched, evaluation)
     run.write("report/")
 
 A manifest lists the files, so that writing again replaces the folder, and never one that holds anything else.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from geoloc import __version__
 from geoloc.errors import BadImageError
-from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS, Evaluation
+from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import Matched
 from geoloc.files import replace_folder, sha256_of, write_manifest
 from geoloc.geo.places import load_places
@@ -57,34 +57,28 @@ class EvaluationRun:
     def of(
         cls,
         matched: Matched,
-        protocol: Protocol,
+        evaluation: Evaluation,
         *,
-        breakdowns: Sequence[str] = BUILT_IN_BREAKDOWNS,
         warnings: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         find_image: FindImage = lambda name: None,
     ) -> "EvaluationRun":
-        """Evaluate.
+        """Put together what there is to report.
 
         Args:
             matched: predictions beside the truth.
-            protocol: the rules.
-            breakdowns: see `Evaluation`.
+            evaluation: what was computed about all of them, in one pass or in shards.
             warnings: what a reader must know first (leakage, a subset that is not the protocol's).
             facts: further lines on how the predictions were made: model, gallery.
             find_image: the file of an image by its id, for the thumbnails.
-
-        Raises:
-            ConfigError: an unknown breakdown.
         """
-        evaluation = Evaluation(protocol, breakdowns)
-        distance_km = evaluation.add(matched)
+        protocol = evaluation.protocol
         metrics = {
             "protocol": protocol.name,
             **evaluation.metrics(),
             "rules": protocol.facts(),
             "problems": matched.problems.to_dict(),
-            "warnings": [*_deviations(matched, protocol, evaluation), *warnings],
+            "warnings": [*_deviations(matched, evaluation), *warnings],
             "made_with": {
                 "true place names": evaluation.names_source,
                 "truth": _named_file(matched.truth.path),
@@ -93,7 +87,7 @@ class EvaluationRun:
                 "versions": versions(),
             },
         }
-        return cls(matched, distance_km, metrics, find_image)
+        return cls(matched, matched.distance_km(protocol), metrics, find_image)
 
     def write(self, folder: str | Path, *, title: str = "Evaluation") -> None:
         """Write the report; an earlier one in that folder is replaced at once.
@@ -237,9 +231,9 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.1f}"
 
 
-def _deviations(matched: Matched, protocol: Protocol, evaluation: Evaluation) -> list[str]:
+def _deviations(matched: Matched, evaluation: Evaluation) -> list[str]:
     """In what this evaluation is not what the protocol's name promises."""
-    found = []
+    protocol, found = evaluation.protocol, []
     if protocol.num_images is not None and len(matched) != protocol.num_images:
         found.append(
             f"The protocol {protocol.name} is defined on {protocol.num_images:,} images, and these are "
@@ -250,7 +244,7 @@ def _deviations(matched: Matched, protocol: Protocol, evaluation: Evaluation) ->
             f"The protocol {protocol.name} decides countries by polygons, which are not shipped: place-name accuracies "
             "are not computed."
         )
-    if evaluation.protocol.missing == "drop" and evaluation.tally.num_missing:
+    if protocol.missing == "drop" and evaluation.tally.num_missing:
         found.append(
             f"{evaluation.tally.num_missing:,} images without a prediction are left out of every mean, as the protocol "
             f"{protocol.name} does."

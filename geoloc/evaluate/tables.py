@@ -7,6 +7,7 @@ too few fields, is a broken file.
 
 import csv
 import gzip
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,27 @@ class PointTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: NDArray[np.int64]) -> "PointTable":
+        """Some rows, (m,) numbers, in that order."""
+        others = {name: column.take(rows) for name, column in self.others.items()}
+        return PointTable(self.path, self.ids[rows], self.latlon_deg[rows], others)
+
+    def digest(self) -> str:
+        """Of all that the table holds, whatever file it came from; 64 hex digits."""
+        import pyarrow as pa
+
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "latitude": self.latlon_deg[:, 0],
+            "longitude": self.latlon_deg[:, 1],
+            **{f"other {name}": column for name, column in self.others.items()},
+        }
+        sink = pa.BufferOutputStream()
+        table = pa.table(columns).combine_chunks()  # where a file was cut into row groups does not count
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        return hashlib.sha256(sink.getvalue()).hexdigest()
 
     def text(self, name: str) -> Strings:
         """A column as text, "" where empty; (n,). Equal strings are one object."""

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 class _Actor:
     """One worker: it holds the work, and with it whatever that loads."""
 
-    def __init__(self, pickled_work: bytes, paths: list[str]) -> None:
-        # As a spawned process does: what our caller can import, the worker can.
+    def __init__(self, pickled_work: bytes, paths: list[str], folder: str) -> None:
+        # As a spawned process does: what our caller can import, the worker can, and paths mean the same.
         sys.path += [path for path in paths if path not in sys.path]
+        if os.path.isdir(folder):
+            os.chdir(folder)
         self._work: Work = pickle.loads(pickled_work)
 
     def attempt(self, payload: Any, output: str) -> str | None:
@@ -47,7 +49,7 @@ def run_on_ray(
         waiting = list(range(len(tasks)))[::-1]
         deaths = [0] * len(tasks)
         pickled = ray.cloudpickle.dumps(work)  # by value what the main program defines
-        idle = [remote.remote(pickled, sys.path) for _ in range(min(num_workers, len(tasks)))]
+        idle = [remote.remote(pickled, sys.path, os.getcwd()) for _ in range(min(num_workers, len(tasks)))]
         running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
             while waiting and idle:

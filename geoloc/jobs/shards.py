@@ -27,7 +27,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from geoloc.errors import ConfigError, JobError, OutputMismatchError
 from geoloc.files import MANIFEST_NAME, atomic_write, verify_manifest, write_manifest
-from geoloc.jobs.journal import REMEDY, describe_differences
+from geoloc.jobs.journal import describe_differences
 
 Engine: TypeAlias = Literal["local", "ray"]
 ENGINES: Final = ("local", "ray")
@@ -99,7 +99,8 @@ class ShardJob:
             found = json.loads(path.read_bytes())
             if found != self.identity:
                 raise OutputMismatchError(
-                    f"{self.folder} holds another job: {describe_differences(found, self.identity)}; {REMEDY}"
+                    f"{self.folder} holds another job: {describe_differences(found, self.identity)}; repeat the old "
+                    "values to continue it, choose another folder, or delete this one"
                 )
         elif strangers := sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(".")):
             raise OutputMismatchError(

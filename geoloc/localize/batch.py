@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from geoloc import __version__
 from geoloc.errors import BadImageError, ConfigError, NotFoundError, OutputMismatchError
+from geoloc.images.decode import ImageSource
 from geoloc.images.exif import read_exif_latlon_deg
 from geoloc.images.query import MERGES, check_query_mode
 from geoloc.jobs.journal import Journal
@@ -69,6 +70,10 @@ class BatchLocalizer(Protocol):
 class Asking:
     """A model, and how it is asked: the query mode and the references. What a job of a `Geolocalizer` runs.
 
+    Attributes:
+        name: of the model.
+        database: identity of the references, "none" without.
+
     Args:
         model: the model.
         query: see `geoloc.images.query`.
@@ -86,14 +91,14 @@ class Asking:
         retriever = model.retriever(reference)  # now, before any image is read
         self.name = model.name
         self._model, self._query, self._reference = model, query, reference
-        self._database = "none" if retriever is None else retriever.database.identity
+        self.database = "none" if retriever is None else retriever.database.identity
 
     @property
     def identity(self) -> str:
         """Digest of the model, and what differs from its defaults."""
-        return " ".join([self._model.identity, self._query, self._database])
+        return " ".join([self._model.identity, self._query, self.database])
 
-    def load(self, source: Path, /) -> "Tensor":
+    def load(self, source: ImageSource, /) -> "Tensor":
         """The views of one image, (V, 3, h, w)."""
         return self._model.load_query(source, self._query)
 
@@ -101,6 +106,20 @@ class Asking:
         """See `Geolocalizer.localize_batch`."""
         merge = MERGES.get(self._query, "mean")
         return self._model.localize_batch(images, reference=self._reference, merge=merge, **options)
+
+
+def open_reference(name: str) -> "Reference":
+    """The references that are searched, by what a command calls them: a database's folder, "own" or "none".
+
+    Raises:
+        NotFoundError: there is no such database.
+        IntegrityError: it is damaged.
+    """
+    from geoloc.reference.database import ReferenceDatabase
+
+    if name == "own":
+        return "own"
+    return None if name == "none" else ReferenceDatabase.open(name)
 
 
 @dataclass(frozen=True, kw_only=True)

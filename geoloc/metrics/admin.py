@@ -50,6 +50,15 @@ class NameTally:
         for level, num_known in other.num_known.items():
             self.add(level, num_known, other.num_right[level])
 
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_state` makes the same tally."""
+        return {"num_known": self.num_known, "num_right": self.num_right}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "NameTally":
+        """The inverse of `state`."""
+        return cls(dict(state["num_known"]), dict(state["num_right"]))
+
     def summary(self) -> dict[str, float]:
         """`accuracy_by_admin` of metrics.json: fractions; a level of which no true name is known is left out."""
         return {level: self.num_right[level] / num for level, num in self.num_known.items() if num}

@@ -1,6 +1,7 @@
 """Accuracy in cells: how deep in the quadtree a prediction agrees with the truth, and Statewide's recall over cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,6 +53,17 @@ class DepthTally:
         """Add all that another one of the same depth holds."""
         self.counts = self.counts + other.counts
         self.num_missing += other.num_missing
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_state` makes the same tally."""
+        return {"counts": self.counts.tolist(), "num_missing": self.num_missing}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "DepthTally":
+        """The inverse of `state`."""
+        tally = cls(len(state["counts"]) - 1)
+        tally.counts, tally.num_missing = np.array(state["counts"], np.int64), state["num_missing"]
+        return tally
 
     def summary(self, *, count_missing: bool = True) -> dict[str, float]:
         """Depth -> share of images whose prediction lies in the truth's cell at that depth; depth 0 is left out."""

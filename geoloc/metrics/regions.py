@@ -5,6 +5,7 @@ images of which the model is least sure are left out, the error of the rest shou
 (Geifman & El-Yaniv 2017; for geolocation Kordopatis-Zilos et al. 2022). Mergeable like `Tally`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -48,6 +49,23 @@ class RegionTally:
         self.num += other.num
         self.num_holding += other.num_holding
         self.widths_km.merge(other.widths_km)
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_state` makes the same tally."""
+        return {
+            "percent": self.percent,
+            "num": self.num,
+            "num_holding": self.num_holding,
+            "widths_km": self.widths_km.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "RegionTally":
+        """The inverse of `state`."""
+        tally = cls(state["percent"])
+        tally.num, tally.num_holding = state["num"], state["num_holding"]
+        tally.widths_km = Quantiles.from_state(state["widths_km"])
+        return tally
 
     def summary(self) -> dict[str, Any]:
         """`nominal` and `coverage` as fractions, median and 90th percentile of the radius in km."""
@@ -104,6 +122,18 @@ class RiskCoverage:
         ordered = every_bin[order]
         starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
         self._bins, self._sums = ordered[starts], np.add.reduceat(every_value[order], starts)
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values from which `from_state` makes the same curve."""
+        return {"bins": self._bins.tolist(), "sums": self._sums.tolist()}
+
+    @classmethod
+    def from_state(cls, protocol: Protocol, state: Mapping[str, Any]) -> "RiskCoverage":
+        """The inverse of `state`; the protocol is that under which it was written."""
+        curve = cls(protocol)
+        curve._bins = np.array(state["bins"], np.int64)
+        curve._sums = np.array(state["sums"], np.int64).reshape(-1, curve._columns)
+        return curve
 
     @property
     def num(self) -> int:

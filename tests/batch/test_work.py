@@ -1,10 +1,13 @@
 """A real (tiny) model over shards: its own answers, the same bytes from every engine, and the commands."""
 
 import json
+import pickle
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from tiny import tiny_checkpoint, tiny_geolocalizer, tiny_image
 from typer.testing import CliRunner
@@ -12,17 +15,19 @@ from typer.testing import CliRunner
 from geoloc.batch.sources import plan_shards
 from geoloc.batch.work import EmbedWork, LocalizeWork, WorkOptions
 from geoloc.cli import app
-from geoloc.errors import OutputMismatchError
+from geoloc.errors import ConfigError, NotFoundError, OutputMismatchError
 from geoloc.jobs.shards import ShardJob
 from geoloc.localize.output import read_rows
 from geoloc.models.config import EmbeddingHeadConfig
+from geoloc.reference.database import ReferenceDatabase
+from geoloc.reference.rows import ReferenceRows
 
 NUM_IMAGES = 7
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder of photos, one of them broken, with their truth; and a checkpoint that can embed."""
+    """A folder of photos, one of them broken, with their truth; a checkpoint that can embed; and its references."""
     folder = tmp_path_factory.mktemp("world")
     (folder / "photos").mkdir()
     for number in range(NUM_IMAGES):
@@ -33,6 +38,18 @@ def world(tmp_path_factory):
     tiny_checkpoint(
         folder / "model",
         embeddings={"query": EmbeddingHeadConfig(dim=8), "aerial": EmbeddingHeadConfig(dim=8)},
+    )
+    model = tiny_geolocalizer().from_pretrained(folder / "model")
+    database = ReferenceDatabase.create(folder / "refs", dim=8, model_fingerprint=model.embedding_fingerprint)
+    rng = np.random.default_rng(1)
+    points = model.quadtree.center_latlon_deg.repeat(5, axis=0) + rng.normal(
+        0, 0.1, (5 * model.quadtree.num_cells, 2)
+    )
+    vectors = rng.normal(size=(len(points), 8)).astype(np.float32)
+    keys = [f"tile {number}" for number in range(len(points))]
+    database.append(
+        ReferenceRows(points, source="aerial", key=keys),
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
     )
     return folder
 
@@ -45,7 +62,7 @@ def run(world, output, work, engine="local", num_workers=0):
 
 
 def test_localize_is_the_models_own_answer(world, tmp_path):
-    work = LocalizeWork(str(world / "model"), WorkOptions(batch_size=2, top_k=3))
+    work = LocalizeWork(str(world / "model"), WorkOptions(batch_size=2), top_k=3)
     run(world, tmp_path / "out", work)
     rows = [row for number in range(3) for row in read_rows(tmp_path / "out" / f"{number:05}.parquet")]
     assert [row["id"] for row in rows] == [f"{number}.png" for number in range(NUM_IMAGES)]
@@ -58,19 +75,52 @@ def test_localize_is_the_models_own_answer(world, tmp_path):
 
 def test_another_option_is_another_job(world, tmp_path):
     run(world, tmp_path / "out", LocalizeWork(str(world / "model")))
-    with pytest.raises(OutputMismatchError, match="top_k is 5 there and 6 here"):
-        run(world, tmp_path / "out", LocalizeWork(str(world / "model"), WorkOptions(top_k=6)))
+    with pytest.raises(OutputMismatchError, match=r"top_k is 5 there and 6 here; .*, or delete this one"):
+        run(world, tmp_path / "out", LocalizeWork(str(world / "model"), top_k=6))
 
 
 @pytest.mark.parametrize("role", ["query", "aerial"])
 def test_embeddings(world, tmp_path, role):
-    run(world, tmp_path / "out", EmbedWork(str(world / "model"), role, options=WorkOptions(batch_size=2)))
+    run(world, tmp_path / "out", EmbedWork(str(world / "model"), role, WorkOptions(batch_size=2)))
     table = pq.read_table(tmp_path / "out" / "00001.parquet")
     assert table["id"].to_pylist() == ["3.png", "4.png", "5.png"]
     broken, *rest = table["embedding"].to_pylist()
     assert broken is None
     assert table["error"].to_pylist()[0] is not None
     assert np.linalg.norm(np.array(rest, float), axis=1) == pytest.approx(1, abs=2e-3)
+
+
+def test_embeddings_of_crops_are_those_of_their_mean(world, tmp_path):
+    run(world, tmp_path / "out", EmbedWork(str(world / "model"), options=WorkOptions(query="five_crops")))
+    (found,) = pq.read_table(tmp_path / "out" / "00002.parquet")["embedding"].to_pylist()
+    model = tiny_geolocalizer().from_pretrained(world / "model")
+    with torch.inference_mode():
+        features = model.network.backbone(model.load_query(world / "photos" / "6.png", "five_crops"))
+        expected = model.network.embed(features.mean(0, keepdim=True), "query")[0]
+    assert np.array(found, float) == pytest.approx(expected.numpy(), abs=2e-3)
+
+
+def test_query_modes_that_give_no_one_embedding_are_refused():
+    with pytest.raises(ConfigError, match=r"nearest_crop searches with several embeddings of an image"):
+        EmbedWork("any", options=WorkOptions(query="nearest_crop"))
+    with pytest.raises(ConfigError, match=r"five_crops is for queries, and street is a role of references"):
+        EmbedWork("any", "street", WorkOptions(query="five_crops"))
+    with pytest.raises(ConfigError, match=r"query mode is 'six_crops'; expected one of central_crop"):
+        WorkOptions(query="six_crops")
+
+
+def test_what_is_loaded_does_not_travel(world):
+    work = LocalizeWork(str(world / "model"), reference=str(world / "refs"))
+    work.identity()
+    assert "asking" in work.__dict__
+    arrived = pickle.loads(pickle.dumps(work))
+    assert arrived.__dict__.keys() == {"model_name", "options", "reference", "top_k", "utility"}
+
+
+def test_a_driver_needs_none_of_its_workers_devices(world):
+    there = LocalizeWork(str(world / "model"), WorkOptions(device="cuda:99"))
+    here = LocalizeWork(str(world / "model"))
+    assert there.identity() == here.identity() | {"device": "cuda:99"}
 
 
 @pytest.mark.slow
@@ -123,3 +173,55 @@ def test_the_commands(world, tmp_path):
     code, _, error = geoloc(*evaluate)  # nothing is localised again
     assert code == 0, error
     assert (tmp_path / "report" / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "how", [("refs", "five_crops"), ("none", "central_crop"), ("own", "majority_voting")]
+)
+def test_batch_and_evaluate_ask_a_model_as_localize_does(world, tmp_path, how):
+    reference = str(world / "refs") if how[0] == "refs" else how[0]
+    asked = ("-m", world / "model", "--reference", reference, "--query", how[1], "--top-k", 4, "--threads", 1)
+    code, _, error = geoloc("localize", world / "photos", *asked, "-o", tmp_path / "localize.parquet", "-q")
+    assert code == 1, error  # one image is broken
+    expected = list(read_rows(tmp_path / "localize.parquet"))
+    sources = {candidate["source"] for row in expected for candidate in row["candidates"]}
+    assert ("aerial" in sources) == (how[0] == "refs")
+
+    code, _, error = geoloc("batch", world / "photos", *asked, "-o", tmp_path / "batch", "--workers", 0)
+    assert code == 0, error
+    assert list(read_rows(tmp_path / "batch" / "00000.parquet")) == expected
+
+    code, _, error = geoloc(
+        "evaluate", *asked, "-b", "csv", "--data", world / "photos", "-o", tmp_path / "report"
+    )
+    assert code == 0, error
+    assert list(read_rows(tmp_path / "report.predictions" / "00000.parquet")) == expected
+    made_with = json.loads((tmp_path / "report" / "metrics.json").read_text())["made_with"]
+    assert made_with["query mode"] == how[1]
+    digest = ReferenceDatabase.open(world / "refs").identity[:12]
+    assert made_with["references"] == (f"{reference} ({digest})" if how[0] == "refs" else "none")
+
+
+@pytest.mark.parametrize("command", ["batch", "evaluate"])
+@pytest.mark.parametrize(
+    ("options", "kind", "complaint"),
+    [
+        (["--reference", "nowhere"], NotFoundError, "there is no reference database nowhere"),
+        (["--query", "six_crops"], ConfigError, "query mode is 'six_crops'"),
+        (["--device", "warp"], ConfigError, "the device 'warp' cannot be used: .*; --device cpu always can"),
+    ],
+)
+def test_what_the_commands_refuse(world, tmp_path, command, options, kind, complaint):
+    inputs = [world / "photos"] if command == "batch" else ["-b", "csv", "--data", world / "photos"]
+    _, _, error = geoloc(command, *inputs, "-m", world / "model", "-o", tmp_path / "out", *options)
+    assert isinstance(error, kind)
+    assert re.search(complaint, str(error))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embedding_searches_nothing(world, tmp_path):
+    _, _, error = geoloc(
+        "batch", world / "photos", "-o", tmp_path / "out", "--task", "embed", "--reference", "none"
+    )
+    assert isinstance(error, ConfigError)
+    assert "--reference is searched to localise" in str(error)

@@ -125,20 +125,54 @@ def test_plain_columns_of_the_truth():
     assert metrics["accuracy_by_admin"] == {"country": 1.0, "region": pytest.approx(1 / 3)}
 
 
+def with_candidates(truth, predictions):
+    """Predictions in another order than the truth, some of them absent, each with zero to twelve candidates."""
+    rng = np.random.default_rng(4)
+    rows = rng.permutation(len(predictions))[: len(predictions) * 9 // 10]
+    near = destination_latlon_deg(truth.latlon_deg[rows], 90, np.exp(rng.normal(3, 2, len(rows))))
+    lists = [
+        json.dumps([{"lat": lat, "lon": lon, "key": "k"}] * number)
+        for (lat, lon), number in zip(near.tolist(), rng.integers(0, 13, len(rows)), strict=True)
+    ]
+    abstained = pa.chunked_array([rng.random(len(rows)) < 0.1])
+    table = predictions.take(rows)
+    others = {**table.others, "candidates": pa.chunked_array([lists]), "abstained": abstained}
+    return PointTable(table.path, table.ids, table.latlon_deg, others)
+
+
+@pytest.mark.parametrize("protocol", ["geodesic", "osv5m", "plonk", "pigeon", "statewide"])
 @pytest.mark.parametrize("num_shards", [1, 7, 64])
-def test_shards_in_any_order_are_the_whole(num_shards):
-    truth, predictions = tables(700, camera=["x", "y"] * 350)
-    matched = match(truth, predictions)
-    breakdowns = ["country", "continent", "density", "camera"]
-    whole = Evaluation(get_protocol("geodesic"), breakdowns)
+def test_shards_in_any_order_are_the_whole(num_shards, protocol):
+    """Each shard has been through its JSON."""
+    rules, breakdowns = get_protocol(protocol), ["country", "continent", "density", "camera"]
+    truth, predictions = tables(700, camera=["x", "y"] * 350, cell=["k", "l"] * 350)
+    matched = match(truth, with_candidates(truth, predictions))
+    whole = Evaluation(rules, breakdowns)
     whole.add(matched)
-    merged = Evaluation(get_protocol("geodesic"), breakdowns)
+    merged = Evaluation(rules, breakdowns)
     edges = np.linspace(0, len(matched), num_shards + 1).astype(int)
     for number in np.random.default_rng(num_shards).permutation(num_shards):
-        shard = Evaluation(get_protocol("geodesic"), breakdowns)
+        shard = Evaluation(rules, breakdowns)
         shard.add(matched.part(slice(edges[number], edges[number + 1])))
-        merged.merge(shard)
-    assert json.dumps(merged.metrics(), sort_keys=True) == json.dumps(whole.metrics(), sort_keys=True)
+        merged.merge(Evaluation.from_state(rules, json.loads(json.dumps(shard.state()))))
+    assert whole.metrics()["recall_at"]
+    assert whole.num_abstained > 0
+    assert json.dumps(merged.metrics()) == json.dumps(whole.metrics())
+    assert merged.names_source == whole.names_source
+
+
+def test_a_part_is_the_match_of_its_rows():
+    truth, predictions = tables(50, camera=["x", "y"] * 25)
+    matched = match(truth, with_candidates(truth, predictions))
+    part = matched.part(slice(11, 31))
+    assert part.ids.tolist() == matched.ids[11:31].tolist()
+    for column in ("truth_latlon_deg", "predicted_latlon_deg"):
+        np.testing.assert_array_equal(getattr(part, column), getattr(matched, column)[11:31])
+    assert part.truth_text("camera").tolist() == matched.truth_text("camera")[11:31].tolist()
+    assert part.predicted_text("candidates").tolist() == matched.predicted_text("candidates")[11:31].tolist()
+    radii = [m.predicted_numbers("radius_90_km") for m in (part, matched)]
+    np.testing.assert_array_equal(radii[0], radii[1][11:31])
+    assert len(part.predictions) == (matched.prediction_row[11:31] >= 0).sum() < 20
 
 
 def test_breakdowns():
@@ -161,7 +195,7 @@ def test_breakdowns():
 
 def test_regions_and_candidates():
     truth, predictions = tables(200)
-    distance_km = np.asarray(evaluate("geodesic", truth, predictions).add(match(truth, predictions)))
+    distance_km = match(truth, predictions).distance_km(get_protocol("geodesic"))
     metrics = evaluate("geodesic", truth, predictions).metrics()
     known = np.isfinite(distance_km)
     radius_km = predictions.numbers("radius_90_km")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from geoloc.cli import app
 from geoloc.errors import OutputMismatchError
+from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import match
 from geoloc.evaluate.report import EvaluationRun
 from geoloc.evaluate.tables import read_points
@@ -62,10 +63,11 @@ def report(tmp_path_factory):
     (folder / "images").mkdir()
     Image.new("RGB", (640, 480), (10, 120, 160)).save(folder / "images" / ids[int(np.argsort(error_km)[-2])])
     matched = match(read_points(folder / "truth.csv"), read_points(folder / "predictions.csv"))
+    evaluation = Evaluation(get_protocol("geodesic"), ["continent", "camera"])
+    evaluation.add(matched)
     run = EvaluationRun.of(
         matched,
-        get_protocol("geodesic"),
-        breakdowns=["continent", "camera"],
+        evaluation,
         warnings=["Leakage: something."],
         find_image=lambda name: folder / "images" / name if (folder / "images" / name).is_file() else None,
     )
@@ -198,6 +200,9 @@ def test_the_command(tmp_path):
     assert "1 extra: predictions for images that the truth does not have" in text
     assert "warning: The protocol osv5m is defined on 210,122 images, and these are 150" in text
     assert "Leakage: 150 of 150 images (100.0%) have a point of truth.csv within 1 m" in text
+    assert [
+        path.name for path in tmp_path.glob(".*")
+    ] == []  # the scores of shards go when the report is there
     metrics = json.loads((out / "metrics.json").read_text("utf-8"))
     assert metrics["made_with"]["gallery"] == "truth.csv"
     assert set(metrics["breakdowns"]) == {"country", "continent", "density", "camera"}
@@ -243,6 +248,7 @@ def test_compare(tmp_path):
         (["-b", "csv", "-m", "x"], "--benchmark needs --model, --data"),
         (["-p", "p.csv", "-t", "t.csv", "--protocol", "osv"], "there is no protocol 'osv'"),
         (["-p", "p.csv", "-t", "t.csv"], "there is no table"),
+        (["-p", "p.csv", "-t", "t.csv", "--reference", "none"], "--reference and --query are about a model"),
         (["-p", "p.csv", "-t", "t.csv", "-o", "nowhere/report"], "there is no folder nowhere"),
         (["-p", "p.csv", "-t", "t.csv", "--subset", "s.txt"], "there is no file s.txt of ids"),
     ],

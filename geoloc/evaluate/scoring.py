@@ -1,0 +1,100 @@
+"""The scoring of an evaluation as a shard job: slices of the images on any engine, and their states merged.
+
+    evaluation = score(matched, protocol, breakdowns, folder="scores/", engine="ray", num_workers=8)
+
+Finding the prediction of each image needs both tables whole and is done before; a shard is a slice of the images that
+were matched. Its file is the state of their `Evaluation`, and the merged states give the very numbers of one pass over
+all of them (quantiles of more than a million images as `Quantiles` states it).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from geoloc import __version__
+from geoloc.evaluate.evaluation import Evaluation, check_columns
+from geoloc.evaluate.matching import Matched
+from geoloc.files import atomic_write
+from geoloc.jobs.shards import Engine, Shard, ShardJob
+from geoloc.metrics.protocols import Protocol
+
+IMAGES_PER_SHARD: Final = 1 << 17  # about a second of work; OSV-5M's test set is two shards
+
+
+class ScoreWork:
+    """The evaluation of a slice of images; the payload is [first row, row after the last].
+
+    It travels to the workers with both tables, so that they need no file of ours.
+
+    Raises:
+        ConfigError, BadTableError: as `check_columns`.
+    """
+
+    def __init__(self, matched: Matched, protocol: Protocol, breakdowns: Sequence[str]) -> None:
+        check_columns(matched, breakdowns)  # of the whole tables: a slice does not know its lines in a file
+        self.matched, self.protocol, self.breakdowns = matched, protocol, list(breakdowns)
+
+    def identity(self) -> dict[str, Any]:
+        """For `ShardJob`."""
+        matched = self.matched
+        return {
+            "task": "score",
+            "geoloc": __version__,
+            "protocol": self.protocol.name,
+            "breakdowns": self.breakdowns,
+            "truth": matched.truth.take(matched.truth_row).digest(),
+            "predictions": matched.predictions.digest(),
+        }
+
+    def __call__(self, payload: tuple[int, int], output: Path) -> None:
+        """Score the images of a shard."""
+        evaluation = Evaluation(self.protocol, self.breakdowns)
+        evaluation.add(self.matched.part(slice(*payload)))
+        with atomic_write(output, "w") as file:
+            json.dump(evaluation.state(), file, allow_nan=False)
+
+
+def score(
+    matched: Matched,
+    protocol: Protocol,
+    breakdowns: Sequence[str],
+    *,
+    folder: str | Path,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    engine: Engine = "local",
+    num_workers: int = 0,
+) -> Evaluation:
+    """Evaluate all images shard by shard; what an earlier call with the same folder has done is not done again.
+
+    Args:
+        matched: predictions beside the truth.
+        protocol: the rules.
+        breakdowns: see `Evaluation`.
+        folder: of the job; see `ShardJob`.
+        images_per_shard: how many images are scored at a time.
+        engine: see `ShardJob.run`.
+        num_workers: likewise. A single shard is scored in this process: there is nothing to share out.
+
+    Raises:
+        ConfigError: a breakdown is neither built in nor a column of the truth.
+        BadTableError: a column of radii holds text.
+        OutputMismatchError: the folder holds the scores of other images, or under another protocol.
+        JobError: a shard could not be scored; says which and why.
+    """
+    work = ScoreWork(matched, protocol, breakdowns)
+    starts = range(0, len(matched), images_per_shard)
+    shards = [
+        Shard(f"{number:05}.json", (start, min(start + images_per_shard, len(matched))))
+        for number, start in enumerate(starts)
+    ]
+    job = ShardJob(folder, shards, work.identity())
+    if len(shards) == 1:
+        job.run(work, num_workers=0)
+    else:
+        job.run(work, engine=engine, num_workers=num_workers)
+    job.finish()
+    merged = Evaluation(protocol, breakdowns)
+    for shard in shards:
+        merged.merge(Evaluation.from_state(protocol, json.loads(job.output(shard).read_bytes())))
+    return merged

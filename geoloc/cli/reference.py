@@ -66,6 +66,14 @@ _Mercator = Annotated[bool, typer.Option("--mercator", help="Cells of a fixed si
 _Coverage = Annotated[float, typer.Option(help="Share of a cell's finest view that must have imagery.")]
 _Cache = Annotated[Path | None, typer.Option(help="Folder for the tiles of servers.")]
 _Zooms = Annotated[str | None, typer.Option(metavar="MIN-MAX", help="Coarsest and finest zoom of servers.")]
+_ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="What becomes black and white in GeoTIFFs. Without it, 8-bit values are taken as they are, and "
+        "others from 2 to 98 % of each file's.",
+    ),
+]
 _Metadata = Annotated[
     Path | None,
     typer.Option(
@@ -113,6 +121,7 @@ class _Inputs:
         min_coverage: _Coverage = 0.5,
         cache: _Cache = None,
         zooms: _Zooms = None,
+        value_range: _ValueRange = None,
         metadata: _Metadata = None,
         columns: _Columns = [],  # noqa: B006
         licence: _Licence = "",
@@ -135,8 +144,7 @@ class _Inputs:
             )
         if metadata is not None and not street:
             raise ConfigError("--metadata is about photos: add --street")
-        gsd, zoom_range = _numbers("--gsd-m-per-px", gsd_m_per_px), _zooms(zooms)
-        names, area = dict(_pair(text) for text in columns), _region(region)
+        gsd, names = _numbers("--gsd-m-per-px", gsd_m_per_px), dict(map(_renaming, columns))
         self._model = model, device, threads
         self._batch_size = batch_size
         self._shared: dict[str, Any] = {"licence": licence, "overwrite": overwrite, "progress": not quiet}
@@ -144,12 +152,18 @@ class _Inputs:
         if aerial:
             CellGrid(cell_size_m, mercator)
             AerialSettings(gsd, min_coverage=min_coverage)
-            sources = open_sources(aerial, licence=licence, cache=cache, zooms=zoom_range)
+            sources = open_sources(
+                aerial,
+                licence=licence,
+                cache=cache,
+                zooms=_zooms(zooms),
+                value_range=_range(value_range),
+            )
             self._aerial = {
                 "source": sources,
                 "cell_size_m": cell_size_m,
                 "gsd_m_per_px": gsd,
-                "region": open_region(area, sources),
+                "region": open_region(_region(region), sources),
                 "mercator": mercator,
                 "min_coverage": min_coverage,
             }
@@ -374,6 +388,15 @@ def _box(text: str | None) -> Sequence[float] | None:
     return numbers
 
 
+def _range(text: str | None) -> Sequence[float] | None:
+    if text is None:
+        return None
+    numbers = _numbers("--value-range", text)
+    if len(numbers) != 2:
+        raise ConfigError(f"--value-range is {text!r}; expected what becomes black and what becomes white")
+    return numbers
+
+
 def _region(text: str | None) -> Any:
     if text is None or Path(text).suffix.lower() in (".geojson", ".json"):
         return text
@@ -391,7 +414,7 @@ def _zooms(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _renaming(text: str) -> tuple[str, str]:
     ours, equals, theirs = text.partition("=")
     if not equals or not theirs:
         raise ConfigError(f"--column is {text!r}; expected our name = the table's, such as latitude=lat")

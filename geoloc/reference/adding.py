@@ -47,6 +47,7 @@ class Adding:
         licence: str = "",
         cache: str | Path | None = None,
         zooms: tuple[int, int] | None = None,
+        value_range: Sequence[float] | None = None,
         model: "ReferenceEmbedder | None" = None,
         batch_size: int = 16,
         overwrite: bool = False,
@@ -67,6 +68,8 @@ class Adding:
             licence: of the imagery.
             cache: folder for the tiles of servers.
             zooms: coarsest and finest zoom of servers.
+            value_range: of GeoTIFFs, what becomes black and white; None takes 8-bit values as they are, and of
+                others the 2 to 98 % percentile of each file.
             model: None takes the one that the database was created or opened with.
             batch_size: cells that go through the network together.
             overwrite: drop the staged work of an unfinished build with other settings.
@@ -85,7 +88,7 @@ class Adding:
 
         settings = AerialSettings(tuple(map(float, gsd_m_per_px)), heading_deg, min_coverage, batch_size)
         grid = CellGrid(float(cell_size_m), mercator)
-        sources = open_sources(source, licence=licence, cache=cache, zooms=zooms)
+        sources = open_sources(source, licence=licence, cache=cache, zooms=zooms, value_range=value_range)
         where = open_region(region, sources)
         references = AerialReferences(sources, grid, settings, self._embedder(model))
         identity = {**references.facts(), "region": where.facts(), "cells_per_block": CELLS_PER_BLOCK}

@@ -204,6 +204,11 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         (["build", "x", *AERIAL, "--street", "gone"], "there is no folder of photos gone: check the path"),
         (["build", "x", *AERIAL, "--locations", "gone.parquet"], "gone.parquet"),
         (["build", "x", *AERIAL, "--cell-size-m", "0"], "cell_size_m"),
+        (["build", "x", *AERIAL, "--value-range", "9"], "--value-range is '9'; expected what becomes black"),
+        (
+            ["build", "x", *AERIAL, "--value-range", "9,1"],
+            "value_range is (9.0, 1.0); it must be two numbers",
+        ),
         (["build", "x", *AERIAL, "--min-coverage", "0"], "min_coverage is 0.0"),
         (["build", "x", *AERIAL, "--metadata", "photos.csv"], "--metadata is about photos: add --street"),
         (["build", "x", *STREET, "--column", "latitude"], "--column is 'latitude'; expected our name"),

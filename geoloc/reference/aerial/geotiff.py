@@ -1,33 +1,42 @@
 """GeoTIFF and cloud-optimised GeoTIFF in any projection: the only file that knows rasterio."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import ConfigError, MissingDependencyError, NotFoundError
 from geoloc.geo.wgs84 import project, unproject
 from geoloc.reference.aerial.source import AerialSource, FloatArray, Mask, Rgb
 from geoloc.reference.aerial.tiled import box_around
 
+_BYTES: Final = (0.0, 255.0)
+_OVERVIEW_PX: Final = 1024  # a side, for percentiles
+
 
 class GeoTiff(AerialSource):
-    """A raster with 8-bit bands: red, green, blue (and alpha), or one of grey.
+    """A raster with bands for red, green, blue (and alpha), or one of grey.
 
-    Its mask says what is missing: an alpha band, an internal mask or a nodata value. Coarser levels are the
-    file's overviews where it has them.
+    Its mask says what is missing: an alpha band, an internal mask or a nodata value; so do values that are not
+    finite. Coarser levels are the file's overviews where it has them.
+
+    8-bit values are colours as they are. Others are stretched linearly, one range for all bands, so that colours
+    keep their balance: from the file's 2 to its 98 % percentile, as GIS programs show it. That is the same for
+    every patch of the file, but not for every file of a mosaic: give `value_range` for those.
 
     Args:
         path: of the file, or its http(s) address.
         bands: numbers of the red, green and blue band, from 1; None takes the first three.
+        value_range: what becomes 0 and 255, as (0, 3000) for Sentinel-2's reflectances; None is as said above.
         name: what rows say they come from; None takes the file's.
         licence: of the imagery.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is no GeoTIFF, has no projection, or no 8-bit bands.
+        ConfigError: it is no GeoTIFF, has no projection, or bands or a range that cannot be colours.
         MissingDependencyError: rasterio is missing.
     """
 
@@ -36,6 +45,7 @@ class GeoTiff(AerialSource):
         path: str | Path,
         *,
         bands: tuple[int, int, int] | None = None,
+        value_range: Sequence[float] | None = None,
         name: str | None = None,
         licence: str = "",
     ) -> None:
@@ -56,11 +66,18 @@ class GeoTiff(AerialSource):
             raise ConfigError(f"{path} says not where it is: its pixels have no size")
         self._bands = _bands(bands, self._file.count, str(path))
         kinds = sorted({self._file.dtypes[band - 1] for band in self._bands})
-        if kinds != ["uint8"]:
+        if len(kinds) != 1 or np.dtype(kinds[0]).kind not in "uif":
             raise ConfigError(
-                f"{path} has bands of {', '.join(kinds)}, and 8 bits are needed: convert it with "
-                "`gdal_translate -ot Byte -scale`"
+                f"{path} has bands of {', '.join(kinds)}, and real numbers of one type are needed: convert it with "
+                "`gdal_translate -ot Float32`"
             )
+        self.value_range = (
+            _checked_range(value_range)
+            if value_range is not None
+            else _BYTES
+            if kinds == ["uint8"]
+            else self._percentiles()
+        )
         self.name, self.licence = name or Path(where).name, licence
         self._crs: str = self._file.crs.to_wkt()
         self._is_geographic: bool = self._file.crs.is_geographic
@@ -106,12 +123,22 @@ class GeoTiff(AerialSource):
             "window": rasterio.windows.Window(x0 * scale, y0 * scale, shape[1] * scale, shape[0] * scale),
             "resampling": rasterio.enums.Resampling.average,
         }
-        bands = self._file.read(self._bands, out_shape=(3, *shape), **options)
-        opaque = self._file.dataset_mask(out_shape=shape, **options)
+        values = self._file.read(self._bands, out_shape=(3, *shape), **options)
+        opaque = self._file.dataset_mask(out_shape=shape, **options) > 127
         ours = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-        rgb[ours] = bands.transpose(1, 2, 0)
-        valid[ours] = opaque > 127
+        rgb[ours] = _stretched(values, self.value_range).transpose(1, 2, 0)
+        valid[ours] = opaque & np.isfinite(values).all(0)
         return rgb, valid
+
+    def _percentiles(self) -> tuple[float, float]:
+        """The 2 and 98 % percentile of all known values of the bands, from an overview of at most 1024 x 1024."""
+        height, width = (min(_OVERVIEW_PX, side) for side in self._file.shape)
+        values = self._file.read(self._bands, out_shape=(3, height, width))
+        known = (self._file.dataset_mask(out_shape=(height, width)) > 127) & np.isfinite(values).all(0)
+        if not known.any():
+            return _BYTES
+        low, high = np.percentile(values[:, known].astype(np.float64), (2, 98)).tolist()
+        return low, max(high, float(np.nextafter(low, np.inf)))  # all of one value are black
 
     def facts(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -120,7 +147,27 @@ class GeoTiff(AerialSource):
             "transform": list(self._file.transform)[:6],
             "shape": list(self._file.shape),
             "bands": list(self._bands),
+            "value_range": list(self.value_range),
         }
+
+
+def _checked_range(value_range: Sequence[float]) -> tuple[float, float]:
+    low, high = map(float, value_range)
+    if not -np.inf < low < high < np.inf:
+        raise ConfigError(
+            f"value_range is {(low, high)}; it must be two numbers, of what becomes black and of what becomes white, "
+            "the smaller one first"
+        )
+    return low, high
+
+
+def _stretched(values: NDArray[Any], value_range: tuple[float, float]) -> Rgb:
+    """Values as colours: the ends of the range are 0 and 255, and what lies beyond it is cut off."""
+    if values.dtype == np.uint8 and value_range == _BYTES:
+        return values
+    low, high = value_range
+    share = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (high - low)
+    return np.rint(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
 
 
 def _bands(asked: tuple[int, int, int] | None, num_bands: int, path: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from geoloc.errors import ConfigError, NotFoundError
@@ -23,6 +24,7 @@ def open_sources(
     licence: str = "",
     cache: str | Path | None = None,
     zooms: tuple[int, int] | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> list[AerialSource]:
     """Open imagery: each source fills what those before it leave open.
 
@@ -35,6 +37,7 @@ def open_sources(
         licence: of what is opened here.
         cache: folder for the tiles of servers.
         zooms: coarsest and finest zoom of servers.
+        value_range: of GeoTIFFs: what becomes black and white; None as `GeoTiff` says.
 
     Raises:
         NotFoundError: there is nothing of that name.
@@ -44,15 +47,14 @@ def open_sources(
     if isinstance(source, AerialSource):
         return [source]
     if not isinstance(source, str | Path):
-        opened = [
-            one for part in source for one in open_sources(part, licence=licence, cache=cache, zooms=zooms)
-        ]
+        given: Any = {"licence": licence, "cache": cache, "zooms": zooms, "value_range": value_range}
+        opened = [one for part in source for one in open_sources(part, **given)]
         if not opened:
             raise ConfigError("the list of aerial sources is empty: give at least one")
         return opened
     if urlsplit(str(source)).scheme in ("http", "https"):
         if "{" not in str(source):
-            return [GeoTiff(source, licence=licence)]
+            return [GeoTiff(source, value_range=value_range, licence=licence)]
         if cache is None or zooms is None:
             raise ConfigError(
                 f"the server {source} needs a folder for its tiles and its coarsest and finest zoom: give cache and "
@@ -61,11 +63,11 @@ def open_sources(
         return [TileUrl(str(source), cache, zooms, licence=licence)]
     path = Path(source)
     if path.is_dir():
-        return _open_folder(path, licence)
+        return _open_folder(path, licence, value_range)
     if not path.exists():
         raise NotFoundError(f"there is no aerial imagery at {path}: check the path")
     if path.suffix.lower() in _TIFF:
-        return [GeoTiff(path, licence=licence)]
+        return [GeoTiff(path, value_range=value_range, licence=licence)]
     if path.suffix.lower() == ".mbtiles":
         return [MBTiles(path, licence=licence)]
     raise ConfigError(
@@ -73,10 +75,10 @@ def open_sources(
     )
 
 
-def _open_folder(folder: Path, licence: str) -> list[AerialSource]:
+def _open_folder(folder: Path, licence: str, value_range: Sequence[float] | None) -> list[AerialSource]:
     if (folder / LAYOUT_NAME).is_file():
         return [open_layout(folder, licence=licence)]
     rasters = sorted(path for path in folder.iterdir() if path.suffix.lower() in _TIFF)
     if rasters:
-        return [GeoTiff(path, licence=licence) for path in rasters]
+        return [GeoTiff(path, value_range=value_range, licence=licence) for path in rasters]
     return [XyzFolder(folder, licence=licence)]

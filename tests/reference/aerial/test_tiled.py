@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 from aerial_samples import CENTER, colour_at, encoded, tile_picture, tiles_around, write_mbtiles, write_tiles
 from PIL import Image
 from pyproj import Transformer
 
 from geoloc.errors import BadImageError, ConfigError, NotFoundError
 from geoloc.geo.wgs84 import unproject
-from geoloc.reference.aerial import GeoTiff, MBTiles, TileGrid, TilePath, XyzFolder, open_sources, read_patch
+from geoloc.reference.aerial import MBTiles, TileGrid, TilePath, XyzFolder, open_sources, read_patch
 from geoloc.reference.aerial.tiled import decode_tile
 
 UTM = "EPSG:25832"
@@ -207,53 +206,6 @@ def test_mbtiles_of_vectors_or_nothing(tmp_path: Path) -> None:
         MBTiles(tmp_path / "empty.mbtiles")
     with pytest.raises(ConfigError, match="holds pbf, no pictures"):
         MBTiles(tmp_path / "vectors.mbtiles")
-
-
-def test_geotiffs_of_other_kinds(tmp_path: Path) -> None:
-    profile = {"driver": "GTiff", "width": 64, "height": 64, "crs": "EPSG:32619"}
-    transform = rasterio.Affine(1, 0, 330000, 0, -1, 4691000)
-    with rasterio.open(
-        tmp_path / "deep.tif", "w", count=1, dtype="uint16", transform=transform, **profile
-    ) as f:
-        f.write(np.ones((1, 64, 64), np.uint16))
-    with pytest.raises(ConfigError, match="has bands of uint16, and 8 bits are needed: convert it with"):
-        GeoTiff(tmp_path / "deep.tif")
-    with rasterio.open(
-        tmp_path / "grey.tif", "w", count=1, dtype="uint8", transform=transform, **profile
-    ) as f:
-        f.write(np.full((1, 64, 64), 77, np.uint8))
-    grey = GeoTiff(tmp_path / "grey.tif")
-    center = unproject(32619, (330032, 4690968))
-    assert (read_patch(grey, center, gsd_m_per_px=1.0, size_px=16).image == 77).all()
-    with pytest.raises(ConfigError, match=r"has the bands 1 to 1, and \[3, 2, 1\] were asked for"):
-        GeoTiff(tmp_path / "grey.tif", bands=(3, 2, 1))
-    with pytest.raises(NotFoundError, match="there is no GeoTIFF"):
-        GeoTiff(tmp_path / "gone.tif")
-
-
-def test_overviews_and_alpha_of_a_geotiff(tmp_path: Path) -> None:
-    profile = {
-        "driver": "GTiff",
-        "width": 256,
-        "height": 256,
-        "crs": "EPSG:32619",
-        "count": 4,
-        "dtype": "uint8",
-    }
-    transform = rasterio.Affine(0.5, 0, 330000, 0, -0.5, 4691000)
-    with rasterio.open(
-        tmp_path / "a.tif", "w", transform=transform, photometric="RGB", alpha="yes", **profile
-    ) as f:
-        bands = np.full((4, 256, 256), 50, np.uint8)
-        bands[3], bands[3, :, :128] = 255, 0
-        f.write(bands)
-        f.build_overviews([2, 4, 8], rasterio.enums.Resampling.average)
-    source = GeoTiff(tmp_path / "a.tif")
-    for gsd in (0.5, 1.0, 2.0, 4.0):
-        patch = read_patch(source, unproject(32619, (330064, 4690936)), gsd_m_per_px=gsd, size_px=24)
-        assert (patch.image[patch.valid] == 50).all()
-        assert not patch.valid[:, :10].any()
-        assert patch.valid[8:16, 14].all()
 
 
 def test_a_folder_of_rasters_is_read_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Batches of pairs that a model finds hard to tell apart (Statewide, Fervers et al., ECCV 2024).
+
+Embed the next pairs, cluster them, train on the clusters, embed the next ones:
+
+    for num_batches in scan_sizes(batch_size=30):
+        street, aerial = …                                   # of the next num_batches * 30 pairs
+        order = InOrder(pairs[hard_clusters(street, aerial, latlon_deg)])
+
+Knows nothing about images and networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, validate_latlon_deg
+
+
+def hard_clusters(
+    street: Tensor,
+    aerial: Tensor,
+    latlon_deg: ArrayLike,
+    cluster_size: int = 30,
+    min_distance_m: float = 30.0,
+) -> NDArray[np.int64]:
+    """Order pairs such that each run of `cluster_size` is a cluster of hard examples.
+
+    Greedy: a cluster begins with the first unused pair. Then the unused pair joins whose aerial vector has the
+    highest similarity to the cluster's street vectors, summed, and whose aerial centre is farther than
+    `min_distance_m` from every member's. Where none is, nearness is forgiven: it is for the loss to mask it.
+    Of equally similar pairs the first one joins.
+
+    Every step is one product of the unused aerial vectors with the sum of the cluster's street vectors: n pairs
+    take about 2/3 n² D multiplications, on the device of the vectors, and no memory beyond a copy of them.
+    Half a million pairs of 1024 numbers are minutes for a GPU, and nothing for a CPU.
+
+    Args:
+        street: (n, D) vectors of the photos.
+        aerial: (n, D) vectors of the aerial views, on the same device.
+        latlon_deg: (n, 2) centres of the aerial views.
+        cluster_size: pairs in a cluster; the last cluster has what is left.
+        min_distance_m: between aerial centres in a cluster.
+
+    Returns:
+        (n,) a permutation of 0 … n - 1.
+
+    Raises:
+        InvalidCoordinateError: a latitude is outside [-90, 90] or a value is not finite.
+    """
+    unit = latlon_to_unit(validate_latlon_deg(latlon_deg))
+    chord = 2 * math.sin(min_distance_m / (2000 * EARTH_MEAN_RADIUS_KM))
+    ground = cKDTree(unit)
+    pool = _Pool(aerial)
+    order: list[int] = []
+    while len(order) < len(unit):
+        target = torch.zeros_like(street[0])
+        too_near: set[int] = set()
+        for member in range(min(cluster_size, len(unit) - len(order))):
+            chosen = pool.most_similar(target, too_near) if member else pool.first()
+            pool.take(chosen)
+            order.append(chosen)
+            target = target + street[chosen]
+            too_near.update(ground.query_ball_point(unit[chosen], chord))
+    return np.array(order, dtype=np.int64)
+
+
+class _Pool:
+    """The aerial vectors of unused pairs. Used ones are struck out, and removed when they are half of the pool."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        self._vectors = vectors
+        self._indices = np.arange(len(vectors))  # of the pairs that the rows belong to, ascending
+        self._row_of_pair = np.arange(len(vectors))
+        self._penalty = vectors.new_zeros(len(vectors))
+        self._is_used = np.zeros(len(vectors), np.bool_)
+        self._first_row = 0
+        self._num_used = 0
+
+    def first(self) -> int:
+        while self._is_used[self._first_row]:
+            self._first_row += 1
+        return int(self._indices[self._first_row])
+
+    def most_similar(self, target: Tensor, too_near: set[int]) -> int:
+        similarity = self._vectors @ target + self._penalty
+        rows = self._row_of_pair[list(too_near)]
+        allowed = similarity.clone() if len(rows) else similarity
+        allowed[torch.from_numpy(rows[rows >= 0]).to(allowed.device)] = -torch.inf
+        best = int(allowed.argmax())
+        if allowed[best] == -torch.inf:
+            best = int(similarity.argmax())
+        return int(self._indices[best])
+
+    def take(self, pair: int) -> None:
+        row = self._row_of_pair[pair]
+        self._is_used[row] = True
+        self._penalty[row] = -torch.inf
+        self._num_used += 1
+        if 2 * self._num_used > len(self._indices):
+            self._compact()
+
+    def _compact(self) -> None:
+        kept = np.flatnonzero(~self._is_used)
+        self._row_of_pair[self._indices] = -1
+        self._indices = self._indices[kept]
+        self._row_of_pair[self._indices] = np.arange(len(kept))
+        rows = torch.from_numpy(kept).to(self._vectors.device)
+        self._vectors, self._penalty = self._vectors[rows], self._penalty[rows]
+        self._is_used = np.zeros(len(kept), np.bool_)
+        self._first_row = self._num_used = 0
+
+
+def scan_sizes(
+    batch_size: int = 30,
+    first: int = 1,
+    factor: float = 2.0,
+    raise_after_samples: int = 5000,
+    maximum: int = 16384,
+) -> Iterator[int]:
+    """How many batches to embed and cluster at once, scan after scan, without end (Statewide's defaults).
+
+    Small at first, because early vectors are soon out of date: the size grows by `factor` whenever at least
+    `raise_after_samples` were trained with it, up to `maximum` batches.
+    """
+    size, trained = first, 0
+    while True:
+        yield size
+        trained += size * batch_size
+        if trained >= raise_after_samples:
+            size, trained = min(math.ceil(size * factor), maximum), 0

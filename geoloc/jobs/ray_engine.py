@@ -1,7 +1,7 @@
 """Shards on the actors of a Ray cluster: the same contract as the processes of one machine. Knows Ray, and alone does.
 
 RAY_ADDRESS names the cluster ("auto", "ray://host:10001", "host:6379"); without it a cluster of this machine alone is
-started, and stopped at the end. Ray starts a dead actor anew; its shard is given out again.
+started, and stopped at the end. A dead actor is replaced; its shard is given out again.
 """
 
 import os
@@ -9,6 +9,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,14 @@ def run_on_ray(
     ray = _import_ray()
     with _cluster(ray, num_workers):
         # One core each: an actor that loads a model uses as many threads as it was told to, not as Ray counts.
-        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=-1)(_Actor)
+        # No restarts by Ray: until it is back, an actor refuses every shard that it is given, and each of these would
+        # seem to have killed it. A call to a new one waits for it.
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
+        pickled = ray.put(ray.cloudpickle.dumps(work))  # by value what the main program defines
+        new_actor = partial(remote.remote, pickled, sys.path, os.getcwd())
         waiting = list(range(len(tasks)))[::-1]
         deaths = [0] * len(tasks)
-        pickled = ray.cloudpickle.dumps(work)  # by value what the main program defines
-        idle = [remote.remote(pickled, sys.path, os.getcwd()) for _ in range(min(num_workers, len(tasks)))]
+        idle = [new_actor() for _ in range(min(num_workers, len(tasks)))]
         running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
             while waiting and idle:
@@ -58,10 +62,11 @@ def run_on_ray(
                 running[actor.attempt.remote(payload, str(output.absolute()))] = (index, actor)
             (reference, *_), _ = ray.wait(list(running))
             index, actor = running.pop(reference)
-            idle.append(actor)
             try:
                 error = ray.get(reference)
+                idle.append(actor)
             except ray.exceptions.RayActorError as died:
+                idle.append(new_actor())
                 deaths[index] += 1
                 if deaths[index] < MAX_DEATHS:
                     waiting.append(index)

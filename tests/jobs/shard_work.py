@@ -1,5 +1,9 @@
-"""Work of which everything is known, and a driver that tests can kill: `shard_work.py FOLDER ENGINE NUM_WORKERS`."""
+"""Work of which everything is known, and a driver that tests can kill.
 
+shard_work.py FOLDER ENGINE      a job in FOLDER/job; its workers sign in FOLDER/pids
+"""
+
+import fcntl
 import hashlib
 import os
 import sys
@@ -13,9 +17,30 @@ from geoloc.jobs.shards import Shard, ShardJob
 
 NUM_SHARDS = 24
 
+_signatures = []  # open files of this process
+
+
+def sign_in(folder):
+    """Hold a lock on a file that is called as this process, for as long as it lives."""
+    if not _signatures:
+        _signatures.append(open(Path(folder, str(os.getpid())), "w"))  # noqa: SIM115
+        fcntl.flock(_signatures[0], fcntl.LOCK_EX)
+
+
+def living(folder):
+    """The processes that have signed in and live: others may have got the numbers of the dead."""
+    found = []
+    for path in Path(folder).iterdir():
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(int(path.name))
+    return found
+
 
 class Digest:
-    """Writes bytes that depend on the payload alone, slowly, and says who did it in a file of its own."""
+    """Writes bytes that depend on the payload alone, slowly."""
 
     def __init__(self, pids=None, step_s=0.0):
         self.pids = pids
@@ -23,7 +48,7 @@ class Digest:
 
     def __call__(self, payload, output):
         if self.pids:
-            Path(self.pids, f"{os.getpid()}").touch()
+            sign_in(self.pids)
         with atomic_write(output, "wb") as file:
             for step in range(8):
                 file.write(hashlib.sha256(f"{payload['number']} {step}".encode()).digest())
@@ -52,7 +77,7 @@ def contents(folder):
 
 
 if __name__ == "__main__":
-    folder, engine, num_workers, pids = sys.argv[1:5]
-    running = job(folder)
-    running.run(Digest(pids, 0.004), engine=engine, num_workers=int(num_workers))
+    folder, engine = sys.argv[1:]
+    running = job(f"{folder}/job")
+    running.run(Digest(f"{folder}/pids", 0.004), engine=engine, num_workers=2)
     running.finish()

@@ -1,20 +1,21 @@
 """Shards on every engine: the same bytes, and nothing lost or doubled when workers or drivers are killed."""
 
 import importlib.util
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from shard_work import NUM_SHARDS, Digest, Faulty, contents, job
+from shard_work import NUM_SHARDS, Digest, Faulty, contents, job, living
 
 from geoloc.errors import ConfigError, IntegrityError, JobError, MissingDependencyError, OutputMismatchError
+from geoloc.jobs.local_engine import MAX_DEATHS
 from geoloc.jobs.shards import Shard, ShardJob
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -121,93 +122,126 @@ def test_without_ray(tmp_path, monkeypatch):
         job(tmp_path / "job", 2).run(Digest(), engine="ray")
 
 
+# Kills at random moments, as a power cut or the out-of-memory killer has them ---------------------------------
+
+NUM_KILLS = int(os.environ.get("GEOLOC_TEST_KILLS", "50"))  # of the slow tests; fewer for a quick look
+
+
+@dataclass(frozen=True)
+class Killing:
+    """Jobs of the script beside this file in folders of their own, of which something is killed.
+
+    Attributes:
+        folder: of the folders.
+        expected: what each job must have written in the end.
+        engine: "local" or "ray".
+        start_up_s: about what a driver takes to begin with its first shard.
+    """
+
+    folder: Path
+    expected: dict
+    engine: str = "local"
+    start_up_s: float = 0.8
+
+    def start(self, number):
+        folder = self.folder / str(number)
+        (folder / "pids").mkdir(parents=True, exist_ok=True)
+        script = Path(__file__).with_name("shard_work.py")
+        return subprocess.Popen(
+            [sys.executable, script, folder, self.engine], stderr=subprocess.PIPE, text=True
+        )
+
+    def num_done(self, number):
+        return len(list((self.folder / str(number)).glob("job/*.bin")))
+
+    def complete(self, number):
+        """Run a job until it ends well: three deaths at one shard are an error, and the user runs it again."""
+        for _ in range(4):
+            driver = self.start(number)
+            _, stderr = driver.communicate(timeout=300)
+            if driver.returncode == 0:
+                break
+            assert "workers died at it" in stderr, stderr
+        assert contents(self.folder / str(number) / "job") == self.expected
+
+    def workers(self, num_kills):
+        """Kill workers, in as many jobs as that takes; none of a job that was killed once needs a second run."""
+        rng, num_killed, number = random.Random(num_kills), 0, 0
+        while num_killed < num_kills:
+            driver, before = self.start(number), num_killed
+            while driver.poll() is None:
+                time.sleep(rng.uniform(0, 0.3))
+                workers = living(self.folder / str(number) / "pids")
+                if workers and num_killed < num_kills:
+                    with suppress(ProcessLookupError):
+                        os.kill(rng.choice(workers), signal.SIGKILL)
+                        num_killed += 1
+            _, stderr = driver.communicate()
+            if driver.returncode != 0:
+                assert num_killed - before >= MAX_DEATHS, stderr
+                assert "workers died at it" in stderr, stderr
+            self.complete(number)
+            number += 1
+
+    def drivers(self, num_kills):
+        """Kill drivers: one half while they start or later, the other a moment after a shard is done."""
+        rng, num_killed, number = random.Random(num_kills), 0, 0
+        while num_killed < num_kills:
+            driver, num_before = self.start(number), self.num_done(number)
+            delay_s = rng.uniform(0, 1.5 * self.start_up_s)
+            if rng.random() < 0.5:
+                while driver.poll() is None and self.num_done(number) == num_before:
+                    time.sleep(0.01)
+                delay_s = rng.uniform(0, 0.2)
+            try:
+                driver.wait(delay_s)
+            except subprocess.TimeoutExpired:
+                driver.kill()
+                num_killed += 1
+            driver.communicate(timeout=60)  # its workers end with it, or this would hang
+            if driver.returncode == 0 or num_killed == num_kills:
+                self.complete(number)
+                number += 1
+
+
 def test_a_killed_worker_is_replaced(tmp_path, expected):
-    kill_workers(tmp_path, "local", expected, num_kills=1)
+    Killing(tmp_path, expected).workers(1)
 
 
 def test_a_killed_driver_is_continued(tmp_path, expected):
-    kill_drivers(tmp_path, "local", expected, delays_s=[0.5])
+    Killing(tmp_path, expected).drivers(1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_workers_killed_at_ten_random_moments(tmp_path, expected, seed):
-    kill_workers(tmp_path, "local", expected, num_kills=10, seed=seed)
+def test_workers_killed_at_many_random_moments(tmp_path, expected):
+    Killing(tmp_path, expected).workers(NUM_KILLS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
-def test_drivers_killed_at_ten_random_moments(tmp_path, expected, seed):
-    rng = random.Random(seed)
-    kill_drivers(tmp_path, "local", expected, delays_s=[rng.uniform(0.2, 0.9) for _ in range(10)])
+def test_drivers_killed_at_many_random_moments(tmp_path, expected):
+    Killing(tmp_path, expected).drivers(NUM_KILLS)
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch):
+    """A cluster that outlives the drivers, so that a kill does not cost the start of another one."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes its time
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    yield
+    ray.shutdown()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_RAY, reason="Ray is an extra")
-def test_ray_actors_and_driver_killed(tmp_path, expected):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    kill_workers(tmp_path / "a", "ray", expected, num_kills=3)
-    kill_drivers(tmp_path / "b", "ray", expected, delays_s=[6.0, 9.0])
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_of_ray_killed_at_many_random_moments(tmp_path, expected):
+    Killing(tmp_path, expected, "ray", start_up_s=4.0).workers(NUM_KILLS)
 
 
-def start(folder, engine):
-    (folder / "pids").mkdir(exist_ok=True)
-    script = Path(__file__).with_name("shard_work.py")
-    return subprocess.Popen(
-        [sys.executable, script, folder / "job", engine, "2", folder / "pids"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def kill_workers(folder, engine, expected, num_kills, seed=0):
-    """Kill workers at random moments while the job runs, never three at one shard on purpose."""
-    rng = random.Random(seed)
-    driver = start(folder, engine)
-    killed, stop = set(), threading.Event()
-
-    def hunt():
-        while len(killed) < num_kills and not stop.is_set():
-            time.sleep(rng.uniform(0.01, 0.12))
-            for entry in os.listdir(folder / "pids"):
-                if entry not in killed:
-                    killed.add(entry)
-                    try:
-                        os.kill(int(entry), signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
-                    break
-
-    hunter = threading.Thread(target=hunt)
-    hunter.start()
-    try:
-        _, stderr = driver.communicate(timeout=300)
-    finally:
-        stop.set()
-        hunter.join()
-    if driver.returncode != 0:  # three deaths at one shard: the user runs it again
-        assert "workers died at it" in stderr, stderr
-        driver = start(folder, engine)
-        _, stderr = driver.communicate(timeout=300)
-    assert driver.returncode == 0, stderr
-    assert killed
-    assert contents(folder / "job") == expected
-
-
-def kill_drivers(folder, engine, expected, delays_s):
-    for delay_s in delays_s:
-        driver = start(folder, engine)
-        try:
-            driver.wait(delay_s)
-        except subprocess.TimeoutExpired:
-            driver.kill()
-        driver.communicate(timeout=60)  # its workers end with it, or this would hang
-    for _ in range(3):
-        driver = start(folder, engine)
-        _, stderr = driver.communicate(timeout=300)
-        if driver.returncode == 0:
-            break
-    assert driver.returncode == 0, stderr
-    assert contents(folder / "job") == expected
-    assert json.loads((folder / "job" / "manifest.json").read_text())["job"]["num_shards"] == NUM_SHARDS
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("ray_cluster")
+def test_drivers_on_ray_killed_at_many_random_moments(tmp_path, expected):
+    Killing(tmp_path, expected, "ray", start_up_s=4.0).drivers(NUM_KILLS)

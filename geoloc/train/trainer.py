@@ -1,0 +1,516 @@
+"""The training loop: Lightning's Trainer, made to go on from a kill at any step as if nothing had happened.
+
+    fit(task, data, config, machine, run_folder, validation)
+
+What makes a resumed run the same run, bit for bit on a CPU:
+
+- batch `i` depends on its number alone, so the position in the data is a number;
+- the random numbers of a step (dropout, …) are seeded from (seed, step, rank), so there is no generator to save;
+- weights, optimiser, schedule, average and the early stopping's memory are one file, written after a step and all that
+  belongs to it, its validation included.
+
+The only file that knows Lightning beside `state_file`. Knows nothing about images or losses.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from geoloc.errors import ConfigError, MissingDependencyError
+from geoloc.torchvision_cpu import ensure_importable
+from geoloc.train.average import WeightAverage
+from geoloc.train.optimise import OptimizerConfig, Role, ScheduleConfig, build_optimizer, build_schedule
+from geoloc.train.run_folder import MetricsFile, RunFolder
+
+ensure_importable()  # lightning imports torchmetrics, and that torchvision
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
+except ImportError as error:
+    raise MissingDependencyError("training needs lightning: pip install 'geoloc-vision[train]'") from error
+
+from geoloc.train.state_file import VerifiedCheckpointIO, load_verified, save_verified, verify  # noqa: E402
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when validation no longer improves; the weights that validated best are the result.
+
+    Attributes:
+        metric: a name that validation reports, larger is better: "geoscore", "recall_at_1", …
+        patience: so many validations in a row without improvement end the training.
+        min_gain: what counts as improvement must be larger by more than this.
+    """
+
+    metric: str
+    patience: int = 5
+    min_gain: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ConfigError(f"early_stopping.patience is {self.patience}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """What decides the result of a training, beside task and data.
+
+    Attributes:
+        num_steps: of the optimiser.
+        seed: of everything random.
+        accumulate: batches whose gradients make one step; a contrastive loss sees only one batch at a time.
+        precision: "32"; "bf16-mixed" or "16-mixed" compute in half precision and keep float32 weights.
+        ema_decay: of the weights' moving average, which then validates and is the result; null has none.
+        validate_every_steps: null validates at the end only.
+    """
+
+    num_steps: int
+    seed: int = 2026
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    accumulate: int = 1
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
+    ema_decay: float | None = None
+    validate_every_steps: int | None = None
+    early_stopping: EarlyStopping | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "accumulate", "validate_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or null")
+        if self.early_stopping is not None and self.validate_every_steps is None:
+            raise ConfigError(
+                "early_stopping needs validate_every_steps: it stops by what validation reports"
+            )
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """Where and how a training runs; the same run may go on with another one.
+
+    Attributes:
+        accelerator: "auto" takes a GPU if there is one.
+        devices: processes on each node, one a device.
+        strategy: "ddp" copies the model to each device, "fsdp" shards it over them (GPUs only).
+        threads: of torch in each process; null leaves it to torch.
+        num_workers: processes that make batches ahead, for each device; 0 makes them in between.
+        save_every_steps: a killed run loses at most so many steps.
+        logger: "tensorboard" beside metrics.csv; "csv" has that alone; "none" has neither.
+        matmul: torch's float32 matrix products, "highest" precise; "high" is faster on GPUs (TF32).
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    threads: int | None = None
+    num_workers: int = 2
+    save_every_steps: int = 500
+    log_every_steps: int = 10
+    logger: Literal["tensorboard", "csv", "none"] = "tensorboard"
+    progress: bool = True
+    matmul: Literal["highest", "high", "medium"] = "highest"
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "save_every_steps", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"machine.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+            raise ConfigError(
+                f"machine.devices is {self.devices} on {self.num_nodes} nodes: say machine.strategy=ddp (or fsdp, for "
+                "a model that does not fit one device)"
+            )
+
+
+class Task(Protocol):
+    """What is trained: an `nn.Module` with these methods."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named, weighted losses of one batch, scalars; their sum is minimised."""
+        ...
+
+    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """Every parameter's name and role, each once."""
+        ...
+
+    def predict(self, batch: Any) -> dict[str, Tensor]:
+        """What validation needs of a batch: named tensors, (b, …) each."""
+        ...
+
+    def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of the whole validation set, whose predictions come in any order."""
+        ...
+
+
+class TrainingData(Protocol):
+    """Batches by their number."""
+
+    def batch(self, index: int, rank: int, world_size: int) -> Any:
+        """This rank's part of batch `index`: a function of the three alone, in any order, from any process."""
+        ...
+
+
+class ValidationData(Protocol):
+    """A finite set of samples."""
+
+    def batches(self, rank: int, world_size: int) -> Iterable[Any]:
+        """This rank's part; over the ranks, every sample comes once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training came to; the task has the resulting weights.
+
+    Attributes:
+        step: the one that the weights are of.
+        metrics: of the last validation, or of the best one with early stopping.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+def fit(
+    task: Task,
+    data: TrainingData,
+    config: TrainerConfig,
+    machine: MachineConfig,
+    run: RunFolder,
+    validation: ValidationData | None = None,
+) -> Fitted:
+    """Train, going on from the state in the run's folder if there is one.
+
+    Afterwards `task` has the weights to keep, on its original device: the best ones with early stopping, else the
+    averaged ones with `ema_decay`, else the last ones.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        IntegrityError: the state in the folder was damaged.
+        FloatingPointError: a loss is no longer finite.
+    """
+    if config.early_stopping is not None and validation is None:
+        raise ConfigError("early_stopping needs validation data: name some, or leave early_stopping out")
+    if config.ema_decay is not None and machine.strategy == "fsdp":
+        raise ConfigError(
+            "ema_decay needs whole parameters, which fsdp shards: set ema_decay=null, or use ddp"
+        )
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    torch.set_float32_matmul_precision(machine.matmul)
+    module = _Module(task, config)
+    loop = _Loop(task, config, machine, run, validation)
+    with warnings.catch_warnings():
+        # Lightning advises on what was decided here.
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+        trainer = _trainer(config, machine, run, loop)
+        if trainer.is_global_zero:
+            run.note_environment()
+        feed = _Feed(data, trainer, config, machine)
+        state = run.state_path if run.state_path.exists() else None
+        if state is not None:
+            verify(state)  # here as well, since fsdp reads the file itself
+        trainer.fit(module, train_dataloaders=feed, ckpt_path=state, weights_only=True)
+    return loop.result()
+
+
+def _trainer(config: TrainerConfig, machine: MachineConfig, run: RunFolder, loop: _Loop) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logger = (
+        TensorBoardLogger(run.folder, name=None, version="tensorboard")
+        if machine.logger == "tensorboard"
+        else False
+    )
+    return Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy,
+        precision="32-true" if config.precision == "32" else config.precision,
+        max_steps=config.num_steps,
+        max_epochs=-1,  # steps count, and an epoch is the data's own business
+        accumulate_grad_batches=config.accumulate,
+        callbacks=[loop],
+        logger=logger,
+        plugins=[VerifiedCheckpointIO()],
+        default_root_dir=run.folder,
+        # All of these are done here, in an order that a resumed run repeats.
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+class _Module(LightningModule):
+    """The task as Lightning wants it."""
+
+    def __init__(self, task: Task, config: TrainerConfig) -> None:
+        super().__init__()
+        self.task = task
+        self._config = config
+        self.latest: dict[str, Tensor] = {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        parts = self.task.losses(batch)
+        self.latest = {name: value.detach() for name, value in parts.items()}
+        return torch.stack(list(parts.values())).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self.task.predict(batch)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.task.roles(), self._config.optimizer)
+        schedule = build_schedule(optimizer, self._config.schedule, self._config.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        if (norm := self._config.optimizer.clip_norm) is None:
+            return
+        wrapped: Any = self.trainer.strategy.model
+        if hasattr(wrapped, "clip_grad_norm_"):  # fsdp: the norm is over all shards
+            wrapped.clip_grad_norm_(norm)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), norm)
+
+
+class _Loop(Callback):
+    """All that happens around a step, in this order: average, record, validate, stop, save."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainerConfig,
+        machine: MachineConfig,
+        run: RunFolder,
+        validation: ValidationData | None,
+    ) -> None:
+        self._task, self._config, self._machine, self._run = task, config, machine, run
+        self._validation = validation
+        self._average: WeightAverage | None = None
+        self._loaded: dict[str, Any] = {}
+        self._step = 0
+        self._metrics: dict[str, float] = {}
+        self._best: dict[str, Any] = {}  # step and metrics of the best validation
+        self._num_worse = 0
+        self._file: MetricsFile | None = None
+        self._bar: tqdm[Any] | None = None
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "average": None if self._average is None else self._average.state_dict(),
+            "metrics": self._metrics,
+            "best": self._best,
+            "num_worse": self._num_worse,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict  # the model may yet move to its device
+        self._metrics, self._best = state_dict["metrics"], state_dict["best"]
+        self._num_worse = state_dict["num_worse"]
+
+    # --- Lightning's hooks ----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore(trainer)
+        if trainer.is_global_zero and self._machine.logger != "none":
+            self._file = MetricsFile(self._run.folder, self._step)
+        if trainer.is_global_zero and self._machine.progress:
+            self._bar = tqdm(initial=self._step, total=self._config.num_steps, unit="step", mininterval=1.0)
+        self._stop_if_asked(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        torch.manual_seed(seed_of(self._config.seed, batch_idx, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # more batches belong to this step
+        self._step = trainer.global_step
+        if self._average is not None:
+            self._average.update()
+        self._record(trainer, cast(_Module, pl_module))
+        if self._validation is not None and self._due(self._config.validate_every_steps):
+            self._validate(trainer, self._validation)
+            self._stop_if_asked(trainer)
+        if self._due(self._machine.save_every_steps) or trainer.should_stop:
+            trainer.save_checkpoint(self._run.state_path)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.strategy.barrier()  # the first rank may still be writing its last file
+        self._close()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._loaded:  # the run was at its end already, and there was no start
+            self._restore(trainer)
+        if self._best:
+            cast(nn.Module, self._task).load_state_dict(load_verified(self._run.best_path))
+        elif self._average is not None:
+            self._average.apply()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def result(self) -> Fitted:
+        """What the training came to."""
+        if self._best:
+            return Fitted(self._best["step"], self._best["metrics"])
+        return Fitted(self._step, self._metrics)
+
+    # --- the parts ------------------------------------------------------------------------------------------
+
+    def _restore(self, trainer: Trainer) -> None:
+        self._step = trainer.global_step
+        if self._config.ema_decay is not None:
+            self._average = WeightAverage(cast(nn.Module, self._task), self._config.ema_decay)
+            if self._loaded:
+                self._average.load_state_dict(self._loaded["average"])
+        self._loaded = {}
+
+    def _due(self, every: int | None) -> bool:
+        return self._step == self._config.num_steps or (every is not None and self._step % every == 0)
+
+    def _record(self, trainer: Trainer, module: _Module) -> None:
+        if self._bar is not None:
+            self._bar.update(self._step - self._bar.n)
+        if not self._due(self._machine.log_every_steps):
+            return
+        # Only now: reading a value waits for a GPU.
+        values = {name: float(value) for name, value in module.latest.items()}
+        if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
+            raise FloatingPointError(
+                f"the loss {wrong[0]!r} is {values[wrong[0]]} after step {self._step}: lower its learning rate, clip "
+                f"the gradients (clip_norm), or use precision=32; the state in {self._run.folder} is of an earlier step"
+            )
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+        rates = {f"lr/{group['name']}": group["lr"] for group in trainer.optimizers[0].param_groups}
+        self._log(trainer, {f"loss/{name}": value for name, value in values.items()} | rates)
+
+    def _log(self, trainer: Trainer, values: dict[str, float]) -> None:
+        if self._file is not None:
+            self._file.add(self._step, values)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(values, step=self._step)
+
+    def _validate(self, trainer: Trainer, validation: ValidationData) -> None:
+        module = trainer.lightning_module
+        module.eval()
+        with torch.no_grad(), nullcontext() if self._average is None else self._average.applied():
+            own: dict[str, list[Tensor]] = {}
+            for index, batch in enumerate(validation.batches(trainer.global_rank, trainer.world_size)):
+                on_device = trainer.strategy.batch_to_device(batch)
+                predicted = cast("dict[str, Tensor]", trainer.strategy.validation_step(on_device, index))
+                for name, values in predicted.items():
+                    own.setdefault(name, []).append(values.cpu())
+            together = gathered({name: torch.cat(values) for name, values in own.items()})
+            self._metrics = self._task.score(together)
+            self._log(trainer, {f"val/{name}": value for name, value in self._metrics.items()})
+            if self._bar is not None:
+                self._bar.write(
+                    f"step {self._step}: " + ", ".join(f"{k} {v:.4g}" for k, v in self._metrics.items())
+                )
+            self._keep_best(trainer)
+        module.train()
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        if (wanted := self._config.early_stopping) is None:
+            return
+        if wanted.metric not in self._metrics:
+            raise ConfigError(
+                f"early_stopping.metric is {wanted.metric!r}, and validation reports {', '.join(self._metrics)}: "
+                "choose one of these"
+            )
+        best = self._best["metrics"][wanted.metric] if self._best else -np.inf
+        if not self._metrics[wanted.metric] > best + wanted.min_gain:
+            self._num_worse += 1
+            return
+        self._num_worse = 0
+        self._best = {"step": self._step, "metrics": dict(self._metrics)}
+        # The weights that were validated: inside the block that applies the average.
+        if trainer.is_global_zero:
+            save_verified(cast(nn.Module, self._task).state_dict(), self._run.best_path)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if (
+            self._config.early_stopping is not None
+            and self._num_worse >= self._config.early_stopping.patience
+        ):
+            trainer.should_stop = True
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Feed:
+    """The batches from where the trainer stands; without a length, so that Lightning leaves the epochs to us."""
+
+    def __init__(
+        self, data: TrainingData, trainer: Trainer, config: TrainerConfig, machine: MachineConfig
+    ) -> None:
+        self._data, self._trainer, self._config, self._machine = data, trainer, config, machine
+
+    def __iter__(self) -> Iterator[Any]:
+        """From the step that was restored to the last one."""
+        accumulate = self._config.accumulate
+        numbers = range(self._trainer.global_step * accumulate, self._config.num_steps * accumulate)
+        numbered = _Numbered(self._data, self._trainer.global_rank, self._trainer.world_size)
+        workers = self._machine.num_workers
+        return iter(
+            DataLoader(
+                numbered,
+                batch_size=None,
+                sampler=numbers,
+                num_workers=workers,
+                prefetch_factor=2 if workers else None,
+                pin_memory=torch.cuda.is_available(),
+            )
+        )
+
+
+class _Numbered(Dataset[Any]):
+    def __init__(self, data: TrainingData, rank: int, world_size: int) -> None:
+        self._data, self._rank, self._world_size = data, rank, world_size
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data.batch(index, self._rank, self._world_size)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed, 63 bits, that depends on every one of the numbers (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of all ranks, one after another, on every rank; lengths may differ."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    parts: list[dict[str, Tensor]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    names = next(part for part in parts if part).keys()
+    return {name: torch.cat([part[name] for part in parts if part]) for name in names}

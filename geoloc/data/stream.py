@@ -15,7 +15,7 @@ buffered, and nothing in a shard but a picture is ever decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -184,10 +184,19 @@ class SampleStream(IterableDataset[Batch]):
         for step in range(start + first, self.num_steps(epoch), stride):
             places = step_places(len(rows), step, self.batch_size, self.rank, self.num_ranks)
             if places:
-                yield self._batch(epoch, places, rows[places.start : places.stop])
+                yield self.batch_of(rows[places.start : places.stop], [(epoch, place) for place in places])
 
-    def _batch(self, epoch: int, places: range, rows: NDArray[np.int64]) -> Batch:
-        loaded = [self._load(epoch, *at) for at in zip(places, rows.tolist(), strict=True)]
+    def batch_of(self, rows: NDArray[np.int64], draws: Sequence[tuple[int, int]]) -> Batch:
+        """A batch of any rows, (B,).
+
+        Args:
+            rows: of the table.
+            draws: (epoch, place) of each, which its random numbers depend on.
+
+        Raises:
+            BadImageError: a picture is unusable; names the sample.
+        """
+        loaded = [self._load(*draw, row) for draw, row in zip(draws, rows.tolist(), strict=True)]
         batch: Batch = default_collate(loaded)
         batch["row"] = torch.from_numpy(rows.copy())
         for name, values in self.labels.items():

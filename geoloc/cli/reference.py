@@ -41,8 +41,8 @@ _Aerial = Annotated[
     list[str],
     typer.Option(
         metavar="SOURCE",
-        help="Imagery from above: a folder of tiles, a .tif or a folder of them, an .mbtiles, or the address of a "
-        "server with {z}, {x} and {y}. Given several times, each fills what those before it leave open.",
+        help="Imagery from above: a folder of tiles, a .tif or a folder of them, an .mbtiles, the address of a "
+        "server with {z}, {x} and {y}, or 'WMTS:https://…/WMTSCapabilities.xml,layer=…'. Given several times, each fills what those before it leave open.",
     ),
 ]
 _Street = Annotated[

@@ -119,10 +119,27 @@ def unproject(crs: str | int, xy: ArrayLike) -> FloatArray:
     return np.stack([lat, wrap_longitude_deg(lon)], -1)
 
 
+def plane_axes(crs: str | int) -> tuple[bool, float]:
+    """Of a projected CRS: whether its own order is northing first, and how many metres its unit is.
+
+    Raises:
+        ConfigError: its unit is an angle, or pyproj knows no such CRS.
+    """
+    known = _crs(crs)  # not the transformer's, whose axes are in our order
+    if not known.is_projected:
+        raise ConfigError(f"{known.name} is in degrees, where metres or feet are needed")
+    first = known.axis_info[0]
+    return first.direction in ("north", "south"), float(first.unit_conversion_factor)
+
+
 @lru_cache(maxsize=256)
 def _transformer(crs: str | int) -> Any:
+    return Transformer.from_crs(4326, _crs(crs), always_xy=True)
+
+
+def _crs(crs: str | int) -> Any:
     try:
-        return Transformer.from_crs(4326, CRS.from_user_input(crs), always_xy=True)
+        return CRS.from_user_input(crs)
     except CRSError as error:
         raise ConfigError(
             f"{str(crs)[:80]!r} is no coordinate reference system that pyproj knows ({str(error)[:80]}): give "

@@ -93,3 +93,12 @@ def test_projecting_and_back() -> None:
     np.testing.assert_allclose(wgs84.unproject(32619, xy), latlon, atol=1e-9)
     with pytest.raises(ConfigError, match=r"'EPSG:1' is no coordinate reference system .* give an EPSG code"):
         wgs84.project("EPSG:1", latlon)
+
+
+def test_axes_of_a_plane_are_those_of_its_definition() -> None:
+    """EPSG:31467 counts northings first; EPSG:2249 is in feet of 12/39.37 m."""
+    assert wgs84.plane_axes("EPSG:25832") == (False, 1.0)
+    assert wgs84.plane_axes(31467) == (True, 1.0)
+    assert wgs84.plane_axes(2249) == (False, pytest.approx(12 / 39.37, rel=1e-12))
+    with pytest.raises(ConfigError, match="WGS 84 is in degrees, where metres or feet are needed"):
+        wgs84.plane_axes(4326)

@@ -9,6 +9,7 @@ from geoloc.reference.aerial.region import Box, Imagery, Polygons, Region, open_
 from geoloc.reference.aerial.source import AerialSource, Patch, read_patch
 from geoloc.reference.aerial.tile_url import TileUrl
 from geoloc.reference.aerial.tiled import TileGrid, TilePath, XyzFolder
+from geoloc.reference.aerial.wmts import open_wmts
 
 __all__ = [
     "AerialSource",
@@ -27,5 +28,6 @@ __all__ = [
     "open_layout",
     "open_region",
     "open_sources",
+    "open_wmts",
     "read_patch",
 ]

@@ -12,6 +12,7 @@ from geoloc.reference.aerial.mbtiles import MBTiles
 from geoloc.reference.aerial.source import AerialSource
 from geoloc.reference.aerial.tile_url import TileUrl
 from geoloc.reference.aerial.tiled import XyzFolder
+from geoloc.reference.aerial.wmts import PREFIX, open_wmts_name
 
 SourceLike = str | Path | AerialSource
 
@@ -31,6 +32,7 @@ def open_sources(
     - A folder is one of tiles, with a `layout.yaml` or as {zoom}/{x}/{y}; or one of GeoTIFFs, by name.
     - A file is a GeoTIFF (.tif, .tiff) or MBTiles (.mbtiles).
     - An http(s) address with {z}, {x} and {y} is a server of tiles; one without is that of a GeoTIFF.
+    - "WMTS:" and the address of a capabilities document, then perhaps ",layer=…,tilematrixset=…", is such a service.
 
     Args:
         source: one or several.
@@ -52,6 +54,12 @@ def open_sources(
         if not opened:
             raise ConfigError("the list of aerial sources is empty: give at least one")
         return opened
+    if str(source).startswith(PREFIX):
+        if cache is None:
+            raise ConfigError(
+                f"{source} needs a folder for its tiles: give cache, --cache on the command line"
+            )
+        return [open_wmts_name(str(source), cache, zooms, licence)]
     if urlsplit(str(source)).scheme in ("http", "https"):
         if "{" not in str(source):
             return [GeoTiff(source, value_range=value_range, licence=licence)]

@@ -1,61 +1,17 @@
-"""A server of tiles on the loopback, with moods: slow answers, refusals, broken connections."""
+"""Tiles from a server on the loopback, whatever it answers."""
 
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aerial_samples import CENTER, encoded, tile_picture, tiles_around, write_tiles
+from tile_server import Server
 
 from geoloc.errors import ConfigError, NotFoundError
 from geoloc.reference.aerial import TileUrl, XyzFolder, open_sources, read_patch
-
-
-class Server:
-    """Serves the sample imagery; `answers` holds what to do first: a status, a pause, or "close"."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[float, str]] = []
-        self.answers: list[Any] = []
-        self.headers: dict[str, str] = {}
-        self.missing: set[str] = set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.requests.append((time.monotonic(), self.path))
-                answer = outer.answers.pop(0) if outer.answers else 200
-                if self.path in outer.missing:
-                    answer = 404
-                if answer == "close":
-                    self.connection.close()
-                    return
-                body = b""
-                if answer == 200:
-                    zoom, x, y = (int(part) for part in self.path.removesuffix(".png").split("/")[-3:])
-                    body = encoded(tile_picture(zoom, x, y))
-                self.send_response(answer)
-                for name, value in outer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}/" + "{z}/{x}/{y}.png"
 
 
 @pytest.fixture
@@ -64,9 +20,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.delenv(name, raising=False)
     running = Server()
     yield running
-    running.http.shutdown()
-    running.http.server_close()
-    running.thread.join()
+    running.close()
 
 
 def quick(server: Server, cache: Path, **options: Any) -> TileUrl:

@@ -297,12 +297,20 @@ def write_manifest(folder: str | Path, **facts: Any) -> dict[str, Any]:
         if name != MANIFEST_NAME:
             path = safe_join(folder, name)
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return save_manifest(folder, {"schema_version": MANIFEST_SCHEMA_VERSION, **facts, "files": files})
+
+
+def save_manifest(folder: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `manifest.json` with all of the keys of `write_manifest` but its digest, which is added and returned, too.
+
+    For whoever knows the files' sizes and digests already.
+    """
     # Through JSON once, so that keys that are not strings are sorted as the strings that they become.
-    manifest = json.loads(_canonical({"schema_version": MANIFEST_SCHEMA_VERSION, **facts, "files": files}))
-    manifest["digest"] = _digest(manifest)
-    with atomic_write(folder / MANIFEST_NAME, "wb") as file:
+    manifest: dict[str, Any] = json.loads(_canonical(values))
+    manifest["digest"] = manifest_digest(manifest)
+    with atomic_write(Path(folder) / MANIFEST_NAME, "wb") as file:
         file.write(_canonical(manifest))
-    return dict(manifest)
+    return manifest
 
 
 def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, Any]:
@@ -320,7 +328,7 @@ def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, An
     recover_folder(folder)
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder}: check the path, or fetch it first")
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, promised in manifest["files"].items():
         path = safe_join(folder, name)
         if not path.is_file():
@@ -344,7 +352,12 @@ def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, An
 _REMEDY = "fetch or save the folder again"
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `manifest.json` says, checked against its own digest, but not against the files.
+
+    Raises:
+        IntegrityError: it is missing, is no manifest of ours, or was changed.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise IntegrityError(f"{path} is missing, so nothing vouches for the files there: {_REMEDY}")
@@ -363,7 +376,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"upgrade geoloc-vision, or {_REMEDY}"
         )
     digest = manifest.get("digest")
-    if not _is_ours(data, manifest) or digest != _digest(manifest):
+    if not _is_ours(data, manifest) or digest != manifest_digest(manifest):
         raise IntegrityError(f"{path} does not agree with its own digest, so it was changed: {_REMEDY}")
     return manifest
 
@@ -386,7 +399,8 @@ def _is_ours(data: bytes, manifest: dict[str, Any]) -> bool:
         return False
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of the canonical form of all that a manifest says but its digest."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 

@@ -454,8 +454,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     """Change a manifest and sign it anew, as somebody would who knows the format."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest.update(changes)
-    manifest["digest"] = files._digest(manifest)
-    (folder / "manifest.json").write_bytes(files._canonical(manifest))
+    files.save_manifest(folder, manifest)
 
 
 GOOD_ENTRY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}

@@ -20,176 +20,45 @@ the form of `geoloc.files`, so `verify_manifest` works on the folder, too. Knows
 or search.
 """
 
-import fcntl
-import os
-import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from geoloc.errors import (
-    ConfigError,
-    FingerprintMismatchError,
-    IntegrityError,
-    NotFoundError,
-    OutputMismatchError,
-)
-from geoloc.files import (
-    MANIFEST_NAME,
-    MANIFEST_SCHEMA_VERSION,
-    _canonical,
-    _digest,
-    _read_manifest,
-    atomic_write,
-    replace_folder,
-    safe_join,
-    sha256_of,
-)
+from geoloc.errors import ConfigError, FingerprintMismatchError, IntegrityError, NotFoundError
+from geoloc.files import safe_join
 from geoloc.reference.adding import Adding
+from geoloc.reference.choosing import criterion
 from geoloc.reference.embedder import ReferenceEmbedder
+from geoloc.reference.manifest import REMEDY, SEGMENTS, Manifest
+from geoloc.reference.opening import check_digest, load
 from geoloc.reference.rows import SCHEMA, SOURCES, ReferenceRows
-from geoloc.reference.segments import (
-    EMBEDDINGS_NAME,
-    ROWS_NAME,
-    Block,
-    Dtype,
-    Part,
-    Segment,
-    TensorSpecs,
-    VectorFormat,
-    map_tensors,
-    merged_blocks,
-    open_segment,
-    sorted_blocks,
-    tensor_header,
-    to_arrow,
-    write_segment,
+from geoloc.reference.segments import Dtype, Part, Segment, VectorFormat, sorted_blocks, to_arrow
+from geoloc.reference.writing import (
+    LOCK,
+    add_merged,
+    add_segment,
+    collect,
+    new_folder,
+    remove_leftovers,
+    with_tombstones,
+    writer_lock,
 )
-from quadtree.morton import MAX_DEPTH, IntArray, encode
-from quadtree.tree import parse_paths
+from quadtree.morton import IntArray, encode
 
-KIND: Final = "geoloc reference database"
 SORT_BYTES: Final = 2**29  # what an append collects before it sorts and writes a segment
 
-_PIECE_ROWS: Final = 2**16  # rows that are encoded at once
-_ROW_BYTES: Final = (
-    256  # a guess at a row's size in memory beside its vector: texts, and an order to sort it by
-)
-
+# A guess at a row's size in memory beside its vector: texts, and an order to sort it by.
+_ROW_BYTES: Final = 256
 _NO_IDS: Final = np.zeros(0, dtype=np.int64)
-
-_SEGMENTS, _TOMBSTONES, _LOCK = "segments", "tombstones", ".lock"
-_NUMBER: Final = re.compile(r"[0-9]{4,9}")
-# What a writer of ours may have left in the two folders, dead or alive.
-_OURS: Final = re.compile(r"[0-9]{4,9}|[0-9]{4,9}\.safetensors|\.[0-9]{4,9}\..*(new|tmp|old)")
-_REMEDY: Final = "fetch or build the database again"
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """What `manifest.json` says; it keeps the digests of files, so a change does not read old ones again.
-
-    Attributes:
-        version: how often the database was changed.
-        next_row_id: no row has had this id or a larger one.
-        next_segment: no segment has had this number or a larger one.
-        segments: name -> number of rows.
-        tombstones: segment name -> number of deleted rows, where there are some.
-        shards: name of an append -> its first row id and number of rows.
-        files: as in `geoloc.files.write_manifest`.
-    """
-
-    dim: int
-    dtype: Dtype
-    model_fingerprint: str
-    quadtree_fingerprint: str | None
-    version: int = 0
-    next_row_id: int = 0
-    next_segment: int = 0
-    segments: Mapping[str, int] = field(default_factory=dict)
-    tombstones: Mapping[str, int] = field(default_factory=dict)
-    shards: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def vector_format(self) -> VectorFormat:
-        return VectorFormat(self.dim, self.dtype)
-
-    @property
-    def tombstones_name(self) -> str | None:
-        """Relative name of the tombstone file."""
-        return next((name for name in self.files if name.startswith(f"{_TOMBSTONES}/")), None)
-
-    def _facts(self) -> dict[str, Any]:
-        return {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
-
-    @property
-    def digest(self) -> str:
-        """Of all that the manifest says."""
-        return _digest(self._facts())
-
-    def write(self, folder: Path) -> None:
-        """Make this the state of the database, at once."""
-        with atomic_write(folder / MANIFEST_NAME, "wb") as file:
-            file.write(_canonical({**self._facts(), "digest": self.digest}))
-
-    @staticmethod
-    def read(folder: Path) -> "_Manifest":
-        if not folder.is_dir():
-            raise NotFoundError(
-                f"there is no reference database {folder}: check the path, or create it first"
-            )
-        facts = _read_manifest(folder)
-        if facts.get("kind") != KIND:
-            raise IntegrityError(f"{folder} is no reference database: its manifest is of another kind")
-        try:
-            manifest = _Manifest(
-                **{name: facts[name] for name in _Manifest.__dataclass_fields__ if name != "shards"},
-                shards={name: (first, num) for name, (first, num) in facts["shards"].items()},
-            )
-            manifest._check()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IntegrityError(
-                f"{folder / MANIFEST_NAME} does not describe a reference database ({error}): {_REMEDY}"
-            ) from None
-        return manifest
-
-    def _check(self) -> None:
-        """Refuse what could lead a reader astray: the digest shows damage, not malice."""
-        self.vector_format  # noqa: B018  (the width and dtype check themselves)
-        texts = (self.model_fingerprint, self.quadtree_fingerprint or "none")
-        counts = (self.version, self.next_row_id, self.next_segment)
-        shards = [number for pair in self.shards.values() for number in pair]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a fingerprint is no text")
-        if not all(type(count) is int and 0 <= count < 2**62 for count in (*counts, *shards)):
-            raise ValueError("a counter is no counter")
-        expected = set()
-        for name, num_rows in self.segments.items():
-            if not _NUMBER.fullmatch(name) or type(num_rows) is not int or not 0 < num_rows < 2**40:
-                raise ValueError(f"segment {name!r} with {num_rows!r} rows")
-            expected |= {f"{_SEGMENTS}/{name}/{file}" for file in (ROWS_NAME, EMBEDDINGS_NAME)}
-        for name, num_deleted in self.tombstones.items():
-            if type(num_deleted) is not int or not 0 < num_deleted <= self.segments.get(name, 0):
-                raise ValueError(f"{num_deleted!r} deleted rows in segment {name!r}")
-        if self.tombstones:
-            expected.add(str(self.tombstones_name))
-        if difference := self.files.keys() ^ expected:
-            raise ValueError(f"{min(difference)!r} is listed without need, or needed and not listed")
-
-    def tombstone_tensors(self) -> TensorSpecs:
-        """What the tombstone file holds: for each segment the places of its deleted rows, ascending."""
-        return {name: (np.dtype(np.int64), (num,)) for name, num in sorted(self.tombstones.items())}
 
 
 class ReferenceDatabase(Adding):
@@ -202,7 +71,7 @@ class ReferenceDatabase(Adding):
         folder: where it is.
     """
 
-    def __init__(self, folder: Path, manifest: _Manifest, segments: tuple[Segment, ...]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, segments: tuple[Segment, ...]) -> None:
         self.folder = folder
         self._manifest = manifest
         self._segments = segments
@@ -244,8 +113,8 @@ class ReferenceDatabase(Adding):
         if not isinstance(model_fingerprint, str) or not model_fingerprint or quadtree_fingerprint == "":
             raise ConfigError("a fingerprint is a text of at least one character")
         vector_format = VectorFormat(dim, dtype)
-        manifest = _Manifest(vector_format.dim, vector_format.dtype, model_fingerprint, quadtree_fingerprint)
-        with _new_folder(Path(folder)) as temporary:
+        manifest = Manifest(vector_format.dim, vector_format.dtype, model_fingerprint, quadtree_fingerprint)
+        with new_folder(Path(folder)) as temporary:
             manifest.write(temporary)
         return ReferenceDatabase.open(folder, model=model)
 
@@ -273,7 +142,7 @@ class ReferenceDatabase(Adding):
             FingerprintMismatchError: it was made with another model or quadtree.
         """
         folder = Path(folder)
-        database = ReferenceDatabase(folder, *_load(folder))
+        database = ReferenceDatabase(folder, *load(folder))
         database.check_fingerprints(model=model_fingerprint, quadtree=quadtree_fingerprint)
         if model is not None:
             database.check_fingerprints(model=model.embedding_fingerprint)
@@ -283,7 +152,7 @@ class ReferenceDatabase(Adding):
     def refresh(self) -> bool:
         """Show what is on the disk now; whether that is something new."""
         before = self._manifest.version
-        self._manifest, self._segments = _load(self.folder, self._manifest, self._segments)
+        self._manifest, self._segments = load(self.folder, self._manifest, self._segments)
         return self._manifest.version != before
 
     def check_fingerprints(self, *, model: str | None = None, quadtree: str | None = None) -> None:
@@ -421,15 +290,15 @@ class ReferenceDatabase(Adding):
         """
         for segment in self._segments:
             for name, digest in segment.digests().items():
-                _check_digest(self.folder, self._manifest, f"{_SEGMENTS}/{segment.name}/{name}", digest)
+                check_digest(self.folder, self._manifest, f"{SEGMENTS}/{segment.name}/{name}", digest)
             segment.check_contents()
         row_ids = np.sort(np.concatenate([_NO_IDS, *(segment.row_id for segment in self._segments)]))
         twice = row_ids[1:][row_ids[1:] == row_ids[:-1]]
         if len(twice):
-            raise IntegrityError(f"{self.folder} holds row id {twice[0]} twice: {_REMEDY}")
+            raise IntegrityError(f"{self.folder} holds row id {twice[0]} twice: {REMEDY}")
         strange = row_ids[(row_ids < 0) | (row_ids >= self._manifest.next_row_id)]
         if len(strange):
-            raise IntegrityError(f"{self.folder} holds row id {strange[0]}, which it never gave: {_REMEDY}")
+            raise IntegrityError(f"{self.folder} holds row id {strange[0]}, which it never gave: {REMEDY}")
 
     # --- Change ---
 
@@ -469,9 +338,9 @@ class ReferenceDatabase(Adding):
                 return self.shards[shard]
             limit = max(1, sort_bytes // (self.vector_format.bytes_per_row + _ROW_BYTES))
             next_row_id = manifest.next_row_id
-            for collected in _collect(batches, self.vector_format, next_row_id, limit):
+            for collected in collect(batches, self.vector_format, next_row_id, limit):
                 num_rows = collected.rows.num_rows
-                manifest = _add_segment(self.folder, manifest, num_rows, sorted_blocks(collected))
+                manifest = add_segment(self.folder, manifest, num_rows, sorted_blocks(collected))
                 next_row_id += num_rows
             row_ids = range(manifest.next_row_id, next_row_id)
             if shard is not None:
@@ -506,7 +375,7 @@ class ReferenceDatabase(Adding):
             OutputMismatchError: another process is writing.
         """
         with self._writing():
-            chooses = _criterion(row_ids, keys, bounds_deg, paths, self._manifest.next_row_id)
+            chooses = criterion(row_ids, keys, bounds_deg, paths, self._manifest.next_row_id)
             deleted: dict[str, IntArray] = {}
             for segment in self._segments:
                 positions = np.flatnonzero(chooses(segment) | segment.deleted)
@@ -514,7 +383,7 @@ class ReferenceDatabase(Adding):
                     deleted[segment.name] = positions
             num_deleted = sum(map(len, deleted.values())) - sum(self._manifest.tombstones.values())
             if num_deleted:
-                self._commit(_with_tombstones(self.folder, self._manifest, deleted))
+                self._commit(with_tombstones(self.folder, self._manifest, deleted))
             return num_deleted
 
     def compact(self) -> None:
@@ -530,7 +399,7 @@ class ReferenceDatabase(Adding):
             if len(self._segments) > 1 or self._manifest.tombstones:
                 parts = [Part(segment, np.flatnonzero(~segment.deleted)) for segment in self._segments]
                 bare = replace(self._manifest, segments={}, tombstones={}, files={})
-                self._commit(_add_merged(self.folder, bare, parts))
+                self._commit(add_merged(self.folder, bare, parts))
 
     def slice(
         self,
@@ -552,7 +421,7 @@ class ReferenceDatabase(Adding):
             ConfigError: not exactly one of the two is given, or it makes no sense.
             OutputMismatchError: there is something at the destination.
         """
-        chooses = _criterion(None, None, bounds_deg, paths, self._manifest.next_row_id)
+        chooses = criterion(None, None, bounds_deg, paths, self._manifest.next_row_id)
         parts = [
             Part(segment, np.flatnonzero(chooses(segment) & ~segment.deleted)) for segment in self._segments
         ]
@@ -564,12 +433,12 @@ class ReferenceDatabase(Adding):
         Raises:
             OutputMismatchError: there is something in the folder.
         """
-        with _new_folder(Path(destination)) as temporary:
+        with new_folder(Path(destination)) as temporary:
             for name in self._manifest.files:
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(safe_join(self.folder, name), target)
-            (temporary / _LOCK).unlink()  # the first writer makes it; a checkpoint would list it
+            (temporary / LOCK).unlink()  # the first writer makes it; a checkpoint would list it
             self._manifest.write(temporary)
         return ReferenceDatabase.open(destination)
 
@@ -610,301 +479,30 @@ class ReferenceDatabase(Adding):
         self, destination: str | Path, parts: Sequence[Part], next_row_id: int
     ) -> "ReferenceDatabase":
         like = self._manifest
-        manifest = _Manifest(like.dim, like.dtype, like.model_fingerprint, like.quadtree_fingerprint)
-        with _new_folder(Path(destination)) as temporary:
-            manifest = _add_merged(temporary, manifest, parts)
+        manifest = Manifest(like.dim, like.dtype, like.model_fingerprint, like.quadtree_fingerprint)
+        with new_folder(Path(destination)) as temporary:
+            manifest = add_merged(temporary, manifest, parts)
             replace(manifest, next_row_id=next_row_id).write(temporary)
         return ReferenceDatabase.open(destination)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Be the only writer, on what is on the disk now; leave nothing behind that no manifest lists."""
-        with _writer_lock(self.folder):
+        with writer_lock(self.folder):
             self.refresh()
-            _remove_leftovers(self.folder)
+            remove_leftovers(self.folder)
             try:
                 yield
             finally:
-                _remove_leftovers(self.folder)
+                remove_leftovers(self.folder)
 
-    def _commit(self, manifest: _Manifest) -> None:
+    def _commit(self, manifest: Manifest) -> None:
         if manifest != self._manifest:
             replace(manifest, version=self._manifest.version + 1).write(self.folder)
             self.refresh()
-
-
-# --- Reading a folder -------------------------------------------------------------------------------------
-
-
-def _load(
-    folder: Path, known: _Manifest | None = None, open_segments: Sequence[Segment] = ()
-) -> tuple[_Manifest, tuple[Segment, ...]]:
-    """The manifest and its segments; those that are open already stay so."""
-    manifest = _Manifest.read(folder)
-    while True:
-        try:
-            return manifest, _open_segments(folder, manifest, known, open_segments)
-        except IntegrityError:
-            # A writer may have compacted away what we were about to open; then there is a newer manifest.
-            newer = _Manifest.read(folder)
-            if newer == manifest:
-                raise
-            manifest = newer
-
-
-def _open_segments(
-    folder: Path, manifest: _Manifest, known: _Manifest | None, open_segments: Sequence[Segment]
-) -> tuple[Segment, ...]:
-    deleted = _read_tombstones(folder, manifest)
-    reusable = {segment.name: segment for segment in open_segments}
-    segments = []
-    for name in sorted(manifest.segments, key=int):
-        files = [f"{_SEGMENTS}/{name}/{file}" for file in (ROWS_NAME, EMBEDDINGS_NAME)]
-        positions = deleted.get(name)
-        if known and name in reusable and all(manifest.files[f] == known.files.get(f) for f in files):
-            segments.append(reusable[name].with_deleted(positions))
-            continue
-        for file in files:
-            _check_size(folder, manifest, file)
-        segments.append(
-            open_segment(
-                folder / _SEGMENTS / name, name, manifest.vector_format, manifest.segments[name], positions
-            )
-        )
-    return tuple(segments)
-
-
-def _read_tombstones(folder: Path, manifest: _Manifest) -> dict[str, NDArray[np.int64]]:
-    """Segment name -> places of its deleted rows. All of the file is needed, so all of it is checked."""
-    name = manifest.tombstones_name
-    if name is None:
-        return {}
-    path = _check_size(folder, manifest, name)
-    positions, mapped = map_tensors(path, manifest.tombstone_tensors())
-    _check_digest(folder, manifest, name, sha256(mapped).hexdigest())
-    for segment, places in positions.items():
-        if places[0] < 0 or places[-1] >= manifest.segments[segment] or (np.diff(places) <= 0).any():
-            raise IntegrityError(f"{path} names rows that segment {segment} does not have: {_REMEDY}")
-    return positions
-
-
-def _check_size(folder: Path, manifest: _Manifest, name: str) -> Path:
-    path = safe_join(folder, name)
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise IntegrityError(f"{path} is missing, but the manifest lists it: {_REMEDY}") from None
-    if size != (promised := manifest.files[name]["bytes"]):
-        raise IntegrityError(f"{path} has {size} bytes, but its manifest promises {promised}: {_REMEDY}")
-    return path
-
-
-def _check_digest(folder: Path, manifest: _Manifest, name: str, digest: str) -> None:
-    if digest != (promised := manifest.files[name]["sha256"]):
-        raise IntegrityError(
-            f"{folder / name} has sha256 {digest[:12]}…, but its manifest promises {promised[:12]}…: "
-            f"{_REMEDY}"
-        )
 
 
 def _short(fingerprint: str | None) -> str:
     return (
         "none" if fingerprint is None else fingerprint if len(fingerprint) <= 16 else f"{fingerprint[:12]}…"
     )
-
-
-# --- Writing into a folder --------------------------------------------------------------------------------
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to build a database in, which takes its name when the block ends well."""
-    _refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with replace_folder(folder) as temporary:
-        (temporary / _SEGMENTS).mkdir()
-        (temporary / _TOMBSTONES).mkdir()
-        (temporary / _LOCK).touch()
-        yield temporary
-        _refuse_existing(folder)  # again: the block may have run for hours
-
-
-def _refuse_existing(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputMismatchError(
-            f"{folder} exists and is not empty: open the database that is there, or choose another folder"
-        )
-
-
-@contextmanager
-def _writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a database; it ends with the process, so no dead one can hold it."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputMismatchError(
-                f"another process is writing to {folder}, and a database takes one writer at a time: wait "
-                "for it, or build a database of your own and merge the two"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what no manifest lists: work of killed writers, and what a change has replaced."""
-    # From the disk: if a commit has failed after its rename, what it lists is not ours to remove.
-    manifest = _Manifest.read(folder)
-    kept = {Path(name).parts[1] for name in manifest.files}
-    for parent in (folder / _SEGMENTS, folder / _TOMBSTONES):
-        parent.mkdir(exist_ok=True)
-        for path in sorted(parent.iterdir()):
-            if path.name not in kept and _OURS.fullmatch(path.name):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-
-
-def _collect(
-    batches: Iterable[tuple[ReferenceRows, ArrayLike]],
-    vector_format: VectorFormat,
-    next_row_id: int,
-    limit: int,
-) -> Iterator[Block]:
-    """Rows as they come, numbered and encoded, in blocks of `limit` rows; the last has what is left."""
-    pieces: list[Block] = []
-    room = limit
-    for rows, vectors in batches:
-        given = np.asarray(vectors)
-        if given.shape != (len(rows), vector_format.dim):
-            raise ConfigError(
-                f"vectors have shape {given.shape}, and {len(rows)} rows of this database need "
-                f"({len(rows)}, {vector_format.dim}): give one vector for each row, of the model that "
-                "it was made for"
-            )
-        start = 0
-        while start < len(rows):
-            stop = min(start + min(_PIECE_ROWS, room), len(rows))
-            stored, scales = vector_format.encode(given[start:stop])
-            pieces.append(Block(rows.to_table(start, stop, first_row_id=next_row_id), stored, scales))
-            next_row_id, room, start = next_row_id + stop - start, room - (stop - start), stop
-            if room == 0:
-                yield _joined(pieces)
-                pieces, room = [], limit
-    if pieces:
-        yield _joined(pieces)
-
-
-def _joined(pieces: list[Block]) -> Block:
-    return Block(
-        pa.concat_tables([piece.rows for piece in pieces]),
-        np.concatenate([piece.vectors for piece in pieces]),
-        np.concatenate([piece.scales for piece in pieces]),
-    )
-
-
-def _add_merged(folder: Path, manifest: _Manifest, parts: Sequence[Part]) -> _Manifest:
-    parts = [part for part in parts if len(part.positions)]
-    num_rows = sum(len(part.positions) for part in parts)
-    return _add_segment(folder, manifest, num_rows, merged_blocks(parts)) if num_rows else manifest
-
-
-def _add_segment(folder: Path, manifest: _Manifest, num_rows: int, blocks: Iterable[Block]) -> _Manifest:
-    """Write a segment, and return the manifest that would make it visible."""
-    name = f"{manifest.next_segment:04d}"
-    path = folder / _SEGMENTS / name
-    with replace_folder(path) as temporary:
-        write_segment(temporary, manifest.vector_format, num_rows, blocks)
-    files = {f"{_SEGMENTS}/{name}/{file}": _describe(path / file) for file in (ROWS_NAME, EMBEDDINGS_NAME)}
-    return replace(
-        manifest,
-        next_segment=manifest.next_segment + 1,
-        segments={**manifest.segments, name: num_rows},
-        files={**manifest.files, **files},
-    )
-
-
-def _with_tombstones(folder: Path, manifest: _Manifest, deleted: Mapping[str, IntArray]) -> _Manifest:
-    """Write the tombstones of all deleted rows, and return the manifest that would make them visible."""
-    files = {name: entry for name, entry in manifest.files.items() if name != manifest.tombstones_name}
-    manifest = replace(manifest, tombstones={name: len(places) for name, places in deleted.items()})
-    name = f"{_TOMBSTONES}/{manifest.version + 1:04d}.safetensors"
-    tensors = manifest.tombstone_tensors()
-    with atomic_write(folder / name, "wb") as file:
-        file.write(tensor_header(tensors))
-        for segment in tensors:
-            file.write(deleted[segment].data)
-    return replace(manifest, files={**files, name: _describe(folder / name)})
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-# --- Choosing rows ----------------------------------------------------------------------------------------
-
-
-def _criterion(
-    row_ids: ArrayLike | None,
-    keys: Iterable[str] | None,
-    bounds_deg: Sequence[float] | None,
-    paths: Sequence[str] | None,
-    next_row_id: int,
-) -> Callable[[Segment], NDArray[np.bool_]]:
-    """A function that marks the rows of a segment that the one given criterion names."""
-    given = [value for value in (row_ids, keys, bounds_deg, paths) if value is not None]
-    if len(given) != 1:
-        raise ConfigError(
-            f"say in one way which rows are meant, by ids, keys, bounds or paths; found {len(given)}"
-        )
-    if row_ids is not None:
-        ids = np.asarray(row_ids, dtype=np.int64).ravel()
-        if len(ids) and not 0 <= ids.min() <= ids.max() < next_row_id:
-            bad = ids[(ids < 0) | (ids >= next_row_id)][0]
-            raise NotFoundError(f"there is no row {bad}: the ids given so far are 0 to {next_row_id - 1}")
-        return lambda segment: np.isin(segment.row_id, ids)
-    if keys is not None:
-        if isinstance(keys, str):
-            raise ConfigError(f"keys is the one text {keys!r}; give a list")
-        names = pa.array(list(keys), pa.string())
-        return lambda segment: np.concatenate(
-            [pc.is_in(column, value_set=names).to_numpy() for column in segment.column("key")]
-        )
-    if paths is not None:
-        if isinstance(paths, str):
-            raise ConfigError(f"paths is the one text {paths!r}; give a list")
-        starts, depths = parse_paths(paths)
-        ranges = np.stack([starts, starts + (np.int64(1) << 2 * (MAX_DEPTH - depths))], axis=1)
-        return lambda segment: _in_slices(segment.num_rows, segment.positions_of(ranges))
-    south, west, north, east = _checked_bounds(given[0])
-    return lambda segment: _in_box(segment.latlon_deg, south, west, north, east)
-
-
-def _in_slices(num_rows: int, slices: IntArray) -> NDArray[np.bool_]:
-    mask = np.zeros(num_rows, dtype=np.bool_)
-    for start, stop in slices.tolist():
-        mask[start:stop] = True
-    return mask
-
-
-def _checked_bounds(bounds_deg: Any) -> tuple[float, float, float, float]:
-    south, west, north, east = np.asarray(bounds_deg, dtype=np.float64).reshape(4).tolist()
-    in_range = -90 <= south < north <= 90 and -180 <= west <= 180 and -180 <= east <= 180
-    if not in_range or west == east:
-        raise ConfigError(
-            "bounds are south, west, north, east with south < north in [-90, 90] and two longitudes in "
-            f"[-180, 180]; found {[south, west, north, east]}"
-        )
-    return south, west, north, east
-
-
-def _in_box(
-    latlon_deg: NDArray[np.float64], south: float, west: float, north: float, east: float
-) -> NDArray[np.bool_]:
-    latitude, longitude = latlon_deg[:, 0], latlon_deg[:, 1]
-    above, below = latitude >= south, latitude < north if north < 90 else latitude <= north
-    after, before = longitude >= west, longitude < east
-    return above & below & (after & before if west < east else after | before)

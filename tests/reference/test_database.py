@@ -22,8 +22,8 @@ from geoloc.errors import (
     NotFoundError,
     OutputMismatchError,
 )
-from geoloc.files import _canonical, _digest, verify_manifest
-from geoloc.reference import database as database_module
+from geoloc.files import save_manifest, verify_manifest
+from geoloc.reference import opening, writing
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import SOURCES, ReferenceRows
 from geoloc.reference.segments import EMBEDDINGS_NAME, ROWS_NAME, VectorFormat
@@ -427,13 +427,13 @@ def test_memory_is_bounded_by_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
     """One batch much larger than the limit is cut into segments, and no piece of it is larger than that."""
     database = create(tmp_path / "refs")
     sizes = []
-    joined = database_module._joined
+    joined = writing._joined
 
     def note_size(pieces: list) -> object:
         sizes.append(sum(piece.rows.num_rows for piece in pieces))
         return joined(pieces)
 
-    monkeypatch.setattr(database_module, "_joined", note_size)
+    monkeypatch.setattr(writing, "_joined", note_size)
     database.append_batches([some_rows(1000), some_rows(7, seed=1)], sort_bytes=300 * (DIM * 4 + 256))
     assert sizes == [300, 300, 300, 107]
     assert [segment.num_rows for segment in database.segments] == sizes
@@ -580,7 +580,7 @@ def test_opening_while_a_writer_compacts_takes_the_newer_state(
     writer.append(*some_rows(10))
     writer.append(*some_rows(10, seed=1))
     writer.delete(row_ids=[3])
-    read_tombstones = database_module._read_tombstones
+    read_tombstones = opening._read_tombstones
     compactions = []
 
     def compact_first(*arguments: object) -> object:
@@ -589,7 +589,7 @@ def test_opening_while_a_writer_compacts_takes_the_newer_state(
             ReferenceDatabase.open(tmp_path / "refs").compact()
         return read_tombstones(*arguments)
 
-    monkeypatch.setattr(database_module, "_read_tombstones", compact_first)
+    monkeypatch.setattr(opening, "_read_tombstones", compact_first)
     reader = ReferenceDatabase.open(tmp_path / "refs")
     assert [segment.name for segment in reader.segments] == ["0002"]
     assert len(reader) == 19
@@ -767,7 +767,7 @@ def rewrite(refs: Path, **facts: object) -> None:
     """A manifest that agrees with its digest, as someone would write it who means harm."""
     manifest = json.loads((refs / "manifest.json").read_bytes()) | facts
     manifest.pop("digest")
-    (refs / "manifest.json").write_bytes(_canonical({**manifest, "digest": _digest(manifest)}))
+    save_manifest(refs, manifest)
 
 
 @pytest.mark.parametrize(

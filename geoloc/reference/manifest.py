@@ -1,0 +1,129 @@
+"""What the `manifest.json` of a reference database says: its segments, deleted rows and files, and who made it.
+
+It is the only file of a database that changes. Knows nothing about what segments hold.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from geoloc.errors import IntegrityError, NotFoundError
+from geoloc.files import MANIFEST_NAME, MANIFEST_SCHEMA_VERSION, manifest_digest, read_manifest, save_manifest
+from geoloc.reference.segments import EMBEDDINGS_NAME, ROWS_NAME, Dtype, TensorSpecs, VectorFormat
+
+KIND: Final = "geoloc reference database"
+SEGMENTS, TOMBSTONES = "segments", "tombstones"  # folders
+REMEDY: Final = "fetch or build the database again"
+
+_NUMBER: Final = re.compile(r"[0-9]{4,9}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What it says; it keeps the digests of files, so a change does not read old ones again.
+
+    Attributes:
+        dim: width of an embedding.
+        dtype: how vectors are stored.
+        model_fingerprint: of the model that embedded the references.
+        quadtree_fingerprint: of the partition that the database is bound to, if it is.
+        version: how often the database was changed.
+        next_row_id: no row has had this id or a larger one.
+        next_segment: no segment has had this number or a larger one.
+        segments: name -> number of rows.
+        tombstones: segment name -> number of deleted rows, where there are some.
+        shards: name of an append -> its first row id and number of rows.
+        files: as in `geoloc.files.write_manifest`.
+    """
+
+    dim: int
+    dtype: Dtype
+    model_fingerprint: str
+    quadtree_fingerprint: str | None
+    version: int = 0
+    next_row_id: int = 0
+    next_segment: int = 0
+    segments: Mapping[str, int] = field(default_factory=dict)
+    tombstones: Mapping[str, int] = field(default_factory=dict)
+    shards: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def vector_format(self) -> VectorFormat:
+        """Width and stored type of the vectors."""
+        return VectorFormat(self.dim, self.dtype)
+
+    @property
+    def tombstones_name(self) -> str | None:
+        """Relative name of the tombstone file."""
+        return next((name for name in self.files if name.startswith(f"{TOMBSTONES}/")), None)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
+
+    @property
+    def digest(self) -> str:
+        """Of all that the manifest says."""
+        return manifest_digest(self._facts())
+
+    def write(self, folder: Path) -> None:
+        """Make this the state of the database, at once."""
+        save_manifest(folder, self._facts())
+
+    @staticmethod
+    def read(folder: Path) -> "Manifest":
+        """What a folder's manifest says.
+
+        Raises:
+            NotFoundError: there is no such folder.
+            IntegrityError: it is not that of a reference database, or was changed.
+        """
+        if not folder.is_dir():
+            raise NotFoundError(
+                f"there is no reference database {folder}: check the path, or create it first"
+            )
+        facts = read_manifest(folder)
+        if facts.get("kind") != KIND:
+            raise IntegrityError(f"{folder} is no reference database: its manifest is of another kind")
+        try:
+            manifest = Manifest(
+                **{name: facts[name] for name in Manifest.__dataclass_fields__ if name != "shards"},
+                shards={name: (first, num) for name, (first, num) in facts["shards"].items()},
+            )
+            manifest._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(
+                f"{folder / MANIFEST_NAME} does not describe a reference database ({error}): {REMEDY}"
+            ) from None
+        return manifest
+
+    def _check(self) -> None:
+        """Refuse what could lead a reader astray: the digest shows damage, not malice."""
+        self.vector_format  # noqa: B018  (the width and dtype check themselves)
+        texts = (self.model_fingerprint, self.quadtree_fingerprint or "none")
+        counts = (self.version, self.next_row_id, self.next_segment)
+        shards = [number for pair in self.shards.values() for number in pair]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a fingerprint is no text")
+        if not all(type(count) is int and 0 <= count < 2**62 for count in (*counts, *shards)):
+            raise ValueError("a counter is no counter")
+        expected = set()
+        for name, num_rows in self.segments.items():
+            if not _NUMBER.fullmatch(name) or type(num_rows) is not int or not 0 < num_rows < 2**40:
+                raise ValueError(f"segment {name!r} with {num_rows!r} rows")
+            expected |= {f"{SEGMENTS}/{name}/{file}" for file in (ROWS_NAME, EMBEDDINGS_NAME)}
+        for name, num_deleted in self.tombstones.items():
+            if type(num_deleted) is not int or not 0 < num_deleted <= self.segments.get(name, 0):
+                raise ValueError(f"{num_deleted!r} deleted rows in segment {name!r}")
+        if self.tombstones:
+            expected.add(str(self.tombstones_name))
+        if difference := self.files.keys() ^ expected:
+            raise ValueError(f"{min(difference)!r} is listed without need, or needed and not listed")
+
+    def tombstone_tensors(self) -> TensorSpecs:
+        """What the tombstone file holds: for each segment the places of its deleted rows, ascending."""
+        return {name: (np.dtype(np.int64), (num,)) for name, num in sorted(self.tombstones.items())}

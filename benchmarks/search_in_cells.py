@@ -336,10 +336,13 @@ def on_disk(folder: Path, num_rows: int, dim: int, width: int, num_queries: int)
     owner = tree.assign(latlon_deg)
     folder = folder / f"{num_rows}x{dim}-int8"
     if not folder.exists():
+        ReferenceDatabase.create(folder, dim=dim, dtype="int8", model_fingerprint="random")
+    database = ReferenceDatabase.open(folder)
+    if not len(database):  # new, or left by a run that was stopped
         start = time.perf_counter()
-        database = ReferenceDatabase.create(folder, dim=dim, dtype="int8", model_fingerprint="random")
         database.append_batches(batches(latlon_deg, dim))
         print(f"made {database!r} in {time.perf_counter() - start:.0f} s")
+    del database
     del latlon_deg
     rng = np.random.default_rng(5)
     query = unit_vectors(num_queries, dim, rng)

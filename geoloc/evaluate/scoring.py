@@ -52,7 +52,8 @@ class ScoreWork:
         evaluation = Evaluation(self.protocol, self.breakdowns)
         evaluation.add(self.matched.part(slice(*payload)))
         with atomic_write(output, "w") as file:
-            json.dump(evaluation.state(), file, allow_nan=False)
+            # json.dump takes nearly twice as long
+            file.write(json.dumps(evaluation.state(), allow_nan=False))
 
 
 def score(

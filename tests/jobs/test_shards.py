@@ -226,7 +226,6 @@ def test_drivers_killed_at_many_random_moments(tmp_path, expected):
 def ray_cluster(monkeypatch):
     """A cluster that outlives the drivers, so that a kill does not cost the start of another one."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes its time
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     yield

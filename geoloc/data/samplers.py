@@ -268,6 +268,10 @@ class RankBatches:
         if len(stops) > 1 and stops[-1] - stops[-2] < num_ranks:
             del stops[-2]
         self._stops = stops
+        self._ordered: tuple[int, IntArray] = (
+            -1,
+            np.empty(0, np.int64),
+        )  # of the epoch that was asked for last
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
@@ -295,13 +299,19 @@ class RankBatches:
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first = self.epoch, self.position
         self.position = 0
-        indices = self._order(epoch)
         for number in range(first, len(self)):
-            batch = indices[self._stops[number - 1] if number else 0 : self._stops[number]]
-            if self._weights is not None:
-                generator = np.random.default_rng([self._seed, epoch, number])
-                batch = generator.choice(batch, len(batch), p=_as_probabilities(self._weights[batch]))
-            yield batch[self._rank :: self._num_ranks].tolist()
+            yield self.indices(epoch, number)
+
+    def indices(self, epoch: int, number: int) -> list[int]:
+        """Batch `number` of an epoch, whatever was taken before."""
+        if epoch != self._ordered[0]:
+            self._ordered = epoch, self._order(epoch)
+        batch = self._ordered[1][self._stops[number - 1] if number else 0 : self._stops[number]]
+        if self._weights is not None:
+            generator = np.random.default_rng([self._seed, epoch, number])
+            batch = generator.choice(batch, len(batch), p=_as_probabilities(self._weights[batch]))
+        chosen: list[int] = batch[self._rank :: self._num_ranks].tolist()
+        return chosen
 
 
 def _as_probabilities(weights: ArrayLike) -> FloatArray:

@@ -2,78 +2,65 @@
 
     stream = SampleStream(table, LoadImage(preprocess), Shuffled(len(table), seed=1), batch_size=64,
                           labels={"cell_id": table.cells_of(tree)})
-    loader = DataLoader(stream, batch_size=None, num_workers=4)       # it makes the batches itself
-    stream.start_at(epoch=3, step=1200)                               # where a killed run goes on
-    for batch in loader: batch["image"], batch["latlon_deg"], batch["cell_id"], batch["row"]
+    batch = stream.batch(index=1200, rank=0, world_size=2)     # any batch of any epoch, in any order
+    batch["image"], batch["latlon_deg"], batch["cell_id"], batch["row"]
 
-The order is computed, not collected: it depends on seed and epoch alone, step k of all ranks together takes the next
-`batch_size * num_ranks` rows of it, and workers take steps in turn. So the batches of a run, and the random numbers
-of each sample, are the same for any number of workers, two ranks see what one sees with twice the batch, and any
-step can be the first. Shards are read in place: a table knows where in its tar each picture begins, so nothing is
-buffered, and nothing in a shard but a picture is ever decoded.
+The order is computed, not collected: a batch and the random numbers of its samples depend on its number alone. So
+they are the same for any number of workers and ranks, and a killed run goes on with any of them. Shards are read in
+place: a table knows where in its tar each picture begins, so nothing is buffered, and nothing in a shard but a
+picture is ever decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from geoloc.data.sample import Sample, SampleTable
+from geoloc.data.samplers import Order, RankBatches
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.images.decode import decode_image
 from geoloc.images.preprocess import Preprocess
 
 Rgb: TypeAlias = NDArray[np.uint8]
-Order: TypeAlias = Callable[
-    [int], NDArray[np.int64]
-]  # epoch -> rows of the table, in the order they are seen
 Load: TypeAlias = Callable[[Sample, np.random.Generator], Mapping[str, Tensor]]
 Batch: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class InOrder:
-    """All rows from the first to the last, in every epoch."""
+class ShuffledNearby:
+    """Each of `num` samples once, mixed with about `window` others only: for disks that seek slowly.
 
-    num_samples: int
-
-    def __call__(self, epoch: int) -> NDArray[np.int64]:
-        """(num_samples,) rows."""
-        return np.arange(self.num_samples)
-
-
-@dataclass(frozen=True)
-class Shuffled:
-    """All rows once, in another order in every epoch.
+    A window is made of stretches that lie together; which ones, and the order inside, is new in every epoch.
 
     Attributes:
-        num_samples: of the table.
+        num: of samples.
         seed: another seed, other orders.
-        window: None shuffles everything with everything: right for memory and flash. Else only about so many rows are
-            mixed at a time, made of stretches of `block` rows that lie together: for disks that seek slowly.
-        block: rows of a stretch, about a shard.
+        window: samples that are mixed.
+        block: samples of a stretch, about a shard.
     """
 
-    num_samples: int
-    seed: int = 0
-    window: int | None = None
+    num: int
+    seed: int
+    window: int = 16_384
     block: int = 1024
 
+    def __len__(self) -> int:
+        return self.num
+
     def __call__(self, epoch: int) -> NDArray[np.int64]:
-        """(num_samples,) rows."""
-        rng = np.random.default_rng((self.seed, epoch))
-        if self.window is None:
-            return rng.permutation(self.num_samples)
-        starts = rng.permutation(np.arange(0, self.num_samples, self.block))
+        """The rows of this epoch."""
+        rng = np.random.default_rng([self.seed, epoch])
+        starts = rng.permutation(np.arange(0, self.num, self.block))
         rows = (starts[:, None] + np.arange(self.block)).ravel()
-        rows = rows[rows < self.num_samples]
+        rows = rows[rows < self.num]
         for start in range(0, len(rows), self.window):
             rng.shuffle(rows[start : start + self.window])
         return rows
@@ -103,26 +90,23 @@ class LoadImage:
         return {"image": self.preprocess(image)}
 
 
-class SampleStream(IterableDataset[Batch]):
-    """Batches of one rank; see the module.
+class SampleStream:
+    """Batches by their number; see the module. The trainer's `TrainingData`, and its `ValidationData`.
 
     A batch is what `load` gives, stacked, and `row` (B,), `latlon_deg` (B, 2) float64 and each of the labels.
 
     Args:
         table: the samples.
-        load: from a sample to tensors by name; called with random numbers that depend on seed, epoch and place in the
-            order only.
-        order: which rows are seen in an epoch.
-        batch_size: of this rank.
+        load: from a sample to tensors by name; its random numbers depend on seed, epoch and place in the order only.
+        order: which rows an epoch shows, see `geoloc.data.samplers`.
+        batch_size: of all ranks together; only the last batch of an epoch differs, see `RankBatches`.
         labels: name -> (n, ...) numbers, one row a sample, that come along.
-        rank: of this process.
-        num_ranks: processes that train together.
+        resampling_weights: (n,), of OSV-5M's density-aware batches, see `RankBatches`.
         seed: of the random numbers that `load` gets.
-        drop_last: leave out the last step of an epoch if it is not full. Otherwise its rows are shared out, and where
-            there are fewer of them than ranks, some ranks have one step less.
+        num_workers: processes that make the batches of `batches` ahead; 0 makes them in this one.
 
     Raises:
-        ConfigError: an impossible rank or size, or labels of another length or with a reserved name.
+        ConfigError: labels of another length or with a reserved name.
     """
 
     def __init__(
@@ -132,81 +116,79 @@ class SampleStream(IterableDataset[Batch]):
         order: Order,
         *,
         batch_size: int,
-        labels: Mapping[str, NDArray[Any]] | None = None,
-        rank: int = 0,
-        num_ranks: int = 1,
+        labels: Mapping[str, ArrayLike] | None = None,
+        resampling_weights: ArrayLike | None = None,
         seed: int = 0,
-        drop_last: bool = False,
+        num_workers: int = 0,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < num_ranks:
-            raise ConfigError(
-                f"a stream needs batch_size >= 1 and 0 <= rank < num_ranks; found batch_size {batch_size}, rank "
-                f"{rank} of {num_ranks}"
-            )
         self.table, self.load, self.order, self.batch_size = table, load, order, batch_size
-        self.rank, self.num_ranks, self.seed, self.drop_last = rank, num_ranks, seed, drop_last
-        self.labels = {"latlon_deg": table.latlon_deg, **(labels or {})}
+        self.resampling_weights, self.seed, self.num_workers = resampling_weights, seed, num_workers
+        self._made: dict[tuple[int, int], RankBatches] = {}  # by rank and world size
+        self.labels = {name: np.asarray(values) for name, values in (labels or {}).items()}
         for name, values in self.labels.items():
-            if len(values) != len(table) or name in ("row", "image"):
+            if name in ("row", "image", "latlon_deg"):
+                raise ConfigError(f"no label can be called {name!r}: a batch has that already")
+            if len(values) != len(table):
                 raise ConfigError(
                     f"the label {name!r} has {len(values):,} rows, and there are {len(table):,} samples"
-                    if len(values) != len(table)
-                    else f"no label can be called {name!r}: a batch has that already"
                 )
-        # Shared, so that workers that live on from one epoch to the next see where to start.
-        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
-
-    def start_at(self, epoch: int, step: int = 0) -> None:
-        """What the next iteration begins with: a step of an epoch, both counted from 0."""
-        self._start[:] = torch.tensor([epoch, step])
-
-    @property
-    def start(self) -> tuple[int, int]:
-        """Epoch and step that the next iteration begins with."""
-        epoch, step = self._start.tolist()
-        return int(epoch), int(step)
-
-    def num_steps(self, epoch: int) -> int:
-        """Steps of a whole epoch, the same for all ranks."""
-        global_batch = self.batch_size * self.num_ranks
-        num_rows = len(self.order(epoch))
-        return num_rows // global_batch if self.drop_last else -(-num_rows // global_batch)
 
     def __len__(self) -> int:
-        epoch, step = self.start
-        return max(0, self.num_steps(epoch) - step)
+        """Batches of an epoch."""
+        return len(self._batches_of(0, 1))
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        epoch, start = self.start
-        rows = self.order(epoch)
-        for step in range(start + first, self.num_steps(epoch), stride):
-            places = step_places(len(rows), step, self.batch_size, self.rank, self.num_ranks)
-            if places:
-                yield self.batch_of(rows[places.start : places.stop], [(epoch, place) for place in places])
-
-    def batch_of(self, rows: NDArray[np.int64], draws: Sequence[tuple[int, int]]) -> Batch:
-        """A batch of any rows, (B,).
-
-        Args:
-            rows: of the table.
-            draws: (epoch, place) of each, which its random numbers depend on.
+    def batch(self, index: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """This rank's part of a batch; batches are counted through all epochs.
 
         Raises:
-            BadImageError: a picture is unusable; names the sample.
+            BadImageError: a picture cannot be read; names the sample, its file and the remedy.
+            ConfigError: the ranks cannot share a batch evenly.
         """
-        loaded = [self._load(*draw, row) for draw, row in zip(draws, rows.tolist(), strict=True)]
+        batches = self._batches_of(rank, world_size)
+        epoch, number = divmod(index, len(batches))
+        rows = batches.indices(epoch, number)
+        # The ranks deal a batch out in turn, so place i of a rank is place i * world_size + rank of the whole.
+        loaded = [
+            self._load(row, (self.seed, epoch, number, i * world_size + rank)) for i, row in enumerate(rows)
+        ]
         batch: Batch = default_collate(loaded)
-        batch["row"] = torch.from_numpy(rows.copy())
+        batch["row"] = torch.tensor(rows)
+        batch["latlon_deg"] = torch.from_numpy(self.table.latlon_deg[rows])
         for name, values in self.labels.items():
             batch[name] = torch.from_numpy(values[rows])
         return batch
 
-    def _load(self, epoch: int, place: int, row: int) -> dict[str, Tensor]:
+    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's part of the first epoch, batch by batch; over the ranks, every sample comes once.
+
+        Raises:
+            BadImageError, ConfigError: as `batch`.
+        """
+        part = _Part(self, rank, world_size)
+        # An iterator of its own, since DataLoader's says nothing about its type.
+        yield from DataLoader(part, batch_size=None, num_workers=self.num_workers)
+
+    def _batches_of(self, rank: int, world_size: int) -> RankBatches:
+        if (rank, world_size) not in self._made:
+            if self.batch_size % world_size:
+                raise ConfigError(
+                    f"{world_size} processes cannot share a batch of {self.batch_size} evenly: choose a multiple of "
+                    f"{world_size} as batch_size"
+                )
+            self._made[rank, world_size] = RankBatches(
+                self.order,
+                self.batch_size // world_size,
+                rank=rank,
+                num_ranks=world_size,
+                resampling_weights=self.resampling_weights,
+                seed=self.seed,
+            )
+        return self._made[rank, world_size]
+
+    def _load(self, row: int, seed: tuple[int, ...]) -> dict[str, Tensor]:
         sample = self.table[row]
         try:
-            return dict(self.load(sample, np.random.default_rng((self.seed, epoch, place))))
+            return dict(self.load(sample, np.random.default_rng(seed)))
         except BadImageError as error:
             raise BadImageError(
                 f"sample {sample.key!r} ({sample.image}): {error.reason}; `geoloc data verify --decode` finds all such "
@@ -214,12 +196,14 @@ class SampleStream(IterableDataset[Batch]):
             ) from error
 
 
-def step_places(num_rows: int, step: int, batch_size: int, rank: int, num_ranks: int) -> range:
-    """Which places of an epoch's order a rank takes in a step; the ranks' ranges together are the next rows.
+class _Part(Dataset[Batch]):
+    """The batches of a rank in an epoch, as a DataLoader wants them."""
 
-    >>> [step_places(10, 1, 2, rank, 3) for rank in range(3)]
-    [range(6, 7), range(7, 8), range(8, 10)]
-    """
-    first = step * batch_size * num_ranks
-    num = min(batch_size * num_ranks, num_rows - first)
-    return range(first + num * rank // num_ranks, first + num * (rank + 1) // num_ranks)
+    def __init__(self, stream: SampleStream, rank: int, world_size: int) -> None:
+        self._stream, self._rank, self._world_size = stream, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self._stream._batches_of(self._rank, self._world_size))
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._stream.batch(index, self._rank, self._world_size)

@@ -17,9 +17,9 @@ from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from geoloc.batch.work import LocalizeWork
+    from geoloc.data.tables import PointTable
     from geoloc.evaluate.benchmarks import Benchmark
     from geoloc.evaluate.report import EvaluationRun
-    from geoloc.evaluate.tables import PointTable
     from geoloc.images.query import QueryMode
     from geoloc.metrics.protocols import Protocol
 
@@ -113,9 +113,9 @@ def evaluate(
     and scoring are shard jobs; an interrupted run continues. A model's predictions are kept beside the report, in
     OUTPUT.predictions/.
     """
+    from geoloc.data.tables import Columns, read_points
     from geoloc.evaluate.leakage import RADII_M, leakage_warnings
     from geoloc.evaluate.matching import match
-    from geoloc.evaluate.tables import Columns, read_points
     from geoloc.metrics.protocols import get_protocol
 
     _check_ways(predictions, truth, model, benchmark, data, compare, output)
@@ -265,7 +265,7 @@ def _finder(folder: Path | None) -> Any:
 def _localize(work: "LocalizeWork", benchmark: "Benchmark", output: Path, crew: Crew) -> "PointTable":
     """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
     from geoloc.batch.sources import file_payloads, name_shards
-    from geoloc.evaluate.tables import read_shards
+    from geoloc.data.tables import read_shards
     from geoloc.jobs.shards import ShardJob
 
     if not benchmark.images:

@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.data.tables import Columns, PointTable, read_points
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
-from geoloc.evaluate.tables import Columns, PointTable, read_points
 from geoloc.images.exif import read_exif_latlon_deg
 from geoloc.localize.inputs import IMAGE_SUFFIXES, ImageFile, find_images
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.data.tables import PointTable, Strings
 from geoloc.errors import BadTableError
-from geoloc.evaluate.tables import PointTable, Strings
 from geoloc.metrics.protocols import Protocol
 from quadtree.sphere import wrap_longitude_deg
 

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from geoloc.data.tables import Columns, read_points
 from geoloc.errors import BadTableError, NotFoundError
-from geoloc.evaluate.tables import Columns, read_points
 
 GOOD = 'id,latitude,longitude,country,note\n007,1.5,2.5,NA,\n8,,3,SE,"a, b"\n9,nan, 4.0 ,SE,x\n'
 

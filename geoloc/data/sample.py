@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from geoloc.errors import BadImageError, BadTableError, ConfigError, FingerprintMismatchError, NotFoundError
+from geoloc.errors import BadTableError, ConfigError, FingerprintMismatchError, NotFoundError
 from geoloc.files import atomic_write
-from geoloc.images.decode import DEFAULT_LIMITS
+from geoloc.images.places import ImagePlace
 from quadtree.sphere import validate_latlon_deg
 
 if TYPE_CHECKING:
@@ -41,47 +41,6 @@ _COORDINATES: Final = ("latitude", "longitude")
 _RESERVED: Final = ("key", *_PLACES, "cell_id", *NUMBERS, *TEXTS, *_COORDINATES)
 
 _ROOT_KEY, _FINGERPRINT_KEY = b"geoloc.root", b"geoloc.quadtree"
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePlace:
-    """Where the encoded bytes of a picture lie: a file, or a stretch of one (a member of an uncompressed tar).
-
-    Attributes:
-        path: of the file.
-        offset: of the first byte.
-        num_bytes: how many; None takes the whole file.
-    """
-
-    path: str
-    offset: int = 0
-    num_bytes: int | None = None
-
-    def read(self, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
-        """The encoded bytes.
-
-        Raises:
-            BadImageError: the file is not there, is shorter than it was, or is too large for an image.
-        """
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size if self.num_bytes is None else self.num_bytes
-                if size > max_bytes:
-                    raise BadImageError(f"{self}: too many bytes: {size:,} exceed the limit of {max_bytes:,}")
-                data = os.pread(file.fileno(), size, self.offset)
-                while 0 < len(data) < size:  # a network file system may give less than was asked for
-                    more = os.pread(file.fileno(), size - len(data), self.offset + len(data))
-                    if not more:
-                        break
-                    data += more
-        except OSError as error:
-            raise BadImageError(f"{self}: cannot be read: {error.strerror}") from error
-        if len(data) != size:
-            raise BadImageError(f"{self}: the file ends inside of it; make it anew")
-        return data
-
-    def __str__(self) -> str:
-        return self.path if self.num_bytes is None else f"{self.path} at byte {self.offset:,}"
 
 
 @dataclass(frozen=True, slots=True)

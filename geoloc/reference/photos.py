@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ import pyarrow.parquet as pq
 
 from geoloc.errors import BadImageError, ConfigError, IntegrityError, NotFoundError
 from geoloc.files import safe_join
-from geoloc.images import DEFAULT_LIMITS, read_exif_heading_deg, read_exif_latlon_deg
+from geoloc.images import read_exif_heading_deg, read_exif_latlon_deg
 from geoloc.images.decode import IMAGE_SUFFIXES, read_image_bytes
+from geoloc.images.places import tar_samples
 from quadtree import InvalidCoordinateError, validate_latlon_deg
 
 _MAX_JSON_BYTES: Final = 2**20
@@ -185,14 +185,8 @@ class TarPhotos(Photos):
         columns: Mapping[str, str] | None = None,
     ) -> None:
         self._names = _names_of(columns)
-        self._places: list[tuple[Path, _Member, _Member | None]] = []
-        self.keys = []
-        self._sizes: list[int] = []
-        for path in map(Path, paths):
-            for key, picture, about in _samples(path):
-                self.keys.append(key)
-                self._places.append((path, picture, about))
-                self._sizes.append(picture[1])
+        self._samples = [sample for path in paths for sample in tar_samples(path)]
+        self.keys = [sample.key for sample in self._samples]
         if not self.keys:
             raise ConfigError(f"there is no picture in {', '.join(map(str, paths))}")
         self._table: dict[str, dict[str, Any]] | None = None
@@ -202,13 +196,13 @@ class TarPhotos(Photos):
             self._table = {str(row[0]): dict(zip(known, row, strict=True)) for row in rows}
 
     def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
-        path, picture, about = self._places[number]
+        sample = self._samples[number]
         known: Mapping[str, Any] = {}
         if self._table is not None:
             known = self._table.get(self.keys[number], {})
-        elif about is not None:
-            known = self._fields(_read_member(path, about, _MAX_JSON_BYTES))
-        return _read_member(path, picture, DEFAULT_LIMITS.max_bytes), known
+        elif sample.about is not None:
+            known = self._fields(sample.about.read(_MAX_JSON_BYTES))
+        return sample.picture.read(), known
 
     def _fields(self, data: bytes) -> Mapping[str, Any]:
         try:
@@ -223,7 +217,7 @@ class TarPhotos(Photos):
         }
 
     def facts(self) -> dict[str, Any]:  # noqa: D102
-        sized = [f"{key} {size}" for key, size in zip(self.keys, self._sizes, strict=True)]
+        sized = [f"{sample.key} {sample.picture.num_bytes}" for sample in self._samples]
         return {"samples_sha256": _digest(sized), "table_sha256": _digest([json.dumps(self._table)])}
 
 
@@ -333,8 +327,6 @@ def _number(value: Any) -> float | None:
 
 # --- Files ------------------------------------------------------------------------------------------------
 
-_Member = tuple[int, int]  # where a member's bytes begin in its tar, and how many they are
-
 
 def _images_below(folder: Path) -> Iterator[str]:
     for parent, folders, names in os.walk(folder):
@@ -344,42 +336,6 @@ def _images_below(folder: Path) -> Iterator[str]:
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 key = (below / name).as_posix()
                 yield os.fsencode(key).decode("utf-8", "backslashreplace")
-
-
-def _samples(path: Path) -> Iterator[tuple[str, _Member, _Member | None]]:
-    """Key, picture and JSON of each sample with a picture, in the tar's order."""
-    if not path.is_file():
-        raise NotFoundError(f"there is no tar of photos {path}: check the path")
-    samples: dict[str, dict[str, _Member]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:  # never a compressed one: photos are read from their places
-            for member in tar:
-                folder, name = os.path.split(member.name)
-                stem, _, kind = name.partition(".")
-                if member.isreg() and kind:
-                    place = (member.offset_data, member.size)
-                    samples.setdefault(os.path.join(folder, stem), {}).setdefault(kind.lower(), place)
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path} is no uncompressed tar ({error}): unpack what is around it") from None
-    for key, members in samples.items():
-        picture = next((members[kind] for kind in members if f".{kind}" in IMAGE_SUFFIXES), None)
-        if picture is not None:
-            yield key, picture, members.get("json")
-
-
-def _read_member(path: Path, member: _Member, max_bytes: int) -> bytes:
-    offset, size = member
-    if size > max_bytes:
-        raise BadImageError(f"too many bytes: {size:,} exceed the limit of {max_bytes:,}")
-    try:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    except OSError as error:
-        raise BadImageError(f"file cannot be read: {error.strerror}") from error
-    if len(data) != size:
-        raise BadImageError("the tar ends inside of it")
-    return data
 
 
 def _digest(texts: Sequence[str]) -> str:

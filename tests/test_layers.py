@@ -55,7 +55,7 @@ DOORS = {
     "lightning": ["geoloc/train/"],
     "matplotlib": ["geoloc/view/"],
     "omegaconf": ["geoloc/cli/"],
-    "open_clip": ["geoloc/models/backbone.py"],
+    "open_clip": ["geoloc/models/backbone.py", "geoloc/models/text_tower.py"],
     "pillow_heif": ["geoloc/images/decode.py"],
     "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],
     "rasterio": ["geoloc/reference/aerial/geotiff.py"],

@@ -18,6 +18,7 @@ from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.quadtree import quadtree_app
 from geoloc.cli.reference import reference_app
+from geoloc.cli.train import train as _train
 from geoloc.errors import GeolocError
 
 app = new_app(
@@ -29,6 +30,7 @@ app = new_app(
 app.command()(_localize)
 app.command()(_evaluate)
 app.command()(_batch)
+app.command()(_train)
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")
 

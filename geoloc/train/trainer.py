@@ -31,6 +31,7 @@ from geoloc.errors import ConfigError, MissingDependencyError
 from geoloc.torchvision_cpu import ensure_importable
 from geoloc.train.average import WeightAverage
 from geoloc.train.optimise import OptimizerConfig, Role, ScheduleConfig, build_optimizer, build_schedule
+from geoloc.train.ranks import gathered, seed_of
 from geoloc.train.run_folder import MetricsFile, RunFolder
 
 ensure_importable()  # lightning imports torchmetrics, and that torchvision
@@ -499,18 +500,3 @@ class _Numbered(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._data.batch(index, self._rank, self._world_size)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed, 63 bits, that depends on every one of the numbers (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of all ranks, one after another, on every rank; lengths may differ."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[dict[str, Tensor]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
-    names = next(part for part in parts if part).keys()
-    return {name: torch.cat([part[name] for part in parts if part]) for name in names}

@@ -1,0 +1,59 @@
+"""What the processes of one training tell each other, and how their random numbers differ.
+
+Knows nothing about losses or models.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed import nn as differentiable
+
+
+def is_distributed() -> bool:
+    """Whether there are other processes to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes."""
+    return not is_distributed() or torch.distributed.get_rank() == 0
+
+
+def of_all_ranks(own: Tensor) -> Tensor:
+    """The rows of all ranks, (b, …) -> (n, …), with gradients back to each; the ranks may differ in b.
+
+    A loss over all rows that every rank computes, averaged over the ranks by DDP, has the gradients that one
+    process with the whole batch has.
+    """
+    if not is_distributed():
+        return own
+    lengths = [
+        torch.zeros(1, dtype=torch.int64, device=own.device)
+        for _ in range(torch.distributed.get_world_size())
+    ]
+    torch.distributed.all_gather(lengths, torch.tensor([len(own)], device=own.device))
+    longest = max(int(length) for length in lengths)
+    padded = torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])])
+    if own.requires_grad:
+        parts = list(differentiable.all_gather(padded))
+    else:
+        parts = [torch.empty_like(padded) for _ in lengths]
+        torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
+
+
+def gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors on the CPU of all ranks, one after another, on every rank; lengths may differ."""
+    if not is_distributed():
+        return own
+    parts: list[dict[str, Tensor]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    names = next(part for part in parts if part).keys()
+    return {name: torch.cat([part[name] for part in parts if part]) for name in names}
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed, 63 bits, that depends on every one of the numbers (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -9,7 +9,7 @@ import csv
 import gzip
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,12 +100,15 @@ class PointTable:
         return _as_floats(self.path, name, self.others[name])
 
 
-def read_points(path: str | Path, columns: Columns | None = None) -> PointTable:
+def read_points(
+    path: str | Path, columns: Columns | None = None, others: Collection[str] | None = None
+) -> PointTable:
     """Read a table of points.
 
     Args:
         path: ends in .csv, .csv.gz, .tsv or .parquet.
         columns: what its columns are called.
+        others: which of the other columns come along, where they are there; None takes all.
 
     Raises:
         NotFoundError: there is no such file.
@@ -114,22 +117,21 @@ def read_points(path: str | Path, columns: Columns | None = None) -> PointTable:
     path, columns = Path(path), columns or Columns()
     if not path.is_file():
         raise NotFoundError(f"there is no table {path}; check the path")
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    names = column_names(path)
     for option in ("id", "latitude", "longitude"):
         name = getattr(columns, option)
-        if (num := table.column_names.count(name)) != 1:
+        if (num := names.count(name)) != 1:
             raise BadTableError(
                 f"{path} has {num if num else 'no'} column {name!r} of {option}s; its columns are "
-                f"{', '.join(table.column_names)}; name the right one with --{option}-column"
+                f"{', '.join(names)}; name the right one with --{option}-column"
             )
+    needed = (columns.id, columns.latitude, columns.longitude)
+    kept = names if others is None else [name for name in names if name in needed or name in others]
+    table = _read_parquet(path, kept) if _is_parquet(path) else _read_csv(path, names, kept)
     latlon_deg = np.stack(
         [_as_floats(path, name, table[name]) for name in (columns.latitude, columns.longitude)], axis=1
     )
-    others = {
-        name: table[name]
-        for name in table.column_names
-        if name not in (columns.id, columns.latitude, columns.longitude)
-    }
+    others = {name: table[name] for name in table.column_names if name not in needed}
     return PointTable(path, _ids(path, columns.id, table[columns.id]), latlon_deg, others)
 
 
@@ -149,29 +151,52 @@ def read_shards(folder: Path, paths: Sequence[Path]) -> PointTable:
     )
 
 
-def _read_parquet(path: Path) -> "pa.Table":
+def column_names(path: str | Path) -> list[str]:
+    """What the columns of a CSV or Parquet table are called, in their order.
+
+    Raises:
+        BadTableError: there is no header, or it is no Parquet file.
+    """
+    path = Path(path)
+    if not _is_parquet(path):
+        return _header(path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path, use_threads=False)
+        return list(pq.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
         raise BadTableError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
 
 
-def _read_csv(path: Path) -> "pa.Table":
-    """All columns as text: what is a number is decided by who asks for one."""
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _read_parquet(path: Path, kept: Sequence[str]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=list(kept), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise BadTableError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def _read_csv(path: Path, header: Sequence[str], kept: Sequence[str]) -> "pa.Table":
+    """Columns as text: what is a number is decided by who asks for one."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    header = _header(path)
     try:
         return arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),
             parse_options=arrow_csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+                column_types=dict.fromkeys(header, pa.string()),
+                strings_can_be_null=False,
+                include_columns=[] if list(kept) == list(header) else list(kept),
             ),
         )
     except pa.ArrowException as error:
@@ -255,23 +280,35 @@ def _first_word(path: Path, name: str, column: "pa.ChunkedArray") -> str:
         try:
             float("nan" if value is None else value)
         except (TypeError, ValueError):
-            where = (
-                f"row {row + 1}" if path.suffix.lower() == ".parquet" else f"line {_line_of_row(path, row)}"
-            )
+            (where,) = where_rows_are(path, [row])
             return (
                 f"{path} {where}: {name} is {value!r}, which is no number; leave it empty if it is not known"
             )
     return f"{path}: the column {name!r} holds no numbers"
 
 
-def _line_of_row(path: Path, row: int) -> int:
-    with _rows(path) as rows:
-        next(rows)
-        seen, line = 0, int(rows.line_num) + 1
-        for fields in rows:
+def where_rows_are(path: str | Path, rows: Sequence[int]) -> list[str]:
+    """Where rows are for a reader of the file: "line 17" of a CSV, "row 16" of another table.
+
+    Args:
+        path: of the table.
+        rows: counted from 0, ascending.
+    """
+    path = Path(path)
+    if not {".csv", ".tsv"} & {suffix.lower() for suffix in path.suffixes}:
+        return [f"row {row + 1}" for row in rows]
+    lines, wanted = [], iter(rows)
+    row = next(wanted, None)
+    with _rows(path) as fields_of_rows:
+        next(fields_of_rows)
+        seen, line = 0, int(fields_of_rows.line_num) + 1
+        for fields in fields_of_rows:
+            if row is None:
+                break
             if fields:  # Arrow leaves out empty lines, too
                 if seen == row:
-                    return line
+                    lines.append(f"line {line}")
+                    row = next(wanted, None)
                 seen += 1
-            line = int(rows.line_num) + 1
-    raise AssertionError(f"{path} has fewer rows than were read of it")
+            line = int(fields_of_rows.line_num) + 1
+    return lines

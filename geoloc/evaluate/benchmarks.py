@@ -5,12 +5,10 @@
     benchmark.images                  # the files, for `geoloc localize`
     benchmark.warnings                # what is not as it should be: a missing file, another number of images
 
-Each loader knows one layout and nothing else. Nothing is downloaded here.
+Layouts that training knows, too, are read by `geoloc.data.layouts`. Nothing is downloaded here.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +18,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.data.tables import Columns, PointTable, read_points
+from geoloc.data.layouts import im2gps, osv5m, statewide, yfcc
+from geoloc.data.layouts.files import only_table, usual_columns
+from geoloc.data.layouts.image_tree import ImageTree
+from geoloc.data.tables import PointTable, read_points
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
 from geoloc.images.exif import read_exif_latlon_deg
-from geoloc.localize.inputs import IMAGE_SUFFIXES, ImageFile, find_images
+from geoloc.localize.inputs import ImageFile, find_images
 
 
 @dataclass(frozen=True)
@@ -93,130 +94,41 @@ def _benchmark(truth: PointTable, paths: Mapping[str, Path], **rest: Any) -> Ben
     return Benchmark("", "", truth, images, **rest)
 
 
-def _by_stem_or_name(truth: PointTable, folder: Path) -> dict[str, Path]:
+def _found_below(truth: PointTable, folder: Path) -> dict[str, Path]:
     """Files below a folder by the ids of a table, which may leave out the suffix or the folders."""
-    if not folder.is_dir():
-        return {}
-    by_name: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
-        for name in (path.stem, path.name, path.relative_to(folder).as_posix()):
-            by_name.setdefault(name, path)
-    found = {}
-    for image_id in truth.ids:
-        for name in (image_id, Path(image_id).name):
-            if name in by_name:
-                found[image_id] = by_name[name]
-                break
-    return found
+    import pyarrow as pa
 
-
-def _first_table(folder: Path, *names: str) -> Path:
-    for name in names:
-        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
-            if path.is_file():
-                return path
-    raise NotFoundError(
-        f"{folder} has none of {', '.join(names)}: check that the benchmark is unpacked there"
-    )
+    files = ImageTree(folder).find(pa.array(truth.ids, pa.string())).to_pylist()
+    return {name: folder / file for name, file in zip(truth.ids, files, strict=True) if file is not None}
 
 
 # --- One loader for each layout ---------------------------------------------------------------------------
 
 
 def _osv5m(folder: Path) -> Benchmark:
-    """The Hub's layout: test.csv (or test/test.csv), images anywhere below as ID.jpg."""
-    path = _first_table(folder, "test.csv", "test/test.csv")
-    truth = read_points(path)
-    return _benchmark(truth, _by_stem_or_name(truth, folder))
+    truth = read_points(osv5m.truth_file(folder, "test"))
+    return _benchmark(truth, _found_below(truth, folder))
 
 
 def _im2gps(folder: Path) -> Benchmark:
-    """OSV-5M's copy (images/ and info.json with Flickr's lines), or the ISN family's CSV (IMG_ID, LAT, LON)."""
-    info = folder / "info.json"
-    if info.is_file():
-        truth = _from_rows(info, _im2gps_rows(info))
-    else:
-        path = _first_table(folder, "im2gps3k_places365.csv", "im2gps_places365.csv")
-        truth = read_points(path, Columns(id="IMG_ID", latitude="LAT", longitude="LON"))
-    return _benchmark(truth, _by_stem_or_name(truth, folder))
-
-
-def _im2gps_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    try:
-        entries = json.loads(path.read_bytes())
-        for name, lines in sorted(entries.items()):
-            if lines:  # an image whose position was lost has an empty list, and no evaluation counts it
-                yield name, lines[-4].replace("latitude: ", ""), lines[-3].replace("longitude: ", "")
-    except (ValueError, AttributeError, IndexError) as error:
-        raise BadTableError(
-            f"{path} is not Im2GPS's info.json (image name -> lines, the position in the 4th and 3rd from the end)"
-        ) from error
+    truth = im2gps.read_truth(folder)
+    return _benchmark(truth, _found_below(truth, folder))
 
 
 def _yfcc(folder: Path) -> Benchmark:
-    """info.txt of YFCC4k (tabs; columns 1 id, 12 longitude, 13 latitude), or the ISN family's CSV."""
-    info = folder / "info.txt"
-    if info.is_file():
-        truth = _from_rows(info, _yfcc_rows(info))
-    else:
-        path = _first_table(
-            folder, "yfcc4k_places365.csv", "yfcc25600_places365.csv", "yfcc26k_places365.csv"
-        )
-        truth = read_points(path, Columns(id="IMG_ID", latitude="LAT", longitude="LON"))
-    return _benchmark(truth, _by_stem_or_name(truth, folder))
-
-
-def _yfcc_rows(path: Path) -> Iterator[tuple[str, str, str]]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        fields = line.split("\t")
-        if len(fields) < 14:
-            raise BadTableError(
-                f"{path} line {number}: {len(fields)} fields between tabs, expected 14 or more"
-            )
-        yield fields[1], fields[13], fields[12]
-
-
-def _from_rows(path: Path, rows: Iterator[tuple[str, str, str]]) -> PointTable:
-    ids, latitudes, longitudes = [], [], []
-    for number, (name, latitude, longitude) in enumerate(rows, start=1):
-        try:
-            latitudes.append(float(latitude))
-            longitudes.append(float(longitude))
-        except ValueError as error:
-            raise BadTableError(f"{path} entry {number} ({name}): {error}") from error
-        ids.append(name)
-    return PointTable(path, np.array(ids, np.object_), np.array([latitudes, longitudes]).T.reshape(-1, 2))
+    truth = yfcc.read_truth(folder)
+    return _benchmark(truth, _found_below(truth, folder))
 
 
 def _csv(path: Path) -> Benchmark:
     """Any table with id, latitude, longitude; images are named by the ids, beside it or in images/."""
     if path.is_dir():
-        tables = sorted(
-            entry for entry in path.iterdir() if entry.suffix.lower() in (".csv", ".tsv", ".parquet")
-        )
-        if len(tables) != 1:
-            raise NotFoundError(f"{path} has {len(tables)} tables; name the one with the truth")
-        path = tables[0]
-    truth = read_points(path, _usual_columns(path))
-    return _benchmark(truth, _by_stem_or_name(truth, path.parent))
-
-
-def _usual_columns(path: Path) -> Columns:
-    """GWS-like tables call their columns by one of a few names."""
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        names = pq.read_schema(path).names
-    else:
-        with open(path, encoding="utf-8") as file:
-            names = [name.strip().strip('"') for name in re.split("[,\t]", file.readline())]
-    wanted = {
-        "id": ("id", "IMG_ID", "image_id", "img_id", "image", "filename", "name", "path"),
-        "latitude": ("latitude", "LAT", "lat", "Latitude"),
-        "longitude": ("longitude", "LON", "lon", "lng", "Longitude"),
-    }
-    found = {column: next((n for n in usual if n in names), column) for column, usual in wanted.items()}
-    return Columns(**found)
+        table = only_table(path)
+        if table is None:
+            raise NotFoundError(f"{path} has no table; name the one with the truth")
+        path = table
+    truth = read_points(path, usual_columns(path))
+    return _benchmark(truth, _found_below(truth, path.parent))
 
 
 def _folder(folder: Path) -> Benchmark:
@@ -288,37 +200,10 @@ def vg_latlon_deg(paths: Sequence[Path]) -> NDArray[np.float64]:
 
 
 def _statewide(folder: Path) -> Benchmark:
-    """Statewide's folder data set: dataset.json, latlons.npz, images/ by the reversed digits of the index."""
-    facts_path, points_path = _first_table(folder, "dataset.json"), _first_table(folder, "latlons.npz")
-    try:
-        facts = json.loads(facts_path.read_bytes())
-        num, levels = int(facts["images-num"]), int(facts["images-directory-levels"])
-        with np.load(points_path, allow_pickle=False) as arrays:
-            latlon_deg = np.asarray(arrays["latlons"], np.float64)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadTableError(f"{folder} is no data set of Statewide's: {error!r}") from error
-    if latlon_deg.shape != (num, 2):
-        raise BadTableError(
-            f"{points_path} has shape {latlon_deg.shape}, and dataset.json promises {num} images"
-        )
-    ids = [str(index) for index in range(num)]
-    base = facts_path.parent / "images"
-    paths = {}
-    for index, name in enumerate(ids):
-        stem = base / statewide_stem(index, levels)
-        for path in sorted(stem.parent.glob(f"{stem.name}-*.jpg")):  # one file for each stored resolution
-            paths[name] = path
-    return _benchmark(PointTable(folder, np.array(ids, np.object_), latlon_deg), paths)
-
-
-def statewide_stem(index: int, levels: int) -> str:
-    """Where Statewide keeps an image: twelve digits, reversed, the first `levels` of them as folders.
-
-    >>> statewide_stem(1234, 2)
-    '4/3/2100000000'
-    """
-    digits = f"{index:012}"[::-1]
-    return "/".join([*digits[:levels], digits[levels:]])
+    truth, base, levels = statewide.read_truth(folder)
+    files = statewide.image_files(base, len(truth), levels).to_pylist()
+    paths = {name: base / file for name, file in zip(truth.ids, files, strict=True) if file is not None}
+    return _benchmark(truth, paths)
 
 
 BENCHMARKS: Final[Mapping[str, _Kind]] = MappingProxyType(

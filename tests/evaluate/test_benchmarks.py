@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from geoloc.data.layouts.statewide import statewide_stem
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
-from geoloc.evaluate.benchmarks import BENCHMARKS, load_benchmark, statewide_stem, vg_latlon_deg
+from geoloc.evaluate.benchmarks import BENCHMARKS, load_benchmark, vg_latlon_deg
 
 
 def picture(path):

@@ -1,0 +1,65 @@
+"""What loaders of layouts ask a folder: where its table is, and what that calls its columns."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from geoloc.data.tables import Columns, PointTable, column_names
+from geoloc.errors import BadTableError, NotFoundError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+
+
+def find_table(folder: Path, *names: str) -> Path:
+    """The first of these files in a folder or one right below it.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    for name in names:
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if path.is_file():
+                return path
+    raise NotFoundError(f"{folder} has none of {', '.join(names)}: check that the data set is unpacked there")
+
+
+def only_table(folder: Path) -> Path | None:
+    """The one table right in a folder; None if there is none.
+
+    Raises:
+        NotFoundError: there are several.
+    """
+    tables = sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in TABLE_SUFFIXES)
+    if len(tables) > 1:
+        raise NotFoundError(f"{folder} has {len(tables)} tables; name the one with the truth")
+    return tables[0] if tables else None
+
+
+def usual_columns(path: Path) -> Columns:
+    """GWS-like tables call their columns by one of a few names."""
+    names = column_names(path)
+    wanted = {
+        "id": ("id", "IMG_ID", "image_id", "img_id", "image", "filename", "name", "path"),
+        "latitude": ("latitude", "LAT", "lat", "Latitude"),
+        "longitude": ("longitude", "LON", "lon", "lng", "Longitude"),
+    }
+    return Columns(
+        **{column: next((n for n in usual if n in names), column) for column, usual in wanted.items()}
+    )
+
+
+def points_of(path: Path, rows: Iterator[tuple[str, str, str]]) -> PointTable:
+    """A table of ids, latitudes and longitudes that were read as text.
+
+    Raises:
+        BadTableError: a text is no number; names the entry.
+    """
+    ids, latlon_deg = [], []
+    for number, (name, latitude, longitude) in enumerate(rows, start=1):
+        try:
+            latlon_deg.append((float(latitude), float(longitude)))
+        except ValueError as error:
+            raise BadTableError(f"{path} entry {number} ({name}): {error}") from error
+        ids.append(name)
+    return PointTable(path, np.array(ids, np.object_), np.array(latlon_deg, np.float64).reshape(-1, 2))

@@ -1,0 +1,90 @@
+"""The images below a folder, found by name: walked once, joined with millions of ids as columns."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geoloc.errors import ConfigError
+from geoloc.images.decode import IMAGE_SUFFIXES
+
+
+class ImageTree:
+    """All files below a folder that are called like images; names that begin with a dot are left out.
+
+    Args:
+        root: what paths are relative to.
+        below: the folder in it that is walked.
+
+    Attributes:
+        files: (n,) paths relative to the root, "images/train/00/17.jpg"; folder by folder in the order of names.
+
+    Raises:
+        ConfigError: a name that is not UTF-8.
+    """
+
+    def __init__(self, root: str | Path, below: str = ".") -> None:
+        self.root = os.path.abspath(root)
+        start = os.path.normpath(os.path.join(self.root, below))
+        chunks = [pa.array(names, pa.string()) for names in self._walk(start)]
+        self.files: pa.Array = pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
+
+    def _walk(self, start: str) -> Iterator[list[str]]:
+        """The images of each folder; never a folder twice, whatever links there are."""
+        waiting, seen = [start] if os.path.isdir(start) else [], set()
+        while waiting:
+            folder = waiting.pop()
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            below = os.path.relpath(folder, self.root)
+            prefix = "" if below == "." else below + "/"
+            names, folders = [], []
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                        names.append(prefix + entry.name)
+                    elif entry.is_dir():
+                        folders.append(entry.path)
+            waiting += sorted(folders, reverse=True)
+            try:
+                "".join(names).encode()
+            except UnicodeEncodeError as error:
+                raise ConfigError(
+                    f"an image in {folder} has a name that is not UTF-8, near {error.object[-40:]!r}: rename it"
+                ) from None
+            yield sorted(names)
+
+    def find(self, ids: pa.Array) -> pa.Array:
+        """The file of each id, (n,) -> (n,), null where there is none.
+
+        An id is the path below the root, the name, or the name without its suffix; folders in an id that the disk
+        does not have are ignored. Of several files with one name the first counts.
+        """
+        names = _last_part(self.files)
+        stems = strip_suffix(names)
+        found = pc.index_in(ids, value_set=self.files)
+        for wanted, offered in (
+            (ids, names),
+            (ids, stems),
+            (_last_part(ids), names),
+            (_last_part(ids), stems),
+        ):
+            if not found.null_count:
+                break
+            found = pc.if_else(found.is_null(), pc.index_in(wanted, value_set=offered), found)
+        return self.files.take(found)
+
+
+def _last_part(paths: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(paths, r"^.*/", "")
+
+
+def strip_suffix(names: pa.Array) -> pa.Array:
+    """Names without their last suffix."""
+    return pc.replace_substring_regex(names, r"\.[^./]*$", "")

@@ -60,10 +60,9 @@ def tiny_geolocalizer(
     tree = tiny_quadtree() if config.cells is not None else None
     torch.manual_seed(seed)
     backbone = Backbone(config.backbone)
-    if tree is None:
-        net = GeoNetwork(config, backbone)
-    else:
-        net = GeoNetwork(config, backbone, tree.bounds_deg, tree.center_latlon_deg)
+    cells = (None, None) if tree is None else (tree.bounds_deg, tree.center_latlon_deg)
+    aerial = [] if config.aerial_backbone is None else [Backbone(config.aerial_backbone)]
+    net = GeoNetwork(config, backbone, *cells, *aerial)
     with torch.no_grad():
         # As after training: the classifier has an opinion, and the offsets are not 0.
         if net.cells is not None:

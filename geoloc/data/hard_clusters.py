@@ -39,7 +39,7 @@ def hard_clusters(
 
     Every step is one product of the unused aerial vectors with the sum of the cluster's street vectors: n pairs
     take about 2/3 n² D multiplications, on the device of the vectors, and no memory beyond a copy of them.
-    Half a million pairs of 1024 numbers are minutes for a GPU, and nothing for a CPU.
+    Statewide's half a million pairs of 1024 numbers are work for a GPU.
 
     Args:
         street: (n, D) vectors of the photos.

@@ -105,12 +105,15 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
         state = {key: _halved(key, tensor) for key, tensor in state.items()}
     # Copies, since safetensors refuses tensors that share memory or are not contiguous.
     state = {key: t.clone(memory_format=torch.contiguous_format) for key, t in state.items()}
-    # The backbone knows its own self-contained form; its pretrained weights are in the checkpoint.
-    backbone = network.backbone.config if isinstance(network.backbone, Backbone) else network.config.backbone
     config = _Config(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.name,
-        network=replace(network.config, backbone=replace(backbone, pretrained=None)),
+        network=replace(
+            network.config,
+            backbone=_self_contained(network.backbone, network.config.backbone),
+            aerial_backbone=network.config.aerial_backbone
+            and _self_contained(network.aerial_backbone, network.config.aerial_backbone),
+        ),
         preprocess=checkpoint.preprocess.to_dict(),
         quadtree_fingerprint=None if quadtree is None else quadtree.fingerprint,
         reranker=None if checkpoint.reranker is None else checkpoint.reranker.config,
@@ -132,6 +135,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
         if checkpoint.reference is not None:
             checkpoint.reference.copy_to(fresh / REFERENCE_NAME)
         return _saved(write_manifest(fresh), config)
+
+
+def _self_contained(tower: nn.Module | None, config: BackboneConfig) -> BackboneConfig:
+    """A backbone knows its own self-contained form; its pretrained weights are in the checkpoint."""
+    return replace(tower.config if isinstance(tower, Backbone) else config, pretrained=None)
 
 
 def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
@@ -156,15 +164,18 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
         quadtree = _read_quadtree(folder, config.quadtree_fingerprint)
     try:
         preprocess = Preprocess.from_dict(config.preprocess)
-        backbone = Backbone(config.network.backbone, load_pretrained=False)
+        backbones = [
+            Backbone(tower, load_pretrained=False)
+            for tower in (config.network.backbone, config.network.aerial_backbone)
+            if tower is not None
+        ]
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from error
-    if quadtree is None:
-        network = GeoNetwork(config.network, backbone)
-    else:
-        network = GeoNetwork(config.network, backbone, quadtree.bounds_deg, quadtree.center_latlon_deg)
+    cells = (None, None) if quadtree is None else (quadtree.bounds_deg, quadtree.center_latlon_deg)
+    network = GeoNetwork(config.network, backbones[0], *cells, *backbones[1:])
     _load_tensors(network, folder / "model.safetensors")
-    fold_batch_norm(backbone)
+    for backbone in backbones:
+        fold_batch_norm(backbone)
     reranker = reference = None
     if config.reranker is not None:
         _check_listed(folder, listed, [RERANKER_NAME])
@@ -221,7 +232,9 @@ def _read_config(path: Path) -> _Config:
     if (config.network.cells is None) != (config.quadtree_fingerprint is None):
         there = "cells" if config.network.cells is not None else "a quadtree_fingerprint"
         raise ConfigError(f"{path} has {there}: it must have both cells and a quadtree, or none; {_REMEDY}")
-    _check_self_contained(config.network.backbone, path)
+    for backbone in (config.network.backbone, config.network.aerial_backbone):
+        if backbone is not None:
+            _check_self_contained(backbone, path)
     return config
 
 

@@ -207,10 +207,8 @@ class Geolocalizer:
             ConfigError: it has none.
         """
         with torch.inference_mode():
-            features = self.network.backbone(
-                images.to(self.device).contiguous(memory_format=torch.channels_last)
-            )
-            return self.network.embed(features, source).float().cpu().numpy()
+            on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
+            return self.network.embed_images(on_device, source).float().cpu().numpy()
 
     # --- localising -----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ output needs.
 from __future__ import annotations
 
 import difflib
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from geoloc.errors import CheckpointError, ConfigError, NotFoundError
+from geoloc.models.aggregation import FeatureMap
 from geoloc.models.config import BackboneConfig
 from geoloc.models.fine_tune import FineTune, eval_frozen, let_train
 from geoloc.models.lora import merged
@@ -72,6 +74,9 @@ class Backbone(nn.Module):
         config: the given one in self-contained form: an "hf-hub:" name is replaced by the description found
             there, so that a checkpoint saved with it needs no network.
         feature_dim: D, the length of a feature vector.
+        map_size: H and W of the feature maps, for pictures of the tower's own size; None where the features
+            are no map.
+        num_tokens: T, the tokens of the maps that are no positions.
         preprocess_defaults: the pictures that the weights expect.
 
     Raises:
@@ -91,12 +96,33 @@ class Backbone(nn.Module):
         self.tower = tower
         self.config = source.config
         self.preprocess_defaults = source.preprocess
-        self.feature_dim = _measure_feature_dim(tower, source.preprocess.size_px)
+        self.map_size: tuple[int, int] | None = None
+        self.num_tokens = 0
+        output = _output_shapes(tower, source.preprocess.size_px)
+        if config.features == "map":
+            maps = _as_map(tower, output)
+            self.feature_dim, *size = maps.grid.shape[1:]
+            self.map_size, self.num_tokens = (size[0], size[1]), maps.tokens.shape[1]
+        else:
+            self.feature_dim = int(output.shape[-1])
         self._freeze_batch_norm = False
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pictures -> (B, D) features."""
-        return cast(Tensor, self.tower(images))
+        return self.feature_map(images).mean() if self.config.features == "map" else self.tower(images)
+
+    def feature_map(self, images: Tensor) -> FeatureMap:
+        """(B, 3, S, S) normalised pictures -> their features by position, (B, D, H, W).
+
+        Raises:
+            ConfigError: this backbone's features are no map.
+        """
+        if self.config.features != "map":
+            raise ConfigError(
+                f"asked for a feature map, but the backbone's features are {self.config.features!r}: build it "
+                "with 'map'"
+            )
+        return _as_map(self.tower, self.tower(images))
 
     def fine_tune(self, strategy: FineTune) -> None:
         """Let exactly the parameters train that `strategy` names; the others also run as in evaluation.
@@ -278,12 +304,12 @@ def _preprocess_defaults(vision_cfg: Mapping[str, Any], known: Mapping[str, Any]
     return PreprocessDefaults(size, tuple(cfg.mean), tuple(cfg.std), cfg.interpolation, cfg.resize_mode)
 
 
-def _measure_feature_dim(tower: nn.Module, size_px: int) -> int:
+def _output_shapes(tower: nn.Module, size_px: int) -> Tensor:
     """Run shapes through the tower: on the meta device nothing is computed and nothing copied."""
     state = dict(tower.named_parameters()) | dict(tower.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     images = torch.empty(2, 3, size_px, size_px, device="meta")  # batch norm in training mode needs two
-    return int(torch.func.functional_call(tower, shapes, images).shape[-1])
+    return cast(Tensor, torch.func.functional_call(tower, shapes, images))
 
 
 # --- Local weights ------------------------------------------------------------------------------------------
@@ -346,15 +372,20 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 # --- Features -----------------------------------------------------------------------------------------------
 
 
-def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm"], tower: nn.Module) -> None:
+def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm", "map"], tower: nn.Module) -> None:
     """Remove from a tower, in place, what comes after the features."""
     if features == "projected":
         return
     if isinstance(tower, open_clip.model.VisionTransformer):
         tower.proj = None
-        if features == "cls_before_norm":
-            tower.ln_post, tower.attn_pool, tower.pool_type = nn.Identity(), None, "tok"
+        if features != "pooled":
+            tower.ln_post, tower.attn_pool = nn.Identity(), None
+            tower.pool_type = "tok" if features == "cls_before_norm" else "none"
     elif isinstance(tower, open_clip.model.TimmModel):
+        if features == "map":
+            _reduce_trunk_to_map(tower.trunk)
+            tower.head = nn.Sequential()
+            return
         if features == "cls_before_norm":
             _reduce_trunk_to_cls(tower.trunk)
         else:
@@ -362,11 +393,46 @@ def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm"], towe
         children = tower.head.named_children()
         kept = [(name, part) for name, part in children if name not in ("drop", "proj", "mlp")]
         tower.head = nn.Sequential(OrderedDict(kept))
+    elif isinstance(tower, open_clip.modified_resnet.ModifiedResNet) and features == "map":
+        tower.attnpool = nn.Identity()
     else:
         raise ConfigError(
             f"backbone.features is {features!r}, but open_clip's {type(tower).__name__} pools and projects "
             "in one step: use 'projected'"
         )
+
+
+def _reduce_trunk_to_map(trunk: nn.Module) -> None:
+    trunk.reset_classifier(0, "")  # type: ignore[operator]
+    # A transformer's last norm goes, as in open_clip's own; a trunk's head may hold one, too.
+    for name in ("norm", "fc_norm", "head") if hasattr(trunk, "cls_token") else ("head",):
+        if isinstance(getattr(trunk, name, None), nn.Module):
+            setattr(trunk, name, nn.Identity())
+    if getattr(trunk, "attn_pool", None) is not None:
+        setattr(trunk, "attn_pool", None)  # noqa: B010  mypy takes it for a module
+    # Without a pool some heads would still pick tokens.
+    trunk.forward_head = _unchanged  # type: ignore[assignment]
+
+
+def _unchanged(x: Tensor, pre_logits: bool = False) -> Tensor:
+    return x
+
+
+def _as_map(tower: nn.Module, output: Tensor) -> FeatureMap:
+    """What a tower that was reduced to its map returns: a map, or tokens of which the first are no positions."""
+    trunk = getattr(tower, "trunk", tower)
+    if output.ndim == 4:
+        grid = output.movedim(-1, 1) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else output
+        return FeatureMap(grid, output.new_zeros(len(output), 0, grid.shape[1]))
+    prefix = int(getattr(trunk, "num_prefix_tokens", 1))  # open_clip's own has a class token
+    positions = output[:, prefix:]
+    side = math.isqrt(positions.shape[1])
+    if side * side != positions.shape[1]:
+        raise ConfigError(
+            f"{type(trunk).__name__} returned {positions.shape[1]} positions, which is no square: feature maps "
+            "need square pictures, and no patch dropout"
+        )
+    return FeatureMap(positions.transpose(1, 2).unflatten(-1, (side, side)), output[:, :prefix])
 
 
 def _reduce_trunk_to_cls(trunk: nn.Module) -> None:

@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from geoloc.errors import ConfigError
@@ -18,6 +18,10 @@ from geoloc.errors import ConfigError
 SCHEMA_VERSION = 1
 GROUPS = 4  # of the group norms in the heads' hidden layers (OSV-5M)
 T = TypeVar("T")
+
+# Of a field that the first checkpoints lack: at its default it is left out of the plain form, so that their
+# digests, which reference databases carry, stay what they are.
+_LATER = {"left out at its default": True}
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,15 @@ class BackboneConfig:
             loaded.
         features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output
             before the projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M
-            uses).
+            uses); "map" the last feature map, before any norm or head that follows it, for embeddings that
+            aggregate it. Where one vector is wanted, that is the map's mean.
         image_size_px: overrides the tower's input size.
     """
 
     architecture: str | None = None
     custom: Mapping[str, Any] | None = None
     pretrained: str | None = None
-    features: Literal["projected", "pooled", "cls_before_norm"] = "pooled"
+    features: Literal["projected", "pooled", "cls_before_norm", "map"] = "pooled"
     image_size_px: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,27 +94,69 @@ class RegressionHeadConfig:
 
     Attributes:
         kind: "unit_vector" is the direction of three numbers; "tanh" is OSV-5M's latitude / 90, longitude /
-            180, which tears the Earth apart at the antimeridian.
+            180, which tears the Earth apart at the antimeridian; "angles" is a cosine and a sine for either
+            angle. (OSV-5M squares the four numbers and so reaches a quarter of a turn only.)
     """
 
     hidden_dims: tuple[int, ...] = (64,)
-    kind: Literal["unit_vector", "tanh"] = "unit_vector"
+    kind: Literal["unit_vector", "tanh", "angles"] = "unit_vector"
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
 
 
 @dataclass(frozen=True)
+class AggregationConfig:
+    """From the feature maps of an image, or of several aerial views of one place, to one vector.
+
+    Attributes:
+        kind: "spatial_softmax" weighs every position of every view (Statewide); "mean", "smd", "safa",
+            "sample4geo" and "two_tokens" are the alternatives that Statewide offers, described in
+            `geoloc.models.aggregation`.
+        heads: of "spatial_softmax", "smd" and "safa"; the embedding's dim is a multiple of it.
+        num_views: pictures of one place, such as 4 aerial views at growing ground resolution.
+    """
+
+    kind: Literal["spatial_softmax", "mean", "smd", "safa", "sample4geo", "two_tokens"] = "spatial_softmax"
+    heads: int = 64
+    num_views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.num_views < 1:
+            raise ConfigError(f"heads is {self.heads} and num_views {self.num_views}; both must be positive")
+        if self.kind == "two_tokens" and self.num_views != 1:
+            raise ConfigError(
+                f"num_views is {self.num_views}, but 'two_tokens' reads one picture: use 'spatial_softmax'"
+            )
+
+
+@dataclass(frozen=True)
 class EmbeddingHeadConfig:
-    """Projection of the features to a unit vector for retrieval."""
+    """Projection of the features to a unit vector for retrieval.
+
+    Attributes:
+        aggregation: if given, the vector is made from the backbone's feature maps instead of from its features;
+            then there are no hidden layers.
+    """
 
     dim: int = 256
     hidden_dims: tuple[int, ...] = ()
+    aggregation: AggregationConfig | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
         if self.dim < 1:
             raise ConfigError(f"an embedding's dim is {self.dim}; it must be positive")
+        if self.aggregation is None:
+            return
+        if self.hidden_dims:
+            raise ConfigError(
+                f"hidden_dims is {list(self.hidden_dims)}, but an aggregation makes the vector itself: leave it "
+                "out"
+            )
+        heads = self.aggregation.heads
+        if self.aggregation.kind in ("spatial_softmax", "smd", "safa") and self.dim % heads:
+            raise ConfigError(f"an embedding's dim is {self.dim}; it must be a multiple of its {heads} heads")
 
 
 @dataclass(frozen=True)
@@ -118,6 +165,8 @@ class NetworkConfig:
 
     Attributes:
         embeddings: projections by role: "query" for the photo, "aerial" and "street" for references.
+        aerial_backbone: a tower of its own for what the "aerial" embedding reads (Statewide); the backbone
+            sees aerial views, too, if there is none.
     """
 
     backbone: BackboneConfig
@@ -125,6 +174,7 @@ class NetworkConfig:
     offsets: OffsetHeadConfig | None = None
     regression: RegressionHeadConfig | None = None
     embeddings: Mapping[str, EmbeddingHeadConfig] = field(default_factory=dict)
+    aerial_backbone: BackboneConfig | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         if self.offsets is not None and self.cells is None:
@@ -133,6 +183,24 @@ class NetworkConfig:
             )
         if unknown := sorted(set(self.embeddings) - {"query", "aerial", "street"}):
             raise ConfigError(f"unknown embedding {unknown[0]!r}: known are 'query', 'aerial' and 'street'")
+        if self.aerial_backbone is not None and "aerial" not in self.embeddings:
+            raise ConfigError(
+                "'aerial_backbone' was asked for without an 'aerial' embedding that would read it"
+            )
+        for role, embedding in self.embeddings.items():
+            if embedding.aggregation is not None and self.tower_of(role).features != "map":
+                raise ConfigError(
+                    f"the embedding {role!r} aggregates feature maps, but its backbone's features are "
+                    f"{self.tower_of(role).features!r}: use 'map'"
+                )
+            if role != "aerial" and embedding.aggregation is not None and embedding.aggregation.num_views > 1:
+                raise ConfigError(f"num_views is for aerial views of one place; {role!r} is one picture")
+
+    def tower_of(self, role: str) -> BackboneConfig:
+        """The backbone that reads the pictures of a role."""
+        return (
+            self.aerial_backbone if role == "aerial" and self.aerial_backbone is not None else self.backbone
+        )
 
 
 def _check_hidden_dims(hidden_dims: tuple[int, ...]) -> None:
@@ -144,7 +212,12 @@ def _check_hidden_dims(hidden_dims: tuple[int, ...]) -> None:
 def to_plain(value: Any) -> Any:
     """A dataclass as JSON values (tuples become lists)."""
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        items = {item: getattr(value, item.name) for item in fields(value)}
+        value = {
+            item.name: kept
+            for item, kept in items.items()
+            if not (item.metadata == _LATER and kept == item.default)
+        }
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -115,7 +115,7 @@ class RegressionHead(nn.Module):
     def __init__(self, feature_dim: int, config: RegressionHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.mlp = mlp(feature_dim, config.hidden_dims, 3 if config.kind == "unit_vector" else 2)
+        self.mlp = mlp(feature_dim, config.hidden_dims, _REGRESSION_WIDTHS[config.kind])
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, 2) latitude and longitude in radians; a float32 pi may exceed the real one."""
@@ -123,8 +123,26 @@ class RegressionHead(nn.Module):
         if self.config.kind == "tanh":
             scaled = torch.tanh(raw)
             return torch.stack([scaled[:, 0] * (math.pi / 2), scaled[:, 1] * math.pi], -1)
+        if self.config.kind == "angles":
+            return angles_to_latlon_rad(raw)
         x, y, z = raw.unbind(-1)
         return torch.stack([torch.atan2(z, torch.hypot(x, y)), torch.atan2(y, x)], -1)
+
+
+_REGRESSION_WIDTHS = {"unit_vector": 3, "tanh": 2, "angles": 4}
+
+
+def angles_to_latlon_rad(raw: Tensor) -> Tensor:
+    """Two angles, each a cosine and a sine of any common length, to a place: (..., 4) -> (..., 2) radians.
+
+    Args:
+        raw: cosine and sine of the latitude, then of the longitude. A latitude beyond a pole goes over it: down
+            the other side, half a turn of longitude away. So every place can be reached, and neighbours in
+            angle are neighbours on the sphere.
+    """
+    cos_lat, sin_lat, cos_lon, sin_lon = raw.unbind(-1)
+    side = torch.where(cos_lat < 0, -1.0, 1.0)
+    return torch.stack([torch.atan2(sin_lat, cos_lat.abs()), torch.atan2(side * sin_lon, side * cos_lon)], -1)
 
 
 class EmbeddingHead(nn.Module):

@@ -1,4 +1,4 @@
-"""The network: one backbone, and heads that read its features.
+"""The network: a backbone, and heads that read its features or its feature maps.
 
 Knows nothing about files, images or losses.
 """
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
+from geoloc.models.aggregation import AggregatingHead
 from geoloc.models.config import NetworkConfig
 from geoloc.models.heads import EmbeddingHead, OffsetHead, RegressionHead, mlp
 
@@ -40,6 +41,7 @@ class GeoNetwork(nn.Module):
         backbone: a module (B, 3, S, S) -> (B, D) with the attribute `feature_dim`.
         bounds_deg: (C, 4) south, west, north, east of the cells; needed with a cell head.
         center_latlon_deg: (C, 2) representative points of the cells; needed with a cell head.
+        aerial_backbone: like `backbone`, for aerial views; needed where the config has one.
     """
 
     def __init__(
@@ -48,17 +50,34 @@ class GeoNetwork(nn.Module):
         backbone: nn.Module,
         bounds_deg: NDArray[np.float64] | None = None,
         center_latlon_deg: NDArray[np.float64] | None = None,
+        aerial_backbone: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if (config.aerial_backbone is None) != (aerial_backbone is None):
+            raise ConfigError(
+                "the config and the network must agree on an aerial backbone; found one in "
+                f"{'the arguments' if config.aerial_backbone is None else 'the config'} only"
+            )
         dim = int(backbone.feature_dim)  # type: ignore[arg-type]
         self.config = config
         self.backbone = backbone
+        self.aerial_backbone = aerial_backbone
         self.cells: nn.Sequential | None = None
         self.offsets: OffsetHead | None = None
         self.regression = RegressionHead(dim, config.regression) if config.regression else None
-        self.embeddings = nn.ModuleDict(
-            {role: EmbeddingHead(dim, c) for role, c in config.embeddings.items()}
-        )
+        self.embeddings = nn.ModuleDict()
+        for role, embedding in config.embeddings.items():
+            tower = self.tower_of(role)
+            self.embeddings[role] = (
+                EmbeddingHead(int(tower.feature_dim), embedding)  # type: ignore[arg-type]
+                if embedding.aggregation is None
+                else AggregatingHead(
+                    embedding,
+                    int(tower.feature_dim),  # type: ignore[arg-type]
+                    tower.map_size,  # type: ignore[arg-type]
+                    int(tower.num_tokens),  # type: ignore[arg-type]
+                )
+            )
         if config.cells is not None:
             if bounds_deg is None or center_latlon_deg is None:
                 raise ConfigError(
@@ -81,11 +100,52 @@ class GeoNetwork(nn.Module):
             latlon_rad=None if self.regression is None else self.regression(features),
         )
 
+    def tower_of(self, role: str) -> nn.Module:
+        """The backbone that reads the pictures of a role."""
+        return (
+            self.aerial_backbone if role == "aerial" and self.aerial_backbone is not None else self.backbone
+        )
+
+    def aggregates(self, role: str) -> bool:
+        """Whether an embedding is made from feature maps; then only `embed_images` can make it."""
+        return isinstance(self._embedding(role), AggregatingHead)
+
     def embed(self, features: Tensor, role: str) -> Tensor:
-        """Unit vectors for retrieval, (B, D) -> (B, dim), role "query", "aerial" or "street"."""
+        """Unit vectors for retrieval, (B, D) -> (B, dim), role "query", "aerial" or "street".
+
+        Raises:
+            ConfigError: the model has no such embedding, or it is not made from features.
+        """
+        head = self._embedding(role)
+        if isinstance(head, AggregatingHead):
+            raise ConfigError(
+                f"this model's embedding of {role!r} is made from feature maps, not from features: give the "
+                "pictures to embed_images"
+            )
+        return head(features)  # type: ignore[no-any-return]
+
+    def embed_images(self, images: Tensor, role: str) -> Tensor:
+        """Unit vectors of pictures, (B, 3, S, S), or of places with V views each, (B, V, 3, S, S) -> (B, dim).
+
+        Raises:
+            ConfigError: the model has no such embedding, or not for so many views.
+        """
+        head, tower = self._embedding(role), self.tower_of(role)
+        num_views = images.shape[1] if images.ndim == 5 else 1
+        expected = head.num_views if isinstance(head, AggregatingHead) else 1
+        if num_views != expected:
+            raise ConfigError(
+                f"this model's embedding of {role!r} is made from {expected} view(s) of a place; found {num_views}"
+            )
+        pictures = images.flatten(0, 1) if images.ndim == 5 else images
+        if isinstance(head, AggregatingHead):
+            return head(tower.feature_map(pictures))  # type: ignore[operator, no-any-return]
+        return head(tower(pictures))  # type: ignore[no-any-return]
+
+    def _embedding(self, role: str) -> nn.Module:
         if role not in self.embeddings:
             known = ", ".join(sorted(self.embeddings)) or "none"
             raise ConfigError(
                 f"this model has no embedding for {role!r} (it has: {known}); train one, or use another"
             )
-        return self.embeddings[role](features)  # type: ignore[no-any-return]
+        return self.embeddings[role]

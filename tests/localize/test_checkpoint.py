@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import CALIBRATION, tiny_checkpoint, tiny_geolocalizer, tiny_image, tiny_quadtree
+from tiny import CALIBRATION, VIT, tiny_checkpoint, tiny_geolocalizer, tiny_image, tiny_quadtree
 from torch import nn
 
 from geoloc.errors import (
@@ -30,6 +30,7 @@ from geoloc.files import write_manifest
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import (
+    AggregationConfig,
     BackboneConfig,
     CellHeadConfig,
     EmbeddingHeadConfig,
@@ -87,6 +88,10 @@ def answers(model: Geolocalizer) -> np.ndarray[Any, Any]:
         {"cells": None, "offsets": None, "regression": RegressionHeadConfig(hidden_dims=(8,))},
         {"cells": CellHeadConfig((8,)), "embeddings": {"query": EmbeddingHeadConfig(dim=8)}},
         {"backbone": BackboneConfig(custom=CNN), "calibration": None},
+        {
+            "embeddings": {"aerial": EmbeddingHeadConfig(8, aggregation=AggregationConfig(heads=2))},
+            "aerial_backbone": BackboneConfig(custom=VIT, features="map"),
+        },
     ],
     ids=[
         "cells and offsets",
@@ -95,6 +100,7 @@ def answers(model: Geolocalizer) -> np.ndarray[Any, Any]:
         "regression",
         "embedding",
         "a trunk with batch norm",
+        "an aerial tower",
     ],
 )
 def test_a_loaded_model_gives_the_same_answers(parts: dict[str, Any], tmp_path: Path) -> None:
@@ -106,8 +112,8 @@ def test_a_loaded_model_gives_the_same_answers(parts: dict[str, Any], tmp_path: 
         assert getattr(loaded, attribute) == getattr(model, attribute)
     assert loaded.network.config.cells == model.network.config.cells
     if "embeddings" in parts:
-        features = torch.randn(2, 32)
-        assert torch.equal(loaded.network.embed(features, "query"), model.network.embed(features, "query"))
+        (role,), pictures = parts["embeddings"], torch.randn(2, 3, 32, 32)
+        assert np.array_equal(loaded.embed_reference(pictures, role), model.embed_reference(pictures, role))
 
     # And saved again it is the same checkpoint, byte for byte; with batch norms from the second time on, for the
     # first loading folds them.
@@ -135,7 +141,7 @@ def test_the_folder_holds_what_it_should(original: Path, tmp_path: Path) -> None
 
 ANOTHER_PROCESS = """
 import sys
-from tiny import tiny_image
+from tiny import VIT, tiny_image
 from geoloc.localize.geolocalizer import Geolocalizer
 model = Geolocalizer.from_pretrained(sys.argv[1])
 for p in model.localize([tiny_image(seed) for seed in range(6)], places=False):
@@ -506,7 +512,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from tiny import tiny_geolocalizer
+from tiny import VIT, tiny_geolocalizer
 
 from geoloc import files
 from geoloc.localize.geolocalizer import Geolocalizer

@@ -534,3 +534,67 @@ def test_lora_where_there_is_nothing_to_adapt_or_it_is_there_already() -> None:
     backbone.fine_tune(FineTune("lora"))
     with pytest.raises(ConfigError, match="has LoRA already: build it anew"):
         backbone.fine_tune(FineTune("full"))
+
+
+# --- Feature maps ---
+
+DISTILLED = timm_tower("deit_tiny_distilled_patch16_224")
+DISTILLED["vision_cfg"]["timm_pool"] = "token"
+TIMM_ATTENTION = timm_tower("test_vit")
+TIMM_ATTENTION["vision_cfg"]["timm_pool"] = "map"
+RESNET = {"embed_dim": 16, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}}
+
+MAPS: dict[str, tuple[dict[str, Any], tuple[int, int], int]] = {
+    "ViT": (VIT, (4, 4), 1),
+    "ViT with an attentional pool": (
+        {"embed_dim": 16, "vision_cfg": VIT["vision_cfg"] | {"attentional_pool": True}},  # type: ignore[operator]
+        (4, 4),
+        1,
+    ),
+    "ResNet": (RESNET, (2, 2), 0),
+    "timm ViT": (TIMM_VIT, (4, 4), 1),
+    "timm ViT with an attention pool": (TIMM_ATTENTION, (4, 4), 1),
+    "timm distilled ViT": (DISTILLED, (4, 4), 2),
+    "timm EfficientNet": (TIMM_CONV, (2, 2), 0),
+    "timm ConvNeXt": (timm_tower("test_convnext"), (2, 2), 0),
+    "timm ResNet under an mlp": (timm_tower("test_resnet", "mlp"), (2, 2), 0),
+    "timm channels last": (timm_tower("test_mambaout"), (2, 2), 0),
+}
+
+
+@pytest.mark.parametrize(("custom", "size", "num_tokens"), MAPS.values(), ids=MAPS.keys())
+def test_feature_maps_need_every_parameter_and_features_are_their_mean(
+    custom: dict[str, Any], size: tuple[int, int], num_tokens: int
+) -> None:
+    backbone = build(custom, "map")
+    x = images(custom["vision_cfg"]["image_size"])
+    found = backbone.feature_map(x)
+    assert found.grid.shape == (2, backbone.feature_dim, *size)
+    assert found.tokens.shape == (2, num_tokens, backbone.feature_dim)
+    assert (backbone.map_size, backbone.num_tokens) == (size, num_tokens)
+    torch.testing.assert_close(backbone(x), found.grid.mean((2, 3)))
+    (found.grid.square().sum() + found.tokens.square().sum()).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+    pickle.dumps(backbone)
+
+
+@pytest.mark.parametrize("custom", [VIT, TIMM_CONV], ids=["ViT", "timm CNN"])
+def test_maps_are_what_passes_through_open_clips_own_modules(custom: dict[str, Any]) -> None:
+    backbone, whole = build(custom, "map"), whole_tower(custom)
+    whole.load_state_dict(backbone.tower.state_dict(), strict=False)
+    x = images(custom["vision_cfg"]["image_size"])
+    with torch.no_grad():
+        found = backbone.feature_map(x)
+    if custom is VIT:
+        tokens = seen_at(whole, whole.transformer, x)
+        torch.testing.assert_close(found.tokens, tokens[:, :1])
+        torch.testing.assert_close(
+            found.grid[:, :, 1, 2], tokens[:, 1 + 1 * 4 + 2]
+        )  # row by row from the north
+    else:
+        torch.testing.assert_close(found.grid, seen_at(whole, whole.trunk.global_pool, x, before=True))
+
+
+def test_other_features_are_no_map() -> None:
+    with pytest.raises(ConfigError, match="features are 'pooled': build it with 'map'"):
+        build(VIT).feature_map(images(32))

@@ -1,6 +1,7 @@
 """Strictness is the point: what a file says beyond, below or beside the schema is an error that names the key."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import pytest
 
 from geoloc.errors import ConfigError
 from geoloc.models.config import (
+    AggregationConfig,
     BackboneConfig,
     CellHeadConfig,
     EmbeddingHeadConfig,
@@ -25,7 +27,12 @@ FULL = NetworkConfig(
     cells=CellHeadConfig(hidden_dims=(64, 32)),
     offsets=OffsetHeadConfig(origin="box", shared=True, tanh_scale=1.0),
     regression=RegressionHeadConfig(kind="tanh"),
-    embeddings={"query": EmbeddingHeadConfig(dim=8), "aerial": EmbeddingHeadConfig(hidden_dims=(4,))},
+    embeddings={
+        "query": EmbeddingHeadConfig(dim=8),
+        "street": EmbeddingHeadConfig(hidden_dims=(4,)),
+        "aerial": EmbeddingHeadConfig(dim=8, aggregation=AggregationConfig("safa", heads=4, num_views=3)),
+    },
+    aerial_backbone=BackboneConfig(architecture="ViT-B-16", features="map"),
 )
 SMALL = NetworkConfig(backbone=BackboneConfig(architecture="ViT-B-32"))
 
@@ -55,7 +62,7 @@ def changed(*path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("head",), {}, r"^net has the unknown key 'head'; known keys are backbone, cells, embeddings, off"),
+        (("head",), {}, r"^net has the unknown key 'head'; known keys are aerial_backbone, backbone, cel"),
         (
             ("cells", "hiden_dims"),
             [4],
@@ -127,3 +134,53 @@ def test_a_tuple_of_fixed_length() -> None:
         from_plain(Shapes, {"pair": [1, 2, 3]})
     with pytest.raises(ConfigError, match=r"config\.level is 3; expected one of 1, 2"):
         from_plain(Shapes, {"pair": [1, 2], "level": 3})
+
+
+def test_fields_of_later_versions_leave_the_digests_of_older_checkpoints_alone() -> None:
+    """What a reference database remembers of its model is a digest of this form."""
+    plain = to_plain(NetworkConfig(BackboneConfig("ViT-B-32"), embeddings={"query": EmbeddingHeadConfig()}))
+    assert sorted(plain) == ["backbone", "cells", "embeddings", "offsets", "regression"]
+    assert plain["embeddings"] == {"query": {"dim": 256, "hidden_dims": []}}
+
+
+MAP = BackboneConfig(architecture="ViT-B-32", features="map")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AggregationConfig(heads=0), "heads is 0 and num_views 1; both must be positive"),
+        (
+            lambda: AggregationConfig("two_tokens", num_views=4),
+            "'two_tokens' reads one picture: use 'spatial_",
+        ),
+        (
+            lambda: EmbeddingHeadConfig(8, (4,), AggregationConfig(heads=2)),
+            r"hidden_dims is \[4\], but an aggregation makes the vector itself: leave it out",
+        ),
+        (
+            lambda: EmbeddingHeadConfig(100, aggregation=AggregationConfig()),
+            "dim is 100; it must be a multiple of its 64 heads",
+        ),
+        (
+            lambda: NetworkConfig(MAP, aerial_backbone=MAP),
+            "'aerial_backbone' was asked for without an 'aerial' embedding",
+        ),
+        (
+            lambda: NetworkConfig(
+                BackboneConfig("ViT-B-32"),
+                embeddings={"query": EmbeddingHeadConfig(64, aggregation=AggregationConfig())},
+            ),
+            "'query' aggregates feature maps, but its backbone's features are 'pooled': use 'map'",
+        ),
+        (
+            lambda: NetworkConfig(
+                MAP, embeddings={"query": EmbeddingHeadConfig(64, aggregation=AggregationConfig(num_views=4))}
+            ),
+            "num_views is for aerial views of one place; 'query' is one picture",
+        ),
+    ],
+)
+def test_aggregations_that_do_not_fit(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from geoloc.models.config import EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
-from geoloc.models.heads import EmbeddingHead, OffsetHead, RegressionHead, mlp
+from geoloc.models.heads import EmbeddingHead, OffsetHead, RegressionHead, angles_to_latlon_rad, mlp
 from quadtree.sphere import haversine_km
 
 # south, west, north, east, and a representative point off the middle
@@ -271,3 +271,31 @@ def test_embeddings_have_length_one() -> None:
     found = embedding(100 * torch.randn(3, 6))
     assert found.shape == (3, 8)
     assert found.norm(dim=-1).tolist() == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+@given(st.floats(-math.pi, math.pi), st.floats(-math.pi, math.pi), st.floats(0.1, 10))
+def test_two_angles_reach_every_place_and_go_over_the_pole(lat: float, lon: float, length: float) -> None:
+    raw = torch.tensor(
+        [math.cos(lat), math.sin(lat), math.cos(lon), math.sin(lon)], dtype=torch.float64
+    ) * torch.tensor([length, length, 1 / length, 1 / length], dtype=torch.float64)
+    found_lat, found_lon = angles_to_latlon_rad(raw).tolist()
+    assert abs(found_lat) <= math.pi / 2
+    # The place on the unit sphere that the two angles mean, also beyond a pole.
+    expected = [math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)]
+    found = [
+        math.cos(found_lat) * math.cos(found_lon),
+        math.cos(found_lat) * math.sin(found_lon),
+        math.sin(found_lat),
+    ]
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_angle_head_has_gradients_where_its_output_is_zero() -> None:
+    regression = RegressionHead(5, RegressionHeadConfig(kind="angles", hidden_dims=()))
+    raw = torch.zeros(1, 4, requires_grad=True)
+    angles_to_latlon_rad(raw).sum().backward()
+    assert raw.grad is not None
+    assert raw.grad.isfinite().all()
+    latlon = regression(torch.randn(64, 5))
+    assert latlon.shape == (64, 2)
+    assert (latlon < 0).any(0).all()  # squares would reach the north-eastern quarter only

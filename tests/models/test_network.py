@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
+from geoloc.models.backbone import Backbone
 from geoloc.models.config import (
+    AggregationConfig,
     BackboneConfig,
     CellHeadConfig,
     EmbeddingHeadConfig,
@@ -77,3 +79,64 @@ def test_a_cell_head_needs_the_cells() -> None:
     config = NetworkConfig(backbone=BackboneConfig(architecture="any"), cells=CellHeadConfig())
     with pytest.raises(ConfigError, match=r"needs the cells' bounds and centres: give a quadtree"):
         GeoNetwork(config, MeanColour())
+
+
+# --- Embeddings from feature maps ---
+
+
+def statewide(shared: bool = False) -> GeoNetwork:
+    """Photos by one tower, four aerial views of a place by another one, both pooled over positions."""
+    tower = BackboneConfig(
+        custom={
+            "embed_dim": 8,
+            "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16},
+        },
+        features="map",
+    )
+    config = NetworkConfig(
+        tower,
+        embeddings={
+            "query": EmbeddingHeadConfig(8, aggregation=AggregationConfig(heads=2)),
+            "aerial": EmbeddingHeadConfig(8, aggregation=AggregationConfig(heads=2, num_views=4)),
+        },
+        aerial_backbone=None if shared else tower,
+    )
+    return GeoNetwork(config, Backbone(tower), aerial_backbone=None if shared else Backbone(tower)).eval()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_several_aerial_views_are_one_vector(shared: bool) -> None:
+    net = statewide(shared)
+    photos, views = torch.randn(3, 3, 16, 16), torch.randn(3, 4, 3, 16, 16)
+    query, aerial = net.embed_images(photos, "query"), net.embed_images(views, "aerial")
+    assert query.shape == aerial.shape == (3, 8)
+    assert torch.allclose(aerial.norm(dim=-1), torch.ones(3))
+    # No view is special, and every one counts.
+    assert torch.allclose(net.embed_images(views.flip(1), "aerial"), aerial, atol=1e-5)
+    changed = views.clone()
+    changed[0, 3] += torch.randn(3, 16, 16)
+    difference = (net.embed_images(changed, "aerial") - aerial).abs().amax(-1)
+    assert difference[0] > 1e-4
+    assert difference[1:].max() < 1e-5
+    (query * aerial).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+def test_pictures_and_features_give_the_same_embedding() -> None:
+    net = network(embeddings={"street": EmbeddingHeadConfig(dim=5)})
+    images = torch.rand(4, 3, 8, 8)
+    assert torch.equal(net.embed_images(images, "street"), net.embed(images.mean((2, 3)), "street"))
+    assert not net.aggregates("street")
+
+
+def test_what_a_map_embedding_cannot_be_made_from() -> None:
+    net = statewide()
+    assert net.aggregates("aerial")
+    with pytest.raises(ConfigError, match=r"'aerial' is made from 4 view\(s\) of a place; found 1"):
+        net.embed_images(torch.zeros(1, 3, 16, 16), "aerial")
+    with pytest.raises(
+        ConfigError, match="'query' is made from feature maps, not from features: give the pic"
+    ):
+        net.embed(torch.zeros(1, 16), "query")
+    with pytest.raises(ConfigError, match="must agree on an aerial backbone; found one in the config only"):
+        GeoNetwork(net.config, net.backbone)

@@ -14,6 +14,7 @@ import typer
 from geoloc import __version__
 from geoloc.cli.batch import batch as _batch
 from geoloc.cli.console import EXIT_ERROR, new_app, say
+from geoloc.cli.data import data_app
 from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.quadtree import quadtree_app
@@ -31,6 +32,7 @@ app.command()(_localize)
 app.command()(_evaluate)
 app.command()(_batch)
 app.command()(_train)
+app.add_typer(data_app, name="data")
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")
 

@@ -77,6 +77,8 @@ class Evidence:
         cell_log_prob: (Q, K) of the cell that holds the reference.
         column: (Q, K) which of the chosen cells (a column of `cells`) that is; -1 where it is none of them.
         row_id: (Q, K) in the database; -1 in padding.
+        latlon_deg: (Q, K, 2) as the database has it, by which a row is found again: what comes back from `unit` may
+            lie on the other side of a line between cells; of no meaning in padding.
     """
 
     cells: CellEvidence
@@ -87,6 +89,7 @@ class Evidence:
     cell_log_prob: FloatArray
     column: NDArray[np.int64]
     row_id: NDArray[np.int64]
+    latlon_deg: FloatArray
 
     def __len__(self) -> int:
         return len(self.present)
@@ -110,6 +113,7 @@ class Evidence:
             np.zeros((q, 0)),
             np.zeros((q, 0), np.int64),
             np.zeros((q, 0), np.int64),
+            np.zeros((q, 0, 2)),
         )
 
     @staticmethod
@@ -132,16 +136,17 @@ class Evidence:
         if cell_id is not None:
             same = (cell_id[..., None] == cells.cell_id[:, None]) & (cells.cell_id[:, None] >= 0)
             column = np.where(present & same.any(-1), same.argmax(-1), -1)
-        unit = latlon_to_unit(np.where(present[..., None], latlon_deg, (90.0, 0.0)))
+        latlon_deg = np.where(present[..., None], latlon_deg, (90.0, 0.0))
         return Evidence(
             cells,
             np.where(present, similarity, 0.0).astype(np.float64),
             present,
             np.where(present, source, 0).astype(np.int64),
-            unit,
+            latlon_to_unit(latlon_deg),
             np.where(present, cell_log_prob, 0.0),
             column,
             row_id,
+            latlon_deg,
         )
 
 

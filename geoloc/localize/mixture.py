@@ -110,7 +110,7 @@ def candidates_of(
     of_reference = found[best[best >= len(chosen)] - len(chosen)]
     names: list[str] = []
     if len(of_reference) and keys is not None:
-        names = keys(evidence.row_id[q, of_reference], unit_to_latlon(evidence.unit[q, of_reference]))
+        names = keys(evidence.row_id[q, of_reference], evidence.latlon_deg[q, of_reference])
     name = iter(names)
     result = []
     for place, (lat, lon) in zip(best.tolist(), latlon.tolist(), strict=True):

@@ -190,6 +190,19 @@ def test_a_change_of_the_database_is_seen_by_the_next_query(
     assert "a" not in [c.key for c in model.localize_batch(image, reference=made, top_k=40)[0].candidates]
 
 
+def test_a_reference_on_a_line_between_cells_is_named(model: Geolocalizer, tmp_path: Path) -> None:
+    """Of these longitudes, a way through unit vectors brings many back on the other side of their line."""
+    points = np.array([(16.35229888, -180 + 360 * k / 4096) for k in range(0, 4096, 16)])
+    vectors = np.tile(model.embed_reference(batch(range(1), model), "aerial"), (len(points), 1))
+    made = ReferenceDatabase.create(tmp_path / "refs", dim=8, model_fingerprint=model.embedding_fingerprint)
+    keys = [str(k) for k in range(len(points))]
+    made.append(ReferenceRows(points, source="aerial", key=keys), vectors)
+    for prediction in model.localize_batch(batch(range(20), model), reference=made, top_k=200):
+        for candidate in prediction.candidates:
+            if candidate.source == "aerial":
+                assert candidate.lon == pytest.approx(points[int(candidate.key or ""), 1])
+
+
 @pytest.mark.parametrize(
     "query", ["resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"]
 )

@@ -123,6 +123,7 @@ def test_padding_changes_nothing_and_no_candidate_is_no_gate():
         np.pad(evidence.cell_log_prob, pad),
         np.pad(evidence.column, pad, constant_values=-1),
         np.pad(evidence.row_id, pad, constant_values=-1),
+        np.pad(evidence.latlon_deg, (*pad, (0, 0))),
     )
     a, b = fitted.weigh(evidence), fitted.weigh(padded)
     assert b.weight[:, :12] == pytest.approx(a.weight, abs=1e-6)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny import tiny_image
 from typer.testing import CliRunner
 
 from geoloc.cli import app
 from geoloc.cli.data import LayoutName
 from geoloc.data.layouts import LAYOUTS, open_layout
 from geoloc.errors import BadTableError
-from tests.tiny import tiny_image
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_image, tiny_quadtree
 
 from geoloc.data.layouts import check_layout, open_layout
 from geoloc.data.sample import SampleTable
 from geoloc.data.shards import ShardSet
 from geoloc.errors import JobError, OutputMismatchError
 from geoloc.files import verify_manifest
-from tests.tiny import tiny_image, tiny_quadtree
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_quadtree
 
 from geoloc.data.sample import SampleTable
 from geoloc.errors import BadImageError, BadTableError, ConfigError, FingerprintMismatchError, NotFoundError
 from quadtree import InvalidCoordinateError
-from tests.tiny import tiny_quadtree
 
 
 @pytest.fixture

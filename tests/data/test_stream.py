@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import tiny_image
 
 from geoloc.data.sample import Sample, SampleTable
 from geoloc.data.samplers import InOrder, RankBatches, Shuffled
@@ -18,7 +19,6 @@ from geoloc.data.stream import LoadImage, SampleStream, ShuffledNearby
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.images.decode import decode_image
 from geoloc.images.preprocess import Preprocess
-from tests.tiny import tiny_image
 
 PREPROCESS = Preprocess(image_size_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from tiny import tiny_image
 
 from geoloc.data.layouts import LAYOUTS, check_layout, open_layout
 from geoloc.data.layouts.image_tree import ImageTree
@@ -16,7 +17,6 @@ from geoloc.data.layouts.statewide import directory_levels, read_image_ids, stat
 from geoloc.data.sample import SampleTable
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
 from geoloc.images.decode import decode_image
-from tests.tiny import tiny_image
 
 OSV5M_HEADER = (
     "id,latitude,longitude,sequence,captured_at,land_cover,climate,unique_country,unique_region,unique_city"

@@ -35,6 +35,7 @@ from geoloc.localize.rerank import Reranker, RerankerConfig
 from geoloc.localize.retrieve import Retriever
 from geoloc.models.network import GeoNetwork, NetworkOutput
 from geoloc.reference.database import ReferenceDatabase
+from geoloc.reference.embedder import mean_of_views
 from quadtree import Quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, unit_to_latlon
 
@@ -200,15 +201,38 @@ class Geolocalizer:
         """Unit vectors of preprocessed reference images for a database, (B, 3, S, S) -> (B, D).
 
         Args:
-            images: as `load` makes them, stacked.
+            images: as `load` makes them, stacked; or (B, V, 3, S, S) for a network that sees V views together.
             source: "aerial" or "street"; the network must have an embedding of that name.
 
         Raises:
             ConfigError: it has none.
         """
         with torch.inference_mode():
-            on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
+            on_device = images.to(self.device)
+            if images.ndim == 4:
+                on_device = on_device.contiguous(memory_format=torch.channels_last)
             return self.network.embed_images(on_device, source).float().cpu().numpy()
+
+    def embed_views(
+        self, views: Tensor, present: NDArray[np.bool_], gsd_m_per_px: tuple[float, ...]
+    ) -> NDArray[np.float32]:
+        """Unit vectors of places for a database from their aerial views, (B, V, 3, S, S) -> (B, D).
+
+        A network whose aerial embedding aggregates sees the views together, in the order that it was trained with,
+        and a missing one as nothing; of any other network it is the mean over the views.
+
+        Args:
+            views: as `load` makes them.
+            present: (B, V), which views there are.
+            gsd_m_per_px: (V,) of the views.
+
+        Raises:
+            ConfigError: the network has no aerial embedding, or one of another number of views.
+        """
+        if self.network.aggregates("aerial"):
+            joint = views if views.shape[1] > 1 else views[:, 0]
+            return self.embed_reference(joint, "aerial")
+        return mean_of_views(self, views, present)
 
     # --- localising -----------------------------------------------------------------------------------------
 

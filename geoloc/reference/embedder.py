@@ -64,7 +64,7 @@ def embed_views(
     present: NDArray[np.bool_],
     gsd_m_per_px: tuple[float, ...],
 ) -> NDArray[np.float32]:
-    """One vector for each place from its views: the model's own way, or the mean of the views' vectors.
+    """One vector for each place from its views: the model's own way, or `mean_of_views`.
 
     Args:
         embedder: that is a `JointEmbedder`, or not.
@@ -74,6 +74,13 @@ def embed_views(
     """
     if isinstance(embedder, JointEmbedder):
         return np.asarray(embedder.embed_views(views, present, gsd_m_per_px), np.float32)
+    return mean_of_views(embedder, views, present)
+
+
+def mean_of_views(
+    embedder: ReferenceEmbedder, views: "Tensor", present: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """One vector for each place: the mean of the vectors of the views that it has; as `embed_views`."""
     # Views that are missing go through the network, too: what a batch consists of must not depend on its
     # contents, as the last digits of a network's output do.
     single = embedder.embed_reference(views.flatten(0, 1), "aerial")

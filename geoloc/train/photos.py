@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from geoloc.data.layouts import open_layout
 from geoloc.data.sample import SampleTable
+from geoloc.data.splits import Split, split_by_cells, split_by_sequence, split_osv5m
 from geoloc.errors import ConfigError
 from quadtree import build_quadtree
+
+_MAX_DEPTH = 20  # a cell of 20 m by 40 m
 
 
 @dataclass(frozen=True)
@@ -18,16 +23,20 @@ class PhotosConfig:
     Attributes:
         path: a table of samples (.parquet), or the folder of a layout.
         layout: of the folder; see `geoloc.data.layouts`.
-        split: of the layout, where it has some.
-        validation_share: of the photos that are held out, in whole cells of a coarse quadtree, so that training has
-            seen none of their neighbours; 0 holds out none.
-        seed: of the choice of those cells.
+        split: of the layout, where it has some; null takes its first, the training photos.
+        validation_share: of the photos that are held out of them; 0 holds out none.
+        held_out_by: "cells" holds out whole cells of a quadtree, so that training has seen none of their neighbours;
+            "sequence" whole drives; "osv5m" is the published draw, whose photos have neighbours in training.
+        buffer_km: with "cells", photos so near to a held-out one are left out of both.
+        seed: of the choice.
     """
 
     path: str
     layout: str | None = None
-    split: str = "train"
+    split: str | None = None
     validation_share: float = 0.1
+    held_out_by: Literal["cells", "sequence", "osv5m"] = "cells"
+    buffer_km: float = 1.0
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -45,25 +54,32 @@ class PhotosConfig:
         Raises:
             NotFoundError: there is no such file or folder.
             BadTableError: it is no table of samples, or a row of the layout is broken.
+            ConfigError: nothing would be left to train on, or there is no column of sequences.
         """
-        table = self._table()
+        table = (
+            SampleTable.read(self.path)
+            if self.layout is None
+            else open_layout(self.layout, self.path, self.split)
+        )
         if not self.validation_share:
             return table, None
-        tree = build_quadtree(table.latlon_deg, max(2, len(table) // 100), max_depth=10)
-        cells = tree.assign(table.latlon_deg)
-        order = np.random.default_rng(self.seed).permutation(tree.num_cells)
-        counts = np.bincount(cells, minlength=tree.num_cells)[order]
-        chosen = order[np.cumsum(counts) <= max(self.validation_share * len(table), counts[0])]
-        is_held_out = np.isin(cells, chosen)
-        if is_held_out.all():
+        split = self._split(table)
+        if not len(split.train):
             raise ConfigError(
-                f"{len(table)} photos lie in one place, and nothing is left to train on: set data.validation_share=0"
+                f"all {len(table)} photos are held out, or within data.buffer_km={self.buffer_km} of one that is: "
+                "lower it, or set data.validation_share=0"
             )
-        return table.take(np.flatnonzero(~is_held_out)), table.take(np.flatnonzero(is_held_out))
+        return table.take(split.train), table.take(split.held_out)
 
-    def _table(self) -> SampleTable:
-        if self.layout is None:
-            return SampleTable.read(self.path)
-        from geoloc.data.layouts import open_layout
-
-        return open_layout(self.layout, self.path, self.split)
+    def _split(self, table: SampleTable) -> Split:
+        share, seed = self.validation_share, self.seed
+        if self.held_out_by == "osv5m":
+            return split_osv5m(table.latlon_deg, share, seed)
+        if self.held_out_by == "sequence":
+            return split_by_sequence(table.codes("sequence")[0], share, seed)
+        # Coarse cells, whose insides have no neighbours in training, and enough of them to choose from.
+        tree = build_quadtree(table.latlon_deg, max(2, len(table) // 200), _MAX_DEPTH)
+        cells = tree.assign(table.latlon_deg)
+        return split_by_cells(
+            np.asarray(table.latlon_deg), cells, share=share, buffer_km=self.buffer_km, seed=seed
+        )

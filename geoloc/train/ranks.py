@@ -5,10 +5,16 @@ Knows nothing about losses or models.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import nn as differentiable
+
+# From this rank's batches to the predictions of all ranks, one after another.
+Predict: TypeAlias = Callable[[Iterable[Any]], dict[str, Tensor]]
 
 
 def is_distributed() -> bool:

@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from functools import partial
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from geoloc.errors import ConfigError, MissingDependencyError
 from geoloc.torchvision_cpu import ensure_importable
 from geoloc.train.average import WeightAverage
 from geoloc.train.optimise import OptimizerConfig, Role, ScheduleConfig, build_optimizer, build_schedule
-from geoloc.train.ranks import gathered, seed_of
+from geoloc.train.ranks import Predict, gathered, seed_of
 from geoloc.train.run_folder import MetricsFile, RunFolder
 
 ensure_importable()  # lightning imports torchmetrics, and that torchvision
@@ -166,6 +167,23 @@ class TrainingData(Protocol):
         ...
 
 
+@runtime_checkable
+class PlannedData(Protocol):
+    """Training data whose batches depend on what the task has learnt: they are planned some at a time."""
+
+    def plan(self, index: int, predict: Predict, rank: int, world_size: int) -> int:
+        """Plan batch `index` and some after it, unless they are; the number of the first that is not planned."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was planned: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        ...
+
+
 class ValidationData(Protocol):
     """A finite set of samples."""
 
@@ -215,7 +233,7 @@ def fit(
         torch.set_num_threads(machine.threads)
     torch.set_float32_matmul_precision(machine.matmul)
     module = _Module(task, config)
-    loop = _Loop(task, config, machine, run, validation)
+    loop = _Loop(task, data, config, machine, run, validation)
     with warnings.catch_warnings():
         # Lightning advises on what was decided here.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
@@ -299,13 +317,14 @@ class _Loop(Callback):
     def __init__(
         self,
         task: Task,
+        data: TrainingData,
         config: TrainerConfig,
         machine: MachineConfig,
         run: RunFolder,
         validation: ValidationData | None,
     ) -> None:
         self._task, self._config, self._machine, self._run = task, config, machine, run
-        self._validation = validation
+        self._data, self._validation = data, validation
         self._average: WeightAverage | None = None
         self._loaded: dict[str, Any] = {}
         self._step = 0
@@ -323,12 +342,15 @@ class _Loop(Callback):
             "metrics": self._metrics,
             "best": self._best,
             "num_worse": self._num_worse,
+            "plan": self._data.state_dict() if isinstance(self._data, PlannedData) else None,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict  # the model may yet move to its device
         self._metrics, self._best = state_dict["metrics"], state_dict["best"]
         self._num_worse = state_dict["num_worse"]
+        if isinstance(self._data, PlannedData):
+            self._data.load_state_dict(state_dict["plan"])
 
     # --- Lightning's hooks ----------------------------------------------------------------------------------
 
@@ -418,24 +440,15 @@ class _Loop(Callback):
             trainer.logger.log_metrics(values, step=self._step)
 
     def _validate(self, trainer: Trainer, validation: ValidationData) -> None:
-        module = trainer.lightning_module
-        module.eval()
-        with torch.no_grad(), nullcontext() if self._average is None else self._average.applied():
-            own: dict[str, list[Tensor]] = {}
-            for index, batch in enumerate(validation.batches(trainer.global_rank, trainer.world_size)):
-                on_device = trainer.strategy.batch_to_device(batch)
-                predicted = cast("dict[str, Tensor]", trainer.strategy.validation_step(on_device, index))
-                for name, values in predicted.items():
-                    own.setdefault(name, []).append(values.cpu())
-            together = gathered({name: torch.cat(values) for name, values in own.items()})
-            self._metrics = self._task.score(together)
+        with nullcontext() if self._average is None else self._average.applied():
+            batches = validation.batches(trainer.global_rank, trainer.world_size)
+            self._metrics = self._task.score(predict_all(trainer, batches))
             self._log(trainer, {f"val/{name}": value for name, value in self._metrics.items()})
             if self._bar is not None:
                 self._bar.write(
                     f"step {self._step}: " + ", ".join(f"{k} {v:.4g}" for k, v in self._metrics.items())
                 )
             self._keep_best(trainer)
-        module.train()
 
     def _keep_best(self, trainer: Trainer) -> None:
         if (wanted := self._config.early_stopping) is None:
@@ -479,19 +492,41 @@ class _Feed:
     def __iter__(self) -> Iterator[Any]:
         """From the step that was restored to the last one."""
         accumulate = self._config.accumulate
-        numbers = range(self._trainer.global_step * accumulate, self._config.num_steps * accumulate)
-        numbered = _Numbered(self._data, self._trainer.global_rank, self._trainer.world_size)
-        workers = self._machine.num_workers
-        return iter(
-            DataLoader(
-                numbered,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=workers,
-                prefetch_factor=2 if workers else None,
-                pin_memory=torch.cuda.is_available(),
-            )
+        index, end = self._trainer.global_step * accumulate, self._config.num_steps * accumulate
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        while index < end:
+            stop = end
+            if isinstance(self._data, PlannedData):
+                predict = partial(predict_all, self._trainer)
+                stop = min(end, self._data.plan(index, predict, rank, world_size))
+            yield from self._made(range(index, stop), rank, world_size)
+            index = stop
+
+    def _made(self, numbers: range, rank: int, world_size: int) -> Iterable[Any]:
+        workers = min(self._machine.num_workers, len(numbers))
+        return DataLoader(
+            _Numbered(self._data, rank, world_size),
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=torch.cuda.is_available(),
         )
+
+
+def predict_all(trainer: Trainer, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """The task's predictions of this rank's batches and all other ranks', on the CPU."""
+    module, was_training = trainer.lightning_module, trainer.lightning_module.training
+    module.eval()
+    own: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            on_device = trainer.strategy.batch_to_device(batch)
+            predicted = cast("dict[str, Tensor]", trainer.strategy.validation_step(on_device, index))
+            for name, values in predicted.items():
+                own.setdefault(name, []).append(values.cpu())
+    module.train(was_training)
+    return gathered({name: torch.cat(values) for name, values in own.items()})
 
 
 class _Numbered(Dataset[Any]):

@@ -246,7 +246,7 @@ def test_names_of_experiments_and_keys(tmp_path):
         compose_experiment(["experiment=osv5m"], CONFIGS)
     with pytest.raises(ConfigError, match="name an experiment"):
         compose_experiment(["threads=2"], CONFIGS)
-    with pytest.raises(ConfigError, match="machine.devices: give it on the command line"):
+    with pytest.raises(ConfigError, match="devices: give it on the command line"):
         compose_experiment(["experiment=own_photos", "machine=ddp"], CONFIGS)
     with pytest.raises(ConfigError, match="encoder"):
         compose_experiment(["experiment=osv5m_hybrid", "encoder=vit_b33"], CONFIGS)

@@ -7,15 +7,16 @@ import socket
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from subprocess import run as run_process
 
 import pytest
 import torch
+from linear_task import CONFIG, MACHINE, LinearData, LinearTask
 
 from geoloc.errors import ConfigError, IntegrityError
 from geoloc.train.run_folder import RunFolder, read_metrics
 from geoloc.train.trainer import EarlyStopping, MachineConfig, TrainerConfig, fit
-from tests.train.linear_task import CONFIG, MACHINE, LinearData, LinearTask
 
 # Where a DataLoader's workers are, a fork meets threads; the children only train and die.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -213,8 +214,9 @@ def test_settings_that_do_not_go_together(tmp_path):
 TWO_PROCESSES = """
 import sys
 from dataclasses import replace
+from pathlib import Path
 import torch
-from tests.train.linear_task import CONFIG, MACHINE, LinearData, LinearTask
+from linear_task import CONFIG, MACHINE, LinearData, LinearTask
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.trainer import fit
 task = LinearTask(dropout=0.0)
@@ -231,7 +233,10 @@ def test_two_processes_give_the_curve_of_one(tmp_path, request):
         port = free.getsockname()[1]
     script = tmp_path / "train.py"
     script.write_text(TWO_PROCESSES)
-    environment = os.environ | {"MASTER_PORT": str(port), "PYTHONPATH": str(request.config.rootpath)}
+    environment = os.environ | {
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": f"{request.config.rootpath}:{Path(__file__).parent}",
+    }
     done = run_process(
         [sys.executable, script, tmp_path / "two"],
         env=environment,

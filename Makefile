@@ -10,7 +10,7 @@ NPM := runs/npm
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench docs earthview-data earthview-table
+.PHONY: help install demo test test-slow kills check bench docs earthview-data earthview-table
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(DEV)  ## the test suite, offline, on the CPU
 
 test-slow: $(DEV)  ## the tests that take minutes
 	$(PYTEST) -n 2 -m slow
+
+kills: $(DEV)  ## kill a training at 50 random moments: it must come out as if it had lived
+	$(PYTEST) -m slow tests/train/test_trainer.py
 
 check: $(DEV)  ## lint, format and types
 	$(BIN)/ruff check .

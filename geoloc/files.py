@@ -26,7 +26,7 @@ from geoloc.errors import IntegrityError, NotFoundError, OutputMismatchError
 MANIFEST_NAME = "manifest.json"
 MANIFEST_SCHEMA_VERSION = 1
 
-_MAX_MANIFEST_BYTES = 64 * 2**20  # half a million files; more is not ours, and would only fill the memory
+MAX_MANIFEST_BYTES = 64 * 2**20  # half a million files; more is not ours, and would only fill the memory
 _OWN_KEYS = {"schema_version", "files", "digest"}
 
 
@@ -118,12 +118,17 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
+def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path]:
     """Give an empty folder to fill, beside `folder`; when the block ends well, it takes that name at once.
 
     On any exception, or a kill at any moment, `folder` is what it was (or absent, if it was). What a killed
     save left behind is removed by the next one. Folders above are made. Of two processes that save to one
     place at once, the later swap wins.
+
+    Args:
+        folder: where to.
+        resume: what a failed or killed block has filled in stays, and the next one is given it. Of two processes that
+            fill one place, the second waits for the first.
 
     Raises:
         OutputMismatchError: `folder` holds something that its manifest does not list. All of the old folder
@@ -134,15 +139,21 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
     recover_folder(target)
     _refuse_strangers(target)
     _remove_abandoned(target)
-    temporary, descriptor = _make_locked_sibling(target)
+    temporary, descriptor = _open_locked_part(target) if resume else _make_locked_sibling(target)
+    is_kept = resume
     try:
         yield temporary
         _fsync_tree(temporary)
         _refuse_strangers(target)  # again: the block may have run for hours
+        if resume:
+            # After the swap the old folder has this name: whoever waits must not take it for work to go on with.
+            temporary = temporary.rename(_new_name(target))
+            is_kept = False
         _swap(temporary, target)
         _fsync_folder(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # now the old folder, or our failed one
+        if not is_kept:
+            shutil.rmtree(temporary, ignore_errors=True)  # now the old folder, or our failed one
         os.close(descriptor)
 
 
@@ -164,13 +175,29 @@ def _old_name(target: Path) -> Path:
 
 def _make_locked_sibling(target: Path) -> tuple[Path, int]:
     while True:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+        temporary = _new_name(target)
         temporary.mkdir()
         descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
         _lock(descriptor, wait=True)
         if _is_at(descriptor, temporary):  # else another save took it for abandoned before we had the lock
             return temporary, descriptor
         os.close(descriptor)
+
+
+def _new_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+
+
+def _open_locked_part(target: Path) -> tuple[Path, int]:
+    temporary = target.with_name(f".{target.name}.part")
+    while True:
+        temporary.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # between the two steps another process finished it
+            descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            _lock(descriptor, wait=True)
+            if _is_at(descriptor, temporary):
+                return temporary, descriptor
+            os.close(descriptor)
 
 
 def _remove_abandoned(target: Path) -> None:
@@ -305,12 +332,18 @@ def save_manifest(folder: str | Path, values: Mapping[str, Any]) -> dict[str, An
 
     For whoever knows the files' sizes and digests already.
     """
+    data = manifest_bytes(values)
+    with atomic_write(Path(folder) / MANIFEST_NAME, "wb") as file:
+        file.write(data)
+    manifest: dict[str, Any] = json.loads(data)
+    return manifest
+
+
+def manifest_bytes(values: Mapping[str, Any]) -> bytes:
+    """What `save_manifest` writes; a digest among the values is made anew."""
     # Through JSON once, so that keys that are not strings are sorted as the strings that they become.
     manifest: dict[str, Any] = json.loads(_canonical(values))
-    manifest["digest"] = manifest_digest(manifest)
-    with atomic_write(Path(folder) / MANIFEST_NAME, "wb") as file:
-        file.write(_canonical(manifest))
-    return manifest
+    return _canonical({**manifest, "digest": manifest_digest(manifest)})
 
 
 def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, Any]:
@@ -361,9 +394,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise IntegrityError(f"{path} is missing, so nothing vouches for the files there: {_REMEDY}")
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise IntegrityError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes: {_REMEDY}")
-    data = path.read_bytes()
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise IntegrityError(f"{path} has more than {MAX_MANIFEST_BYTES} bytes: {_REMEDY}")
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
+    """What the bytes of a manifest say, checked against its own digest; `path` is what an error calls it.
+
+    Raises:
+        IntegrityError: they are no manifest of ours, or were changed.
+    """
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):

@@ -180,6 +180,42 @@ def test_replace_folder_sees_what_arrives_while_it_works(tmp_path: Path) -> None
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_replace_folder_goes_on_with_what_was_filled_in(tmp_path: Path) -> None:
+    folder = tmp_path / "refs"
+    save(folder, "old")
+    with pytest.raises(KeyError), replace_folder(folder, resume=True) as part:
+        (part / "half").write_text("1")
+        raise KeyError
+    assert names_in(folder) == ["config.json", "manifest.json", "weights", "weights/model.bin"]
+    with replace_folder(folder, resume=True) as part:
+        assert names_in(part) == ["half"]
+        (part / "rest").write_text("2")
+        write_manifest(part)
+    assert names_in(tmp_path) == ["refs", "refs/half", "refs/manifest.json", "refs/rest"]
+
+
+def test_of_two_who_fill_one_folder_the_second_waits(tmp_path: Path) -> None:
+    inside, order = threading.Event(), []
+
+    def second() -> None:
+        inside.wait()
+        with replace_folder(tmp_path / "refs", resume=True) as part:
+            order.append(names_in(part))
+            (part / "b").write_text("")
+            write_manifest(part)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with replace_folder(tmp_path / "refs", resume=True) as part:
+        inside.set()
+        (part / "a").write_text("")
+        write_manifest(part)
+        order.append("first")
+    thread.join()
+    assert order == ["first", []]  # what the first has finished is no work to go on with
+    assert names_in(tmp_path) == ["refs", "refs/b", "refs/manifest.json"]
+
+
 def test_replace_folder_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("")
     with pytest.raises(OutputMismatchError, match="is a file, where a folder was to be saved"):
@@ -518,7 +554,7 @@ def test_a_newer_manifest_asks_for_a_newer_geoloc(folder: Path) -> None:
 
 
 def test_an_enormous_manifest_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr(files, "MAX_MANIFEST_BYTES", 10)
     with pytest.raises(IntegrityError, match="has more than 10 bytes"):
         verify_manifest(folder)
 

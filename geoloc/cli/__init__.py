@@ -16,6 +16,8 @@ from geoloc.cli.batch import batch as _batch
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.data import data_app
 from geoloc.cli.evaluate import evaluate as _evaluate
+from geoloc.cli.hub import pull as _pull
+from geoloc.cli.hub import push as _push
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.quadtree import quadtree_app
 from geoloc.cli.reference import reference_app
@@ -32,6 +34,8 @@ app.command()(_localize)
 app.command()(_evaluate)
 app.command()(_batch)
 app.command()(_train)
+app.command()(_push)
+app.command()(_pull)
 app.add_typer(data_app, name="data")
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")

@@ -42,7 +42,8 @@ _Aerial = Annotated[
     typer.Option(
         metavar="SOURCE",
         help="Imagery from above: a folder of tiles, a .tif or a folder of them, an .mbtiles, the address of a "
-        "server with {z}, {x} and {y}, or 'WMTS:https://…/WMTSCapabilities.xml,layer=…'. Given several times, each fills what those before it leave open.",
+        "server with {z}, {x} and {y}, or 'WMTS:https://…/WMTSCapabilities.xml,layer=…'. Given several times, each "
+        "fills what those before it leave open.",
     ),
 ]
 _Street = Annotated[
@@ -93,11 +94,11 @@ _Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Drop the work of an unfinished build with other settings.")
 ]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar; only the summary.")]
-_Bounds = Annotated[
+BoundsOption = Annotated[
     str | None,
     typer.Option(metavar="S,W,N,E", help="A box in degrees; west > east crosses the antimeridian."),
 ]
-_Paths = Annotated[
+PathsOption = Annotated[
     list[str], typer.Option("--path", help="A cell of the quadtree over the whole Earth, such as 0312.")
 ]
 
@@ -255,25 +256,33 @@ def add(folder: _Folder, *, inputs: _Inputs) -> None:
 @reference_app.command("delete")
 def delete(
     folder: _Folder,
-    bounds: _Bounds = None,
-    paths: _Paths = [],  # noqa: B006
+    bounds: BoundsOption = None,
+    paths: PathsOption = [],  # noqa: B006
     keys: Annotated[list[str], typer.Option("--key", help="All rows with this key.")] = [],  # noqa: B006
     row_ids: Annotated[list[int], typer.Option("--row-id", help="A row's id.")] = [],  # noqa: B006
 ) -> None:
     """Delete the rows in a box, in cells, with keys or with ids; their bytes go with `compact`."""
     database = _open(folder)
     num_rows = database.delete(
-        bounds_deg=_box(bounds), paths=paths or None, keys=keys or None, row_ids=row_ids or None
+        bounds_deg=parse_bounds(bounds), paths=paths or None, keys=keys or None, row_ids=row_ids or None
     )
     say(f"{count(num_rows, 'row')} deleted, {len(database):,} left in {folder}")
 
 
 @reference_app.command("compact")
-def compact(folder: _Folder) -> None:
+def compact(
+    folder: _Folder,
+    segment_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Several segments of about so many rows, so that a region can be pulled alone."
+        ),
+    ] = None,
+) -> None:
     """Merge all segments into one, without the deleted rows."""
     database = _open(folder)
     before = database.info()
-    database.compact()
+    database.compact(segment_rows=segment_rows)
     after = database.info()
     say(
         f"{count(before['num_segments'], 'segment')} -> {after['num_segments']}, "
@@ -285,11 +294,11 @@ def compact(folder: _Folder) -> None:
 def slice_(
     folder: _Folder,
     destination: Annotated[Path, typer.Argument(help="A new folder.")],
-    bounds: _Bounds = None,
-    paths: _Paths = [],  # noqa: B006
+    bounds: BoundsOption = None,
+    paths: PathsOption = [],  # noqa: B006
 ) -> None:
     """Copy the rows of a region into a new database."""
-    cut = _open(folder).slice(destination, bounds_deg=_box(bounds), paths=paths or None)
+    cut = _open(folder).slice(destination, bounds_deg=parse_bounds(bounds), paths=paths or None)
     say(f"{count(len(cut), 'row')} -> {destination}")
 
 
@@ -379,7 +388,12 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them") from None
 
 
-def _box(text: str | None) -> Sequence[float] | None:
+def parse_bounds(text: str | None) -> Sequence[float] | None:
+    """What `--bounds` says: south, west, north, east; None without it.
+
+    Raises:
+        ConfigError: it is not four numbers.
+    """
     if text is None:
         return None
     numbers = _numbers("--bounds", text)

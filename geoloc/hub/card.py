@@ -1,9 +1,45 @@
-"""The model card: README.md of a checkpoint, generated, never typed by hand. Knows no model."""
+"""Cards: README.md of a model or a database, generated, never typed by hand. Knows neither.
+
+render_card(…)           a model's card, from what its recipe knows
+card_for_repository(…)   any card, made that of a repository: how it is loaded from there, what was measured, by whose
+                         rules, under which licences, and what it must not be used for
+database_card(…)         a database's card
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from geoloc import __version__
+from geoloc.errors import ConfigError, NotFoundError
+
+MISUSE: Final = (
+    "Finding out where a person lives, works or is, without that person's consent; following or watching people; "
+    "decisions about people, such as on asylum, visas or insurance; or proof of anything in court.",
+    "Publishing where a photo was taken when whoever took or is in it has not agreed. Ask for coarse answers instead: "
+    "a country or a region is enough for most honest purposes.",
+    "Anything where a wrong place does harm. A point is a guess: read its radius, and let it abstain.",
+)
+
+_USE, _MEASURED, _MISUSED = "How to load it", "Measured", "What it must not be used for"
+_CONFIDENCE, _FACTS, _LEDGER = "Confidence", "Facts", "Data and licences"
+_LOADS: Final = re.compile(r'(?<=Geolocalizer\.from_pretrained\()"[^"]*"(?:, revision="[^"]*")?')
+
+_TAGS: Final = ("image-geolocation", "geocells", "retrieval")
+_NEEDED: Final = (
+    "protocol",
+    "num_images",
+    "num_missing",
+    "geoscore",
+    "mean_km",
+    "median_km",
+    "accuracy_within_km",
+)
 
 
 @dataclass(frozen=True)
@@ -35,57 +71,231 @@ def render_card(
     limits: Sequence[str],
     facts: Mapping[str, str],
 ) -> str:
-    """The card's Markdown with the Hub's YAML header.
+    """A model's card: Markdown with the Hub's YAML header.
 
     Args:
         name: as `from_pretrained` takes it.
+        licence: of the weights, by the Hub's names, such as "apache-2.0".
+        summary: what it is for: its intended use.
+        ledger: what it was made from.
         metrics_markdown: a table that an evaluation wrote; metrics_command: the command that writes it again.
         calibration: what the radii were fitted on.
         limits: what the model cannot do, one sentence each.
         facts: sizes and settings, name -> value.
     """
-    lines = [
-        "---",
-        f"license: {licence}",
-        "library_name: geoloc",
-        "pipeline_tag: image-classification",
-        "tags: [image-geolocation, geocells, retrieval]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        summary,
-        "",
-        "```python",
-        "from geoloc import Geolocalizer",
-        "",
-        f'model = Geolocalizer.from_pretrained("{name}")',
-        'print(model.localize("image.jpg"))',
-        "```",
-        "",
-        "## Measured",
-        "",
-        metrics_markdown,
-        "",
-        f"`{metrics_command}` measures this table again.",
-        "",
-        "## Confidence",
-        "",
-        calibration,
-        "",
-        "## What it cannot do",
-        "",
-        *[f"- {limit}" for limit in limits],
-        "",
-        "## Facts",
-        "",
-        *[f"- {key}: {value}" for key, value in facts.items()],
-        "",
-        "## Data and licences",
-        "",
-        "| what | from | licence | used for |",
-        "|---|---|---|---|",
-        *[f"| {s.what} | {s.origin} | {s.licence} | {s.used_for} |" for s in ledger],
-        "",
+    measured = metrics_markdown
+    if metrics_command:
+        measured += f"\n\n`{metrics_command}` measures this table again."
+    sections = {
+        _MEASURED: measured,
+        _CONFIDENCE: calibration,
+        "What it cannot do": _bullets(limits),
+        _MISUSED: _bullets(MISUSE),
+        _FACTS: _facts(facts),
+        _LEDGER: _table(ledger),
+    }
+    header = _header(licence, ("library_name: geoloc", "pipeline_tag: image-classification"), _TAGS)
+    return f"{header}\n# {name}\n\n{summary}\n\n{_model_snippet(name)}\n" + "".join(_sections(sections))
+
+
+def card_for_repository(
+    card: str,
+    repo_id: str,
+    *,
+    calibration: str,
+    facts: Mapping[str, str],
+    ledger: Sequence[Source] = (),
+    licence: str | None = None,
+    reports: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """A model's card as that of a repository; what it says already stays, and what is missing is added.
+
+    Args:
+        card: Markdown, with the Hub's YAML header or without; "" for none yet.
+        repo_id: "org/name", where it will be loaded from.
+        calibration: what the radii were fitted on.
+        facts: sizes and settings, name -> value.
+        ledger: what it was made from, beside the code and the weights.
+        licence: of the weights; None keeps the card's, or says that it is unknown.
+        reports: what `read_metrics` has read: they become the header's model-index, and a table.
+
+    Raises:
+        ConfigError: the card's YAML header is none.
+    """
+    from huggingface_hub import ModelCard
+
+    text = card if card.startswith("---\n") else _header("unknown", (), _TAGS) + "\n" + card
+    try:
+        parsed = ModelCard(text, ignore_metadata_errors=True)
+    except Exception as error:  # of the YAML parser, or about what it has read
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"the card's YAML header cannot be read ({reason}); correct README.md") from error
+    data: Any = parsed.data  # its attributes are the header's keys
+    body = parsed.text.strip() or f"# {repo_id.partition('/')[2]}"
+    data.library_name = data.library_name or "geoloc"
+    data.pipeline_tag = data.pipeline_tag or "image-classification"
+    data.license = licence or data.license or "unknown"
+    data.tags = list(dict.fromkeys([*(data.tags or []), *_TAGS]))
+    data.model_name = repo_id.partition("/")[2]
+    if reports:
+        data.eval_results = [result for report in reports for result in _eval_results(report)]
+        # A table of the same place in the card was measured some other time.
+        body = _with_section(body, _MEASURED, "\n\n".join(map(_measured, reports)), replace=True)
+    own = (
+        Source("code", f"geoloc {__version__}", "apache-2.0", "training and running it"),
+        Source("weights", repo_id, str(data.license), "this model"),
+    )
+    if _LOADS.search(body):
+        body = _LOADS.sub(f'"{repo_id}"', body)
+    else:
+        body = _with_section(body, _USE, _model_snippet(repo_id))
+    body = _with_section(body, _CONFIDENCE, calibration)
+    body = _with_section(body, _MISUSED, _bullets(MISUSE))
+    body = _with_section(body, _FACTS, _facts(facts))
+    body = _with_section(body, _LEDGER, _table([*own, *ledger]), replace=bool(ledger))
+    return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
+
+
+def database_card(
+    repo_id: str, facts: Mapping[str, str], rows_by_licence: Mapping[str, int], licence: str
+) -> str:
+    """A database's card.
+
+    Args:
+        repo_id: "org/name", where it will be pulled from.
+        facts: sizes and settings, name -> value.
+        rows_by_licence: how many rows come under which licence, "" where none was given.
+        licence: of the whole, by the Hub's names.
+    """
+    name = repo_id.partition("/")[2]
+    snippet = (
+        "```python\nfrom geoloc import ReferenceDatabase\n\n"
+        f'database = ReferenceDatabase.from_hub("{repo_id}", "{name}/")\n'
+        f'part = ReferenceDatabase.from_hub("{repo_id}", "{name}-part/", bounds_deg=(south, west, north, east))\n```'
+    )
+    ledger = [
+        Source(f"{num:,} references", repo_id, kind or "not stated", "places to compare a photo with")
+        for kind, num in rows_by_licence.items()
     ]
-    return "\n".join(lines)
+    sections = {_FACTS: _facts(facts), _MISUSED: _bullets(MISUSE), _LEDGER: _table(ledger)}
+    header = _header(licence, (), ("image-geolocation", "geoloc-references"))
+    summary = "Places with the embeddings of what is seen there, in which a geoloc model searches."
+    return f"{header}\n# {name}\n\n{summary}\n\n{snippet}\n" + "".join(_sections(sections))
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """The `metrics.json` of an evaluation report.
+
+    Args:
+        path: of the file, or of the report's folder.
+
+    Raises:
+        NotFoundError: there is none.
+        ConfigError: it is none that an evaluation has written.
+    """
+    path = Path(path)
+    file = path / "metrics.json" if path.is_dir() else path
+    try:
+        metrics = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no {file}: `geoloc evaluate --output` writes one") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not a readable JSON file: {error}") from error
+    if not isinstance(metrics, dict) or (missing := [key for key in _NEEDED if key not in metrics]):
+        lacks = "is no JSON object" if not isinstance(metrics, dict) else f"has no {missing[0]!r}"
+        raise ConfigError(f"{file} {lacks}: give the metrics.json of `geoloc evaluate`")
+    return metrics
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------
+
+
+def _named_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
+    """The identifier, name and value of each headline number; shares stay fractions, distances kilometres."""
+    yield "geoscore", "GeoScore", report["geoscore"]
+    yield "mean_km", "mean error, km", report["mean_km"]
+    yield "median_km", "median error, km", report["median_km"]
+    for radius, share in report["accuracy_within_km"].items():
+        yield f"accuracy_within_{radius}_km", f"share within {radius} km", share
+    for level, share in report.get("accuracy_by_admin", {}).items():
+        yield f"accuracy_{level}", f"share in the right {level.replace('_', '-')}", share
+    for radius, shares in report.get("recall_at", {}).items():
+        for k, share in shares.items():
+            yield f"recall_at_{k}_within_{radius}_m", f"recall@{k} within {radius} m", share
+
+
+def _eval_results(report: Mapping[str, Any]) -> Iterator[Any]:
+    from huggingface_hub import EvalResult
+
+    for identifier, name, value in _named_metrics(report):
+        if value is not None:
+            yield EvalResult(
+                task_type="image-geolocation",
+                dataset_type=report["protocol"],
+                dataset_name=f"protocol {report['protocol']}, {report['num_images']:,} images",
+                metric_type=identifier,
+                metric_name=name,
+                metric_value=value,
+            )
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    rules = report.get("rules", {}).get("description", "")
+    lines = [
+        f"Protocol `{report['protocol']}`: {report['num_images']:,} images, {report['num_missing']:,} without a "
+        f"prediction. {rules}".rstrip(),
+        "",
+        "| measured | value |",
+        "|---|--:|",
+        *(f"| {name} | {_number(value)} |" for _, name, value in _named_metrics(report)),
+        "",
+        *(f"- **{warning}**" for warning in report.get("warnings", ())),
+    ]
+    return "\n".join(lines).rstrip()
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}" if 0 <= value <= 1 else f"{value:,.1f}"
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------
+
+
+def _header(licence: str, lines: Sequence[str], tags: Sequence[str]) -> str:
+    return "\n".join(["---", f"license: {licence}", *lines, f"tags: [{', '.join(tags)}]", "---", ""])
+
+
+def _model_snippet(name: str) -> str:
+    return (
+        "```python\nfrom geoloc import Geolocalizer\n\n"
+        f'model = Geolocalizer.from_pretrained("{name}")\nprint(model.localize("image.jpg"))\n```'
+    )
+
+
+def _sections(sections: Mapping[str, str]) -> Iterator[str]:
+    for heading, text in sections.items():
+        yield f"\n## {heading}\n\n{text}\n"
+
+
+def _with_section(body: str, heading: str, text: str, *, replace: bool = False) -> str:
+    """The body with a section: added at its end, or, if it is there, replaced where that is asked for."""
+    section = f"## {heading}\n\n{text}"
+    there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", body, re.MULTILINE | re.DOTALL)
+    if there is None:
+        return f"{body.rstrip()}\n\n{section}"
+    if not replace:
+        return body
+    return f"{body[: there.start()]}{section}\n\n{body[there.end() :]}".rstrip()
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return _bullets([f"{key}: {value}" for key, value in facts.items()])
+
+
+def _table(ledger: Sequence[Source]) -> str:
+    rows = [f"| {s.what} | {s.origin} | {s.licence} | {s.used_for} |" for s in ledger]
+    return "\n".join(["| what | from | licence | used for |", "|---|---|---|---|", *rows])

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
+from geoloc.hub.card import Source
+from geoloc.hub.push import Pushed, PushOptions
 from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess, load_and_preprocess
@@ -31,6 +34,7 @@ from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.mixture import atoms_of, candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
+from geoloc.localize.publish import push_checkpoint
 from geoloc.localize.rerank import Reranker, RerankerConfig
 from geoloc.localize.retrieve import Retriever
 from geoloc.models.network import GeoNetwork, NetworkOutput
@@ -114,21 +118,33 @@ class Geolocalizer:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        device: str | torch.device = "cpu",
     ) -> Geolocalizer:
         """Load a model: a bundled name ("earthview"), a folder, or a Hub id.
 
-        Nothing but the checkpoint is read or downloaded, and nothing in it is unpickled or imported.
+        Nothing but the checkpoint is read or downloaded, and nothing in it is unpickled or imported. What came from the
+        Hub stays in a cache, so that a second time needs no network; HF_HUB_OFFLINE=1 forbids asking it.
+
+        Args:
+            name: a folder comes before a bundled model, and that before the Hub.
+            revision: of the Hub's repository: a branch, tag, commit (which pins it for ever) or "refs/pr/N".
+            subfolder: of the folder or repository, where the model is not at its top.
+            device: where its tensors go.
 
         Raises:
-            NotFoundError: there is no such model.
+            NotFoundError: there is no such model, or it is not here and the Hub cannot be reached.
             IntegrityError: a file is missing or differs from the manifest.
             ConfigError: config.json or calibration.json has an unknown key or an impossible value.
             CheckpointError: the tensors do not fit the network that config.json describes, or the quadtree is
                 none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        checkpoint, saved = read_checkpoint(resolve(name, revision))
+        checkpoint, saved = read_checkpoint(resolve(name, revision, subfolder))
         network = checkpoint.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = cls(
             checkpoint.name,
@@ -154,7 +170,51 @@ class Geolocalizer:
             OutputMismatchError: the folder holds files that no checkpoint of ours has.
             CheckpointError: a weight is too large for float16.
         """
-        checkpoint = Checkpoint(
+        self._saved = write_checkpoint(self._as_checkpoint(), folder, half=half)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        metrics: Sequence[str | Path] = (),
+        licence: str | None = None,
+        ledger: Sequence[Source] = (),
+        half: bool = False,
+    ) -> Pushed:
+        """Publish the model on the Hugging Face Hub, in one commit; `from_pretrained(repo_id)` loads it again.
+
+        Log in first: `hf auth login`.
+
+        Args:
+            repo_id: "org/name"; the repository is made if there is none.
+            private: whether a repository that is made now is private; None leaves it to the account.
+            revision: branch; it is made if there is none.
+            create_pr: open a pull request instead of changing the branch.
+            commit_message: None says what was pushed.
+            metrics: reports of `geoloc evaluate`, folders or their metrics.json; the card shows them.
+            licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps what the card says.
+            ledger: what the model was made from, for the card.
+            half: store floating-point tensors as float16.
+
+        Returns:
+            The commit, which `revision=` pins, and its address.
+
+        Raises:
+            ConfigError: a name that no repository can have, or a file that is no report.
+            NotFoundError: there is no such report, or the Hub cannot be reached or does not let us.
+        """
+        with TemporaryDirectory() as folder:
+            saved = Path(folder) / "model"
+            write_checkpoint(self._as_checkpoint(), saved, half=half)
+            options = PushOptions(private, revision, create_pr, commit_message)
+            return push_checkpoint(saved, repo_id, options, metrics=metrics, licence=licence, ledger=ledger)
+
+    def _as_checkpoint(self) -> Checkpoint:
+        return Checkpoint(
             self.name,
             self.network,
             self.preprocess,
@@ -164,7 +224,6 @@ class Geolocalizer:
             self.reranker,
             self.reference,
         )
-        self._saved = write_checkpoint(checkpoint, folder, half=half)
 
     @property
     def identity(self) -> str:

@@ -42,6 +42,7 @@ from geoloc.reference.manifest import REMEDY, SEGMENTS, Manifest
 from geoloc.reference.opening import check_digest, load
 from geoloc.reference.rows import SCHEMA, SOURCES, ReferenceRows
 from geoloc.reference.segments import Dtype, Part, Segment, VectorFormat, sorted_blocks, to_arrow
+from geoloc.reference.sharing import Sharing
 from geoloc.reference.writing import (
     LOCK,
     add_merged,
@@ -59,9 +60,10 @@ SORT_BYTES: Final = 2**29  # what an append collects before it sorts and writes 
 # A guess at a row's size in memory beside its vector: texts, and an order to sort it by.
 _ROW_BYTES: Final = 256
 _NO_IDS: Final = np.zeros(0, dtype=np.int64)
+_NO_CODES: Final = np.zeros(0, dtype=np.uint64)
 
 
-class ReferenceDatabase(Adding):
+class ReferenceDatabase(Adding, Sharing):
     """A snapshot of a database on disk: what was there when it was opened, refreshed or last changed here.
 
     Any number of processes read while one writes; a second writer is refused. What a reader has open stays
@@ -386,20 +388,45 @@ class ReferenceDatabase(Adding):
                 self._commit(with_tombstones(self.folder, self._manifest, deleted))
             return num_deleted
 
-    def compact(self) -> None:
+    def compact(self, *, segment_rows: int | None = None) -> None:
         """Merge all segments into one, without the deleted rows; does nothing where there is nothing to do.
 
-        Row ids stay. Holds about 50 bytes a row in memory; needs the space of the new segment on the disk
+        Row ids stay. Holds about 50 bytes a row in memory; needs the space of the new segments on the disk
         beside the old ones, which stay readable for those who have them open.
 
+        Args:
+            segment_rows: make several segments of about so many rows that follow each other along the Z-curve,
+                so that a region can be pulled from the Hub without the rest; rows of one place stay together.
+
         Raises:
+            ConfigError: segment_rows is not positive.
             OutputMismatchError: another process is writing.
         """
+        if segment_rows is not None and segment_rows < 1:
+            raise ConfigError(f"segment_rows is {segment_rows}; a segment has at least one row")
         with self._writing():
-            if len(self._segments) > 1 or self._manifest.tombstones:
-                parts = [Part(segment, np.flatnonzero(~segment.deleted)) for segment in self._segments]
-                bare = replace(self._manifest, segments={}, tombstones={}, files={})
-                self._commit(add_merged(self.folder, bare, parts))
+            live = [np.flatnonzero(~segment.deleted) for segment in self._segments]
+            codes = np.sort(
+                np.concatenate(
+                    [_NO_CODES, *(s.morton[rows] for s, rows in zip(self._segments, live, strict=True))]
+                )
+            )
+            firsts = np.unique(codes[:: segment_rows or max(len(codes), 1)])
+            lasts = codes[np.searchsorted(codes, firsts[1:]) - 1].tolist() + codes[-1:].tolist()
+            ranges = list(zip(firsts.tolist(), lasts, strict=True))
+            if not self._manifest.tombstones and ranges == [
+                (int(segment.morton[0]), int(segment.morton[-1])) for segment in self._segments
+            ]:
+                return
+            manifest = replace(self._manifest, segments={}, tombstones={}, files={})
+            for first, last in ranges:
+                edges = np.array([first, last + 1], dtype=np.uint64)
+                parts = [
+                    Part(segment, rows[slice(*np.searchsorted(segment.morton[rows], edges))])
+                    for segment, rows in zip(self._segments, live, strict=True)
+                ]
+                manifest = add_merged(self.folder, manifest, parts)
+            self._commit(manifest)
 
     def slice(
         self,

@@ -86,9 +86,17 @@ class Manifest:
             raise NotFoundError(
                 f"there is no reference database {folder}: check the path, or create it first"
             )
-        facts = read_manifest(folder)
+        return Manifest.of(read_manifest(folder), str(folder))
+
+    @staticmethod
+    def of(facts: Mapping[str, Any], origin: str) -> "Manifest":
+        """What a manifest says that `geoloc.files` has read; `origin` is what an error calls its folder.
+
+        Raises:
+            IntegrityError: it is not that of a reference database.
+        """
         if facts.get("kind") != KIND:
-            raise IntegrityError(f"{folder} is no reference database: its manifest is of another kind")
+            raise IntegrityError(f"{origin} is no reference database: its manifest is of another kind")
         try:
             manifest = Manifest(
                 **{name: facts[name] for name in Manifest.__dataclass_fields__ if name != "shards"},
@@ -97,7 +105,7 @@ class Manifest:
             manifest._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IntegrityError(
-                f"{folder / MANIFEST_NAME} does not describe a reference database ({error}): {REMEDY}"
+                f"the {MANIFEST_NAME} of {origin} does not describe a reference database ({error}): {REMEDY}"
             ) from None
         return manifest
 

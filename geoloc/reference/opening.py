@@ -1,6 +1,6 @@
 """Opening what a manifest lists: sizes and headers are checked, and of the bytes those that are needed at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def load(
     manifest = Manifest.read(folder)
     while True:
         try:
-            return manifest, _open_segments(folder, manifest, known, open_segments)
+            return manifest, open_some(folder, manifest, manifest.segments, known, open_segments)
         except IntegrityError:
             # A writer may have compacted away what we were about to open; then there is a newer manifest.
             newer = Manifest.read(folder)
@@ -29,13 +29,18 @@ def load(
             manifest = newer
 
 
-def _open_segments(
-    folder: Path, manifest: Manifest, known: Manifest | None, open_segments: Sequence[Segment]
+def open_some(
+    folder: Path,
+    manifest: Manifest,
+    names: Iterable[str],
+    known: Manifest | None = None,
+    open_segments: Sequence[Segment] = (),
 ) -> tuple[Segment, ...]:
-    deleted = _read_tombstones(folder, manifest)
+    """Segments of a manifest by their names; the files of others need not be there."""
+    deleted = read_tombstones(folder, manifest)
     reusable = {segment.name: segment for segment in open_segments}
     segments = []
-    for name in sorted(manifest.segments, key=int):
+    for name in sorted(names, key=int):
         files = [f"{SEGMENTS}/{name}/{file}" for file in (ROWS_NAME, EMBEDDINGS_NAME)]
         positions = deleted.get(name)
         if known and name in reusable and all(manifest.files[f] == known.files.get(f) for f in files):
@@ -51,7 +56,7 @@ def _open_segments(
     return tuple(segments)
 
 
-def _read_tombstones(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.int64]]:
+def read_tombstones(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.int64]]:
     """Segment name -> places of its deleted rows. All of the file is needed, so all of it is checked."""
     name = manifest.tombstones_name
     if name is None:

@@ -41,6 +41,8 @@ BLOCK_ROWS: Final = 2048  # rows that are moved at once, and a row group: one ke
 
 _CACHED_GROUPS: Final = 32  # decoded row groups that a segment remembers; some hundred kB each
 
+_PLACES: Final = ("morton", "row_id", "latitude", "longitude")
+
 _SAFETENSORS_NAMES: Final = {
     np.dtype(np.float64): "F64",
     np.dtype(np.int64): "I64",
@@ -402,6 +404,32 @@ def open_segment(
         num_deleted=0 if deleted_positions is None else len(deleted_positions),
         _rows=_MappedRows(folder / ROWS_NAME, num_rows),
         _embeddings=mapped,
+    )
+
+
+def open_rows(
+    folder: Path, name: str, vector_format: VectorFormat, num_rows: int, deleted_positions: IntArray | None
+) -> Segment:
+    """The segment in `folder` without its vectors, from `rows.parquet` alone: enough to see where its rows are.
+
+    Raises:
+        IntegrityError: the file is missing, or is not one of `num_rows` rows.
+    """
+    rows = _MappedRows(folder / ROWS_NAME, num_rows)
+    table = {name: np.concatenate([part.to_numpy() for part in rows.column(name)]) for name in _PLACES}
+    return Segment(
+        name=name,
+        vector_format=vector_format,
+        morton=table["morton"],
+        row_id=table["row_id"],
+        latlon_deg=np.stack([table["latitude"], table["longitude"]], axis=1),
+        source=np.zeros(num_rows, dtype=np.uint8),
+        vectors=np.zeros((0, vector_format.dim), dtype=vector_format.dtype),
+        scales=None,
+        deleted=_marked(num_rows, deleted_positions),
+        num_deleted=0 if deleted_positions is None else len(deleted_positions),
+        _rows=rows,
+        _embeddings=rows.mapped,
     )
 
 

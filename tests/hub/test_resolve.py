@@ -1,29 +1,25 @@
-"""No test here reaches a network: the Hub's client is replaced."""
+"""A name becomes a folder: which kind of name is which; the Hub itself is in `test_pull`."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from geoloc.errors import ConfigError, NotFoundError
+from geoloc.errors import ConfigError, IntegrityError, NotFoundError
 from geoloc.hub import resolve as module
-from geoloc.hub.resolve import CHECKPOINT_FILES, bundled_names, resolve
+from geoloc.hub.resolve import bundled_names, resolve
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
-    """What was asked of huggingface_hub; every repository but "org/none" is there."""
-    import huggingface_hub
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
+    """What was asked of the Hub."""
+    asked: list[tuple[Any, ...]] = []
 
-    asked: list[dict[str, Any]] = []
+    def cached(repo_id: str, kind: str, *, revision: str | None, subfolder: str) -> Path:
+        asked.append((repo_id, kind, revision, subfolder))
+        return tmp_path / "snapshot"
 
-    def snapshot_download(repo_id: str, **options: Any) -> str:
-        asked.append({"repo_id": repo_id} | options)
-        if repo_id == "org/none":
-            raise OSError("no network")
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(module, "cached", cached)
     return asked
 
 
@@ -66,25 +62,17 @@ def test_a_save_that_was_killed_between_its_renames_is_found(tmp_path: Path) -> 
     assert not old.exists()
 
 
-def test_a_hub_id(hub: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_hub_id(asked: list[tuple[Any, ...]], tmp_path: Path) -> None:
     assert resolve("Org-1/some.model_2", revision="v1") == tmp_path / "snapshot"
-    assert hub == [
-        {"repo_id": "Org-1/some.model_2", "revision": "v1", "allow_patterns": list(CHECKPOINT_FILES)}
-    ]
+    assert resolve("org/zoo", subfolder="a/b") == tmp_path / "snapshot"
+    assert asked == [("Org-1/some.model_2", "model", "v1", ""), ("org/zoo", "model", None, "a/b")]
 
 
-def test_only_a_checkpoints_files_are_ever_downloaded() -> None:
-    assert not any(set(name) & set("*?[") for name in CHECKPOINT_FILES)
-    assert {Path(name).suffix for name in CHECKPOINT_FILES} == {".json", ".safetensors", ".parquet", ".md"}
-
-
-def test_a_hub_that_does_not_answer(hub: list[dict[str, Any]]) -> None:
-    with pytest.raises(
-        NotFoundError,
-        match=r"could not get the model 'org/none' \(revision main\) from the Hugging Face Hub: no network; "
-        r"check the name and the network, or give the path of a folder",
-    ):
-        resolve("org/none")
+def test_a_subfolder_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert resolve(tmp_path, subfolder="a/b") == tmp_path / "a" / "b"
+    with pytest.raises(IntegrityError, match=r"\.\./b"):
+        resolve(tmp_path / "a", subfolder="../b")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +92,7 @@ def test_a_hub_that_does_not_answer(hub: list[dict[str, Any]]) -> None:
     ],
 )
 def test_other_names_ask_nobody(
-    hub: list[dict[str, Any]], bundled: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: list[tuple[Any, ...]], bundled: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path / "checkpoints" / "half")
     with pytest.raises(
@@ -112,15 +100,15 @@ def test_other_names_ask_nobody(
         match=r"no model is called '.*': it is not bundled \(bundled: earth, zebra\), not a folder h",
     ):
         resolve(name)
-    assert hub == []
+    assert asked == []
 
 
-def test_a_path_is_never_a_hub_id(hub: list[dict[str, Any]]) -> None:
+def test_a_path_is_never_a_hub_id(asked: list[tuple[Any, ...]]) -> None:
     with pytest.raises(
         NotFoundError, match=r"there is no model folder org/name; check the path, or save a model"
     ):
         resolve(Path("org/name"))
-    assert hub == []
+    assert asked == []
 
 
 def test_revisions_are_the_hubs(bundled: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The database against a plain list in memory, in any order of changes; its readers, locks and refusals."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ from geoloc.files import save_manifest, verify_manifest
 from geoloc.reference import opening, writing
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import SOURCES, ReferenceRows
-from geoloc.reference.segments import EMBEDDINGS_NAME, ROWS_NAME, VectorFormat
+from geoloc.reference.segments import EMBEDDINGS_NAME, ROWS_NAME, Segment, VectorFormat
 from quadtree.errors import QuadtreeError
 from quadtree.morton import cell_bounds_deg, encode
 
@@ -573,6 +574,38 @@ def test_refreshing_maps_only_what_is_new(tmp_path: Path) -> None:
     assert (old.num_deleted, reader.segments[0].num_deleted, len(reader)) == (0, 1, 19)
 
 
+def test_compaction_into_segments_along_the_curve(tmp_path: Path) -> None:
+    database = create(tmp_path / "refs")
+    database.append(*some_rows(60))
+    database.append(*some_rows(60, seed=1))
+    twins = ReferenceRows(np.tile([[48.85, 2.35]], (30, 1)), source="street", key=["twin"] * 30)
+    database.append(twins, np.ones((30, DIM)))
+    database.delete(row_ids=range(20))
+    before = {int(row): vector for s in database.segments for row, vector in live_vectors(s)}
+    database.compact(segment_rows=20)
+    assert {int(row): vector for s in database.segments for row, vector in live_vectors(s)} == before
+    edges = [(int(s.morton[0]), int(s.morton[-1])) for s in database.segments]
+    assert all(last < first for (_, last), (first, _) in itertools.pairwise(edges))
+    assert all(s.num_rows <= 20 or len(np.unique(s.morton)) < s.num_rows for s in database.segments)
+    assert len(database.segments) >= 5
+    database.verify()
+    version = database.version
+    database.compact(segment_rows=20)
+    assert database.version == version  # nothing was to be done
+    database.compact()
+    assert len(database.segments) == 1
+    with pytest.raises(ConfigError, match="segment_rows is 0; a segment has at least one row"):
+        database.compact(segment_rows=0)
+    database.delete(row_ids=range(150))
+    database.compact(segment_rows=20)
+    assert (len(database), database.segments) == (0, ())
+
+
+def live_vectors(segment: Segment) -> Iterator[tuple[int, bytes]]:
+    for place in np.flatnonzero(~segment.deleted):
+        yield int(segment.row_id[place]), segment.embeddings(slice(place, place + 1)).tobytes()
+
+
 def test_opening_while_a_writer_compacts_takes_the_newer_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,7 +613,7 @@ def test_opening_while_a_writer_compacts_takes_the_newer_state(
     writer.append(*some_rows(10))
     writer.append(*some_rows(10, seed=1))
     writer.delete(row_ids=[3])
-    read_tombstones = opening._read_tombstones
+    read_tombstones = opening.read_tombstones
     compactions = []
 
     def compact_first(*arguments: object) -> object:
@@ -589,7 +622,7 @@ def test_opening_while_a_writer_compacts_takes_the_newer_state(
             ReferenceDatabase.open(tmp_path / "refs").compact()
         return read_tombstones(*arguments)
 
-    monkeypatch.setattr(opening, "_read_tombstones", compact_first)
+    monkeypatch.setattr(opening, "read_tombstones", compact_first)
     reader = ReferenceDatabase.open(tmp_path / "refs")
     assert [segment.name for segment in reader.segments] == ["0002"]
     assert len(reader) == 19

@@ -1,0 +1,95 @@
+"""From the Hub into a folder: `cached` for whoever loads a name, `pull` for whoever wants the files somewhere.
+
+Not the Hub's own cache: there every file is a symbolic link into a folder of blobs, and a manifest refuses whatever
+leads out of its folder, as it should. To follow such links would mean to trust names that a repository chose. So a
+commit becomes a folder of plain files under a cache of ours, whole or absent; a file that an older commit has, too, is
+a hard link to it, and is not received twice. Of processes that want the same commit, one receives it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from geoloc.errors import IntegrityError, NotFoundError
+from geoloc.files import MANIFEST_NAME, replace_folder, verify_manifest
+from geoloc.hub.receive import explaining
+from geoloc.hub.repository import Kind, Published, cache_of, find, read
+
+
+def cached(repo_id: str, kind: Kind, *, revision: str | None = None, subfolder: str = "") -> Path:
+    """The verified folder of a repository's commit on this machine, received now if it is not there whole.
+
+    Args:
+        repo_id: "org/name".
+        kind: of the repository.
+        revision: a branch, tag, commit or "refs/pr/N"; None is the main branch.
+        subfolder: the folder of the repository that holds the manifest.
+
+    Raises:
+        ConfigError: a name that nothing on the Hub can have.
+        NotFoundError: there is no such thing, or it is not here and the Hub cannot be reached.
+        IntegrityError: the repository does not hold what its manifest promises, or nothing that we publish.
+    """
+    found = find(repo_id, kind, revision, subfolder)
+    snapshots = cache_of(repo_id, kind) / "snapshots"
+    folder = snapshots / "--".join([found.commit, *subfolder.split("/")]).rstrip("-")
+    if not _is_whole(folder):
+        published = read(found)
+        shutil.rmtree(folder, ignore_errors=True)  # damaged: its good files come again
+        others = [path.parent for path in snapshots.glob(f"*/{MANIFEST_NAME}")]
+        with replace_folder(folder, resume=True) as fresh:
+            published.fetch(fresh, known=[folder, *others])
+    return folder
+
+
+def pull(published: Published, folder: str | Path, check: Callable[[Path], object]) -> None:
+    """Bring what `read` has found into a folder, whole or not at all; called again, it goes on where it was cut.
+
+    A folder that holds an older commit of it is replaced in one step, and only what is new is received.
+
+    Args:
+        published: a commit and its manifest.
+        folder: where to; it is made, or must hold nothing but what a manifest there lists.
+        check: is shown the files before they take the folder's name, and raises an exception if they must not.
+
+    Raises:
+        NotFoundError: the Hub cannot be reached.
+        IntegrityError: the repository does not hold what its manifest promises.
+        OutputMismatchError: the folder holds something else.
+    """
+    with replace_folder(folder, resume=True) as fresh:
+        published.fetch(fresh, known=[Path(folder)])
+        check(fresh)
+
+
+def kind_of(repo_id: str, revision: str | None = None) -> Kind:
+    """Whether a name is that of a model's repository or of a dataset's; a model comes first.
+
+    Raises:
+        NotFoundError: it is neither, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    kinds: tuple[Kind, ...] = ("model", "dataset")
+    with explaining(f"get {repo_id!r}"):
+        for kind in kinds:
+            try:
+                HfApi().repo_info(repo_id, repo_type=kind, revision=revision)
+            except RepositoryNotFoundError:
+                if kind == kinds[-1]:
+                    raise
+            else:
+                return kind
+    raise AssertionError("unreachable")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all that a cached manifest lists is there, byte for byte; what is not is received anew."""
+    with suppress(NotFoundError, IntegrityError):
+        verify_manifest(folder)
+        return True
+    return False

@@ -1,0 +1,128 @@
+"""From a folder to the Hub: all that its manifest lists, in one commit, so that a reader sees the old state or the new.
+
+What is uploaded stays there when a push is cut, and the same push skips it the next time. Knows nothing about models or
+databases: whoever calls has verified the folder and written its card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from geoloc.errors import IntegrityError, JobError, NotFoundError
+from geoloc.files import MANIFEST_NAME, manifest_bytes, safe_join, verify_manifest
+from geoloc.hub.receive import explaining, one_line
+from geoloc.hub.repository import Kind, check_files, check_names, find, read
+
+CARD_NAME: Final = "README.md"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a push has ended up.
+
+    Attributes:
+        repo_id: "org/name".
+        commit: 40 hex digits: what `revision=` pins.
+        url: of the commit, or of the pull request.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Where a push goes.
+
+    Attributes:
+        private: whether a repository that is made now is private; None leaves it to the account. One that is there
+            stays as it is.
+        revision: branch; it is made if there is none. None is the main branch.
+        create_pr: open a pull request instead of changing the branch.
+        commit_message: its first line; None says what was pushed.
+    """
+
+    private: bool | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+
+
+TO_MAIN: Final = PushOptions()
+
+
+def push(folder: Path, repo_id: str, kind: Kind, card: str, options: PushOptions = TO_MAIN) -> Pushed:
+    """Push what a folder's manifest lists, with a card, to a repository that is there or is made.
+
+    Files that the repository's last manifest listed and this one does not are deleted; others that are there, which
+    we did not write, are left alone.
+
+    Args:
+        folder: with a manifest.
+        repo_id: "org/name".
+        kind: of the repository.
+        card: text of its README.md. Where the manifest lists a README.md, it is listed with this text.
+        options: where it goes.
+
+    Raises:
+        ConfigError: a name that nothing on the Hub can have, or a commit as the branch.
+        IntegrityError: the folder is not what its manifest says.
+        NotFoundError: the Hub cannot be reached or does not let us.
+        JobError: an upload was cut; the same push goes on.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    check_names(repo_id, options.revision)
+    manifest = verify_manifest(folder)
+    check_files(str(folder), kind, manifest["files"])  # what a pull would refuse is not pushed
+    text = card.encode()
+    if CARD_NAME in manifest["files"]:
+        entry = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+        manifest = json.loads(manifest_bytes({**manifest, "files": {**manifest["files"], CARD_NAME: entry}}))
+    contents: dict[str, Path | bytes] = {name: safe_join(folder, name) for name in manifest["files"]}
+    contents |= {CARD_NAME: text, MANIFEST_NAME: manifest_bytes(manifest)}
+    api = HfApi(library_name="geoloc")
+    with _explaining(f"push {folder} to the {kind} {repo_id!r}"):
+        api.create_repo(repo_id, repo_type=kind, private=options.private, exist_ok=True)
+        if options.revision is not None and not options.create_pr:
+            api.create_branch(repo_id, branch=options.revision, repo_type=kind, exist_ok=True)
+        stale = _listed_there(repo_id, kind, options.revision) - contents.keys()
+        info = api.create_commit(
+            repo_id,
+            [CommitOperationDelete(name, is_folder=False) for name in sorted(stale)]
+            + [CommitOperationAdd(name, content) for name, content in sorted(contents.items())],
+            commit_message=options.commit_message or f"Push {manifest['digest'][:12]} with geoloc",
+            repo_type=kind,
+            revision=options.revision,
+            create_pr=options.create_pr,
+        )
+    return Pushed(repo_id, info.oid, info.pr_url or info.commit_url)
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    with explaining(what, "and push again: what was uploaded stays there"), warnings.catch_warnings():
+        # The cells of a model are a Parquet file, and belong there.
+        warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
+        try:
+            yield
+        except RuntimeError as error:  # how the client says that an upload was cut
+            raise JobError(
+                f"could not {what}: {one_line(error)} ({one_line(error.__cause__)}); push again: what was uploaded "
+                "stays there"
+            ) from error
+
+
+def _listed_there(repo_id: str, kind: Kind, revision: str | None) -> set[str]:
+    """What the repository's manifest lists now; nothing where there is none of ours."""
+    with suppress(NotFoundError, IntegrityError):
+        return set(read(find(repo_id, kind, revision)).files)
+    return set()

@@ -18,6 +18,12 @@ from typing import Any, Final
 from geoloc import __version__
 from geoloc.errors import ConfigError, NotFoundError
 
+USES: Final = (
+    "Saying roughly where on Earth a picture of the kind that it was trained on was taken, with an uncertainty: "
+    "sorting archives, finding lost captions, research.",
+    "Checking what is said about a place, together with other evidence, by someone who looks at the picture.",
+)
+
 MISUSE: Final = (
     "Finding out where a person lives, works or is, without that person's consent; following or watching people; "
     "decisions about people, such as on asylum, visas or insurance; or proof of anything in court.",
@@ -26,7 +32,8 @@ MISUSE: Final = (
     "Anything where a wrong place does harm. A point is a guess: read its radius, and let it abstain.",
 )
 
-_USE, _MEASURED, _MISUSED = "How to load it", "Measured", "What it must not be used for"
+_LOADING, _MEASURED = "How to load it", "Measured"
+_USED, _MISUSED = "What it is for", "What it must not be used for"
 _CONFIDENCE, _FACTS, _LEDGER = "Confidence", "Facts", "Data and licences"
 _LOADS: Final = re.compile(r'(?<=Geolocalizer\.from_pretrained\()"[^"]*"(?:, revision="[^"]*")?')
 
@@ -105,6 +112,7 @@ def card_for_repository(
     calibration: str,
     facts: Mapping[str, str],
     ledger: Sequence[Source] = (),
+    gallery: Sequence[Source] = (),
     licence: str | None = None,
     reports: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -115,7 +123,8 @@ def card_for_repository(
         repo_id: "org/name", where it will be loaded from.
         calibration: what the radii were fitted on.
         facts: sizes and settings, name -> value.
-        ledger: what it was made from, beside the code and the weights.
+        ledger: what it was made from, beside the code and the weights; given, it replaces the card's table.
+        gallery: the references that it brings.
         licence: of the weights; None keeps the card's, or says that it is unknown.
         reports: what `read_metrics` has read: they become the header's model-index, and a table.
 
@@ -148,11 +157,12 @@ def card_for_repository(
     if _LOADS.search(body):
         body = _LOADS.sub(f'"{repo_id}"', body)
     else:
-        body = _with_section(body, _USE, _model_snippet(repo_id))
+        body = _with_section(body, _LOADING, _model_snippet(repo_id))
     body = _with_section(body, _CONFIDENCE, calibration)
+    body = _with_section(body, _USED, _bullets(USES))
     body = _with_section(body, _MISUSED, _bullets(MISUSE))
     body = _with_section(body, _FACTS, _facts(facts))
-    body = _with_section(body, _LEDGER, _table([*own, *ledger]), replace=bool(ledger))
+    body = _with_section(body, _LEDGER, _table([*own, *ledger, *gallery]), replace=bool(ledger))
     return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
 
 

@@ -191,6 +191,7 @@ def find(repo_id: str, kind: Kind, revision: str | None = None, subfolder: str =
     Raises:
         ConfigError: a name that no repository, revision or folder can have.
         NotFoundError: there is no such repository or revision, it is private, or the Hub cannot be reached.
+        IntegrityError: what answers is no Hub.
     """
     from huggingface_hub import HfApi
 

@@ -41,7 +41,8 @@ def push_checkpoint(
         repo_id,
         calibration=_calibration(checkpoint),
         facts=_facts(checkpoint),
-        ledger=[*ledger, *_gallery(checkpoint)],
+        ledger=ledger,
+        gallery=_gallery(checkpoint),
         licence=licence,
         reports=[read_metrics(path) for path in metrics],
     )

@@ -108,6 +108,9 @@ class Sharing:
         found = find(repo_id, "dataset", revision)
         published = read(found)
         manifest = Manifest.of(published.manifest, str(found))
+        if model is not None:  # before a byte of it comes
+            there = ReferenceDatabase(Path(folder), manifest, ())
+            there.check_fingerprints(model=model.embedding_fingerprint)
         if bounds_deg is None and paths is None:
             pull(published, folder, lambda fresh: ReferenceDatabase.open(fresh).verify())
         else:

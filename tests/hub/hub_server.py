@@ -87,6 +87,10 @@ class HubServer:
         self.fail: dict[str, int] = {}  # regex of a path -> status of all answers to it
         self.uploads_left: int | None = None  # until the store is full
         self.has_ranges = True
+        self.stall: dict[
+            str, int
+        ] = {}  # last part of a file's name -> size at which its next answer stands still
+        self.is_stalled = threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -212,8 +216,10 @@ class _Handler(BaseHTTPRequestHandler):
             if start >= len(data):
                 return self._send(416, b"", headers)
             status, headers = 206, headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-        cuts = self.server_hub.cut.get(name.rpartition("/")[2])
-        return self._send(status, data[start:], headers, cuts.pop(0) - start if cuts else None)
+        last = name.rpartition("/")[2]
+        cuts = self.server_hub.cut.get(last)
+        cut = cuts.pop(0) - start if cuts else None
+        return self._send(status, data[start:], headers, cut, self.server_hub.stall.pop(last, None))
 
     # --- writing ---
 
@@ -295,13 +301,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"} | (headers or {}))
 
-    def _send(self, status: int, data: bytes, headers: dict[str, str], cut: int | None = None) -> None:
+    def _send(
+        self,
+        status: int,
+        data: bytes,
+        headers: dict[str, str],
+        cut: int | None = None,
+        stall: int | None = None,
+    ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if stall is not None:
+            self.wfile.write(data[:stall])
+            self.wfile.flush()
+            self.server_hub.is_stalled.set()
+            self.rfile.read(1)  # until the client is gone
             return
         if cut is not None:
             self.wfile.write(data[:cut])

@@ -7,7 +7,15 @@ import pytest
 from huggingface_hub import ModelCard
 
 from geoloc.errors import ConfigError, NotFoundError
-from geoloc.hub.card import MISUSE, Source, card_for_repository, database_card, read_metrics, render_card
+from geoloc.hub.card import (
+    MISUSE,
+    USES,
+    Source,
+    card_for_repository,
+    database_card,
+    read_metrics,
+    render_card,
+)
 
 REPORT = {
     "protocol": "osv5m",
@@ -38,7 +46,7 @@ def test_a_card_from_nothing() -> None:
     assert "image-geolocation" in card.data.tags
     assert 'Geolocalizer.from_pretrained("me/model")' in text
     assert "On 100 photos." in text
-    assert all(line in text for line in MISUSE)
+    assert all(line in text for line in (*USES, *MISUSE))
     assert "| photos | OSV-5M | cc-by-sa-4.0 | training |" in text
     assert "| weights | me/model | mit | this model |" in text
     assert "| code | geoloc " in text
@@ -95,7 +103,7 @@ def test_a_card_of_a_recipe() -> None:
     assert "| a |\n\n`make it` measures this table again." in text
     assert all(line in text for line in (*MISUSE, "- Not indoors.", "- cells: 12", "On views."))
     assert 'from_pretrained("earth")' in text
-    pushed = made(text, ledger=[])
+    pushed = made(text, gallery=[Source("gallery", "in reference/", "cc0-1.0", "retrieval")])
     assert 'from_pretrained("me/model")' in pushed
     assert "| photos | OSV-5M |" in pushed
 

@@ -156,3 +156,4 @@ def test_another_models_database(hub: HubServer, database: ReferenceDatabase, tm
     database.push_to_hub("me/refs")
     with pytest.raises(FingerprintMismatchError, match="was made with the model"):
         ReferenceDatabase.from_hub("me/refs", tmp_path / "pulled", model=Other())  # type: ignore[arg-type]
+    assert hub.received("rows.parquet") == []

@@ -259,3 +259,24 @@ def test_two_processes_that_pull_at_once_receive_it_once(hub: HubServer, tmp_pat
     assert verify_manifest(answers[0], strict=True)
     assert len(hub.received("model.safetensors")) == 1
     assert [path.name for path in Path(answers[0]).parent.iterdir()] == [Path(answers[0]).name]
+
+
+def test_a_killed_pull_is_gone_on_with_by_another_process(hub: HubServer, tmp_path: Path) -> None:
+    publish(hub)
+    hub.stall["model.safetensors"] = 700_000
+    killed = subprocess.Popen([sys.executable, "-c", PULL], env=environment(hub, tmp_path / "home"))
+    assert hub.is_stalled.wait(300)
+    part = tmp_path / "home/assets/geoloc/hub/models--me--x/snapshots"
+    while not any(path.stat().st_size for path in part.rglob(".model.safetensors.part")):
+        assert killed.poll() is None
+    killed.kill()
+    killed.wait()
+    hub.requests.clear()
+    done = subprocess.run(
+        [sys.executable, "-c", PULL], env=environment(hub, tmp_path / "home"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify_manifest(done.stdout.strip(), strict=True)
+    (asked,) = hub.received("model.safetensors")
+    assert 0 < int(asked.removeprefix("bytes=").removesuffix("-")) <= 700_000
+    assert hub.received("config.json") == []

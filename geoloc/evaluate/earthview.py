@@ -197,7 +197,7 @@ def _score_everywhere(
     points, start = [], time.perf_counter()
     for reading, latlon_deg in read:
         evidence = _everywhere(model, reading)
-        weighed = replace(reranker.weigh(evidence), gate=np.ones(len(latlon_deg)))
+        weighed = reranker.weigh(evidence)
         for q in range(len(latlon_deg)):
             posterior = posterior_of(evidence, weighed, q, np.zeros(0), np.zeros((0, 3)))
             points.append(unit_to_latlon(posterior.point(GEOSCORE)))

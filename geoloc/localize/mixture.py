@@ -35,7 +35,6 @@ def posterior_of(
         cell_probs: (C,) of all cells.
         cell_unit: (C, 3) their representative points: for the mass in cells that were not chosen.
     """
-    rest = 1.0 - weighed.gate[q]
     cells = evidence.cells
     chosen = cells.cell_id[q] >= 0
     others = cell_probs.copy()
@@ -45,10 +44,10 @@ def posterior_of(
     kept = weight > NEGLIGIBLE_SHARE * weight.max(initial=0.0)
     return Posterior(
         np.concatenate([evidence.unit[q, kept], cells.unit[q, chosen]]),
-        np.concatenate([weight[kept], rest * weighed.cell_probability[q, chosen]]),
+        np.concatenate([weight[kept], weighed.cell_weight[q, chosen]]),
         np.concatenate([weighed.scale_km[q, kept], cells.scale_km[q, chosen]]),
         cell_unit[background],
-        rest * others[background],
+        others[background],
     )
 
 
@@ -101,10 +100,10 @@ def candidates_of(
         paths: of all cells.
         keys: looks up references' keys by row id and place; needed where there are references.
     """
-    cells, rest = evidence.cells, 1.0 - weighed.gate[q]
+    cells = evidence.cells
     chosen = np.flatnonzero(cells.cell_id[q] >= 0)
     found = np.flatnonzero(weighed.weight[q] > 0)
-    probability = np.concatenate([rest * weighed.cell_probability[q, chosen], weighed.weight[q, found]])
+    probability = np.concatenate([weighed.cell_weight[q, chosen], weighed.weight[q, found]])
     best = np.argsort(-probability, kind="stable")[:top_k]
     latlon = unit_to_latlon(np.concatenate([cells.unit[q, chosen], evidence.unit[q, found]])[best])
     of_reference = found[best[best >= len(chosen)] - len(chosen)]

@@ -1,14 +1,16 @@
 """The reranker: from cells and candidates to the weights, widths and gate of one mixture over the Earth.
 
-    log w_j   = a_s sim_j + b_s + log P(cell of j) + f(candidate j, all candidates)
-    log P'(c) = log P(c) + beta max(log_odds of the candidates in c), scaled to the same sum
-    density   = g sum_j w_j N(y; r_j, sigma_s e^delta) + (1 - g) sum_c P'(c) N(y; p_c, sigma_c) + a little everywhere
+    log v_j   = a_s sim_j + b_s + f(candidate j, all candidates), scaled to sum 1 over the candidates of one cell
+    log P'(c) = log P(c) + sum_{j in c} v_j h(candidate j, all candidates), scaled to the same sum
+    density   = sum_c P'(c) [g sum_{j in c} v_j N(y; r_j, sigma_s e^delta) + (1 - g) N(y; p_c, sigma_c)]
+                + a little everywhere
 
-So retrieval speaks twice: for the places of its references, and for the cells that they lie in. A cell without a
-candidate counts as one a little worse than the worst candidate. a, b and sigma bring every source (aerial, street,
-location) to one scale; the gate g says how much of the truth lies with retrieval, and delta how wide it is, both from
-the whole set of candidates. With hidden_dim 0 there is no f, g and delta are constants: plain fusion. All of it is
-fitted at once by the likelihood of held-out places, plain part first. Knows nothing about images or files.
+The classifier says how probable a cell is, and retrieval where in the cell: cosines of different cells are not weighed
+against each other unless the network over candidates (h) has learnt when to. A cell without candidates keeps its own
+point. a, b and sigma bring every source (aerial, street, location) to one scale; the gate g says how much of the
+truth lies with retrieval, and delta how wide it is, both from the whole set of candidates. With hidden_dim 0 there is
+no f and no h, g and delta are constants: plain fusion. All of it is fitted at once by the likelihood of held-out
+places, plain part first. Knows nothing about images or files.
 """
 
 from __future__ import annotations
@@ -58,16 +60,16 @@ class Weighed:
     """The mixture of each query.
 
     Attributes:
-        weight: (Q, K) of the candidates, the gate's share included; 0 in padding.
+        weight: (Q, K) of the candidates; 0 in padding.
         scale_km: (Q, K) kernel widths.
-        gate: (Q,) share of retrieval; 0 where there is no candidate.
-        cell_probability: (Q, C) of the chosen cells, after retrieval spoke for some of them.
+        cell_weight: (Q, C) of the chosen cells' own points: what their candidates do not take.
+        gate: (Q,) share of retrieval in a cell that has candidates; 0 where there is none.
     """
 
     weight: FloatArray
     scale_km: FloatArray
+    cell_weight: FloatArray
     gate: FloatArray
-    cell_probability: FloatArray
 
 
 class Reranker(nn.Module):
@@ -80,11 +82,10 @@ class Reranker(nn.Module):
         self.similarity_bias = nn.Parameter(torch.zeros(SOURCES))
         self.log_kernel_km = nn.Parameter(torch.full((SOURCES,), 3.0))
         self.gate_logit = nn.Parameter(torch.zeros(()))
-        self.cell_support = nn.Parameter(torch.zeros(()))
         h = config.hidden_dim
         if h:
             self.candidate = nn.Sequential(nn.Linear(len(FEATURES), h), nn.GELU(), nn.Linear(h, h), nn.GELU())
-            self.score = nn.Sequential(nn.Linear(3 * h, h), nn.GELU(), nn.Linear(h, 1))
+            self.score = nn.Sequential(nn.Linear(3 * h, h), nn.GELU(), nn.Linear(h, 2))
             self.whole = nn.Sequential(nn.Linear(2 * h, h), nn.GELU(), nn.Linear(h, 2))
             for parameter in (*self.score[-1].parameters(), *self.whole[-1].parameters()):
                 nn.init.zeros_(parameter)  # it begins as plain fusion
@@ -100,61 +101,53 @@ class Reranker(nn.Module):
         return self.similarity_scale[source] * similarity + self.similarity_bias[source]
 
     def forward(
-        self, log_odds: Tensor, source: Tensor, cell_log_prob: Tensor, present: Tensor, seen: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights within retrieval (Q, K), log widths in km (Q, K), gate logits (Q,).
+        self, log_odds: Tensor, source: Tensor, present: Tensor, column: Tensor, num_cells: int, seen: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Log weights within each cell (Q, K), support of cells (Q, C), log widths in km (Q, K), gate logits (Q,).
 
         Args:
+            column: (Q, K) which of the C = `num_cells` chosen cells holds the candidate; -1 is none of them.
             seen: (Q, K, F) of `features`.
         """
-        logits = log_odds + cell_log_prob
         log_scale = self.log_kernel_km[source].clamp(min=LEAST_LOG_KERNEL_KM)
-        gate = self.gate_logit.expand(len(logits))
+        gate = self.gate_logit.expand(len(log_odds))
+        speaks = torch.zeros_like(log_odds)
         if self.config.hidden_dim:
             inner = self.candidate(seen)
-            plain = logits.masked_fill(~present, -torch.inf).softmax(-1).nan_to_num(0.0)
+            plain = log_odds.masked_fill(~present, -torch.inf).softmax(-1).nan_to_num(0.0)
             mean = (plain[..., None] * inner).sum(-2)
             most = inner.masked_fill(~present[..., None], -1e4).amax(-2)
             pooled = torch.cat([mean, most], -1)
             both = torch.cat([inner, pooled[:, None].expand(-1, inner.shape[1], -1)], -1)
-            logits = logits + self.score(both)[..., 0]
+            score, speaks = self.score(both).unbind(-1)
+            log_odds = log_odds + score
             whole = self.whole(pooled)
             gate = gate + whole[:, 0]
             log_scale = log_scale + 1.5 * torch.tanh(whole[:, 1:])
-        return logits.masked_fill(~present, -torch.inf).log_softmax(-1), log_scale, gate
+        log_within = _log_softmax_by_cell(log_odds, present, column, num_cells)
+        support = _sum_by_cell(log_within.exp() * speaks, column, num_cells)
+        return log_within, support, log_scale, gate
 
     def weigh(self, evidence: Evidence) -> Weighed:
         """The mixture of each query."""
         has_any = np.asarray(evidence.present.any(-1), np.float64)
         if evidence.present.shape[1] == 0:
             nothing = np.zeros_like(evidence.similarity)
-            return Weighed(nothing, np.ones_like(nothing), has_any, evidence.cells.probability)
+            return Weighed(nothing, np.ones_like(nothing), evidence.cells.probability, has_any)
         with torch.inference_mode():
-            inputs = self._inputs(evidence)
-            log_weight, log_scale, gate = self(*inputs)
+            log_odds, source, present, column, num_cells, seen = self._inputs(evidence)
+            log_within, support, log_scale, gate = self(log_odds, source, present, column, num_cells, seen)
             probability = torch.from_numpy(evidence.cells.probability)
-            cells = self.supported(probability, inputs[0].double(), *_membership(evidence))
-            share = np.asarray(torch.sigmoid(gate).double().numpy() * has_any)
-            weight = np.where(evidence.present, log_weight.double().exp().numpy(), 0.0)
-        weight = np.nan_to_num(weight) * share[:, None]
-        return Weighed(weight, np.exp(log_scale.double().numpy()), share, cells.numpy())
+            elsewhere = torch.from_numpy(evidence.cell_log_prob).exp()
+            cells, mass = _masses(probability, support.double(), elsewhere, column)
+            share = torch.sigmoid(gate).double() * torch.from_numpy(has_any)
+            weight = share[:, None] * mass * log_within.double().exp()
+            taken = share[:, None] * _covered(present, column, num_cells)
+        return Weighed(
+            weight.numpy(), np.exp(log_scale.double().numpy()), (cells * (1 - taken)).numpy(), share.numpy()
+        )
 
-    def supported(self, probability: Tensor, log_odds: Tensor, present: Tensor, within: Tensor) -> Tensor:
-        """The chosen cells' probabilities after retrieval spoke for those that hold good candidates.
-
-        Args:
-            probability: (Q, C) before.
-            log_odds: (Q, K) of the candidates.
-            present: (Q, K) False in padding.
-            within: (Q, K, C) whether the cell holds the candidate.
-        """
-        worst = log_odds.masked_fill(~present, torch.inf).amin(-1, keepdim=True)
-        worst = torch.where(present.any(-1, keepdim=True), worst - 1.0, 0.0)
-        best = log_odds[..., None].masked_fill(~within, -torch.inf).amax(1)
-        logits = torch.log(probability + 1e-30) + self.cell_support * torch.maximum(best, worst)
-        return probability.sum(-1, keepdim=True) * logits.softmax(-1)
-
-    def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Tensor]:
         source = torch.from_numpy(evidence.source)
         log_odds = self.log_odds(torch.from_numpy(evidence.similarity).float(), source)
         seen = np.zeros((*evidence.present.shape, len(FEATURES)))
@@ -163,17 +156,50 @@ class Reranker(nn.Module):
         return (
             log_odds,
             source,
-            torch.from_numpy(evidence.cell_log_prob).float(),
             torch.from_numpy(evidence.present),
+            torch.from_numpy(evidence.column),
+            evidence.cells.cell_id.shape[1],
             torch.from_numpy(seen).float(),
         )
 
 
-def _membership(evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """Which candidates there are, (Q, K), and in which of the chosen cells they lie, (Q, K, C)."""
-    present, column = torch.from_numpy(evidence.present), torch.from_numpy(evidence.column)
-    within = column[..., None] == torch.arange(evidence.cells.cell_id.shape[1])
-    return present, within & present[..., None]
+# Candidates of no chosen cell (of neighbours across a border, or where cells do not matter) form one group of their
+# own: the column before the cells'.
+
+
+def _log_softmax_by_cell(values: Tensor, present: Tensor, column: Tensor, num_cells: int) -> Tensor:
+    """Log of each candidate's share among those of its cell, (Q, K) -> (Q, K); -inf in padding."""
+    group = column + 1
+    values = values.masked_fill(~present, -torch.inf)
+    most = values.new_full((len(values), num_cells + 1), -torch.inf)
+    most = most.scatter_reduce(1, group, values.detach(), "amax").clamp(min=-1e30)
+    relative = values - most.gather(1, group)
+    total = torch.zeros_like(most).scatter_add(1, group, relative.exp())
+    return relative - total.clamp(min=1e-30).log().gather(1, group)
+
+
+def _sum_by_cell(values: Tensor, column: Tensor, num_cells: int) -> Tensor:
+    """Sums over the candidates of each chosen cell, (Q, K) -> (Q, C)."""
+    total = values.new_zeros(len(values), num_cells + 1)
+    return total.scatter_add(1, column + 1, values)[:, 1:]
+
+
+def _covered(present: Tensor, column: Tensor, num_cells: int) -> Tensor:
+    """1 for the chosen cells that hold a candidate, 0 for the others, (Q, C)."""
+    return (_sum_by_cell(present.double(), column, num_cells) > 0).double()
+
+
+def _masses(probability: Tensor, support: Tensor, elsewhere: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells' probabilities after retrieval spoke for them (Q, C), and those of each candidate's cell (Q, K).
+
+    Args:
+        probability: (Q, C) before; 0 in padding.
+        support: (Q, C) what is added to their logarithms.
+        elsewhere: (Q, K) of each candidate's cell, for those that were not chosen.
+    """
+    logits = torch.log(probability + 1e-30) + support
+    cells = probability.sum(-1, keepdim=True) * logits.softmax(-1)
+    return cells, torch.where(column < 0, elsewhere, cells.gather(1, column.clamp(min=0)))
 
 
 def fit_reranker(
@@ -203,21 +229,25 @@ def fit_reranker(
         off_km = torch.from_numpy(chord_km(evidence.unit, truth_unit[:, None])[..., 0]).float()
         kernels = torch.from_numpy(evidence.cells.kernels(truth_unit[:, None])[:, 0]).float()
         probability = torch.from_numpy(evidence.cells.probability).float()
+        elsewhere = torch.from_numpy(evidence.cell_log_prob).float().exp()
         raw = torch.from_numpy(evidence.similarity).float()
-        source, (present, within) = torch.from_numpy(evidence.source), _membership(evidence)
-        cell = torch.from_numpy(evidence.cell_log_prob).float()
+        source, present, column = (
+            torch.from_numpy(a) for a in (evidence.source, evidence.present, evidence.column)
+        )
+        num_cells = probability.shape[1]
+        covered = _covered(present, column, num_cells).float()
 
         def loss(rows: Tensor, seen: Tensor) -> Tensor:
             log_odds = reranker.log_odds(raw[rows], source[rows])
-            log_weight, log_scale, gate = reranker(log_odds, source[rows], cell[rows], present[rows], seen)
-            kernel = -0.5 * (off_km[rows] / log_scale.exp()) ** 2 - 2 * log_scale - float(np.log(2 * np.pi))
-            retrieval = (log_weight + kernel).logsumexp(-1)
-            cells = reranker.supported(probability[rows], log_odds, present[rows], within[rows])
-            regression = torch.log(NOWHERE + (cells * kernels[rows]).sum(-1))
-            mixture = torch.logaddexp(
-                nn.functional.logsigmoid(gate) + retrieval, nn.functional.logsigmoid(-gate) + regression
+            log_within, support, log_scale, gate = reranker(
+                log_odds, source[rows], present[rows], column[rows], num_cells, seen
             )
-            return -torch.logaddexp(mixture, torch.tensor(float(np.log(NOWHERE)))).mean()
+            cells, mass = _masses(probability[rows], support, elsewhere[rows], column[rows])
+            kernel = -0.5 * (off_km[rows] / log_scale.exp()) ** 2 - 2 * log_scale - float(np.log(2 * np.pi))
+            retrieval = (torch.log(mass + 1e-30) + log_within + kernel).logsumexp(-1)
+            share = torch.sigmoid(gate)[:, None] * covered[rows]
+            regression = torch.log(NOWHERE + (cells * (1 - share) * kernels[rows]).sum(-1))
+            return -torch.logaddexp(nn.functional.logsigmoid(gate) + retrieval, regression).mean()
 
         everything = torch.arange(len(raw))
         plain = [
@@ -225,7 +255,6 @@ def fit_reranker(
             reranker.similarity_bias,
             reranker.log_kernel_km,
             reranker.gate_logit,
-            reranker.cell_support,
         ]
         blank = torch.zeros(*raw.shape, len(FEATURES))
         optimizer: torch.optim.Optimizer = torch.optim.Adam(
@@ -240,7 +269,7 @@ def fit_reranker(
                 parameter.requires_grad_(False)
             # In pieces, since a query's features look at every pair of its candidates.
             pieces = np.array_split(np.arange(len(raw)), -(-len(raw) // 256))
-            seen = torch.cat([reranker._inputs(evidence[rows])[4] for rows in pieces])
+            seen = torch.cat([reranker._inputs(evidence[rows])[-1] for rows in pieces])
             learnt = [p for p in reranker.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(learnt, lr=2e-3, weight_decay=1e-2)
             batch = 256

@@ -35,7 +35,13 @@ def made_up(num_queries: int, seed: int, *, telling: float = 1.0, k: int = 12) -
     row_id = np.arange(num_queries * k).reshape(num_queries, k)
     source = np.zeros((num_queries, k), np.uint8)
     evidence = Evidence.of_candidates(
-        cells, row_id, similarity.astype(np.float32), place, source, np.zeros((num_queries, k))
+        cells,
+        row_id,
+        similarity.astype(np.float32),
+        place,
+        source,
+        np.full((num_queries, k), np.log(0.9)),
+        np.zeros((num_queries, k), np.int64),
     )
     return evidence, latlon_to_unit(truth)
 
@@ -45,8 +51,8 @@ def log_likelihood(reranker: Reranker, evidence: Evidence, truth_unit: np.ndarra
     weighed = reranker.weigh(evidence)
     d = chord_km(evidence.unit, truth_unit[:, None])[..., 0]
     kernel = np.exp(-0.5 * (d / weighed.scale_km) ** 2) / (2 * np.pi * weighed.scale_km**2)
-    cells = evidence.cells.density(truth_unit[:, None])[:, 0]
-    density = (weighed.weight * kernel).sum(-1) + (1 - weighed.gate) * cells + NOWHERE
+    cells = (evidence.cells.kernels(truth_unit[:, None])[:, 0] * weighed.cell_weight).sum(-1)
+    density = (weighed.weight * kernel).sum(-1) + cells + NOWHERE
     return float(np.log(density).mean())
 
 
@@ -58,11 +64,14 @@ def test_plain_fusion_by_hand():
         reranker.gate_logit.fill_(1.0)
         reranker.log_kernel_km[0] = 2.0
     weighed = reranker.weigh(evidence)
-    logits = 7.0 * evidence.similarity + evidence.cell_log_prob
+    logits = 7.0 * evidence.similarity
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     gate = 1 / (1 + np.exp(-1.0))
     assert weighed.gate == pytest.approx(np.full(3, gate), abs=1e-6)
-    assert weighed.weight == pytest.approx(gate * share, abs=1e-6)
+    assert weighed.weight == pytest.approx(
+        gate * 0.9 * share, abs=1e-6
+    )  # all are in the one cell, which has 0.9
+    assert weighed.cell_weight == pytest.approx(np.full((3, 1), (1 - gate) * 0.9), abs=1e-6)
     assert weighed.scale_km == pytest.approx(np.full((3, 12), np.exp(2.0)), rel=1e-6)
 
 
@@ -76,7 +85,7 @@ def test_sources_come_to_one_scale():
     logits = np.where(evidence.source == 1, 30 * evidence.similarity - 5, 10 * evidence.similarity)
     share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     weighed = reranker.weigh(evidence)
-    assert weighed.weight / weighed.gate[:, None] == pytest.approx(share, abs=1e-5)
+    assert weighed.weight / weighed.gate[:, None] / 0.9 == pytest.approx(share, abs=1e-5)
 
 
 @pytest.mark.parametrize("hidden_dim", [0, 16])
@@ -104,6 +113,7 @@ def test_references_that_tell_nothing_leave_the_gate_shut():
         np.random.default_rng(0).uniform(-60, 60, (400, 12, 2)),
         evidence.source.astype(np.uint8),
         evidence.cell_log_prob,
+        np.zeros((400, 12), np.int64),
     )
     assert useless.unit == pytest.approx(away)
     fitted = fit_reranker(useless, truth, RerankerConfig(hidden_dim=0))
@@ -176,32 +186,49 @@ def test_nothing_to_fit_and_impossible_sizes_are_refused():
         RerankerConfig(candidates_per_source=0)
 
 
-def test_cells_with_good_candidates_gain_by_hand():
-    place = np.array([[[0.0, 1.0], [0.0, 20.0], [0.0, 21.0]]])
+def two_cells() -> Evidence:
+    """Three chosen cells and a neighbour: one candidate in the first, two in the second, none in the third."""
     cells = CellEvidence(
         np.array([[4, 9, 2]]),
         latlon_to_unit(np.array([[[0.0, 0.0], [0.0, 20.0], [50.0, 0.0]]])),
         np.array([[0.5, 0.3, 0.1]]),
         np.full((1, 3), 100.0),
     )
-    evidence = Evidence.of_candidates(
+    return Evidence.of_candidates(
         cells,
-        np.array([[0, 1, 2]]),
-        np.array([[0.2, 0.6, 0.5]], np.float32),
-        place,
-        np.zeros((1, 3), np.uint8),
-        np.zeros((1, 3)),
-        np.array([[4, 9, 9]]),
+        np.array([[0, 1, 2, 3]]),
+        np.array([[0.2, 0.6, 0.5, 0.9]], np.float32),
+        np.array([[[0.0, 1.0], [0.0, 20.0], [0.0, 21.0], [0.0, 40.0]]]),
+        np.zeros((1, 4), np.uint8),
+        np.log([[0.5, 0.3, 0.3, 0.02]]),
+        np.array([[4, 9, 9, 7]]),
     )
-    assert evidence.column.tolist() == [[0, 1, 1]]
+
+
+def test_retrieval_says_where_in_a_cell_and_not_in_which_by_hand():
+    evidence = two_cells()
+    assert evidence.column.tolist() == [[0, 1, 1, -1]]
     reranker = Reranker(RerankerConfig(hidden_dim=0))
-    before = reranker.weigh(evidence).cell_probability
-    assert before == pytest.approx(cells.probability, abs=1e-6)
     with torch.no_grad():
-        reranker.cell_support.fill_(0.5)
         reranker.similarity_scale[0] = 10.0
-    # Log-odds are 2, 6 and 5; the third cell has no candidate and counts as 2 - 1.
-    gained = np.array([0.5, 0.3, 0.1]) * np.exp(0.5 * np.array([2.0, 6.0, 1.0]))
-    assert reranker.weigh(evidence).cell_probability[0] == pytest.approx(
-        0.9 * gained / gained.sum(), abs=1e-6
+        reranker.gate_logit.fill_(1.0)
+    weighed = reranker.weigh(evidence)
+    gate = 1 / (1 + np.exp(-1.0))
+    better = 1 / (1 + np.exp(-1.0))  # log-odds of 6 against 5
+    assert weighed.weight[0] == pytest.approx(
+        gate * np.array([0.5, 0.3 * better, 0.3 * (1 - better), 0.02]), abs=1e-6
     )
+    # The third cell has no candidate, and keeps all that it has.
+    assert weighed.cell_weight[0] == pytest.approx([0.5 * (1 - gate), 0.3 * (1 - gate), 0.1], abs=1e-6)
+
+
+def test_the_network_may_speak_for_cells_and_their_sum_stays():
+    reranker = Reranker(RerankerConfig(hidden_dim=8)).eval()
+    with torch.no_grad():
+        reranker.score[-1].bias.copy_(torch.tensor([0.0, 0.7]))  # every candidate speaks for its cell alike
+    weighed = reranker.weigh(two_cells())
+    by_cell = weighed.cell_weight[0].copy()
+    by_cell[0] += weighed.weight[0, 0]
+    by_cell[1] += weighed.weight[0, 1:3].sum()
+    gained = np.array([0.5, 0.3, 0.1]) * np.exp([0.7, 0.7, 0.0])
+    assert by_cell == pytest.approx(0.9 * gained / gained.sum(), abs=1e-5)

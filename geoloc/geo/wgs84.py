@@ -1,4 +1,4 @@
-"""Metres on the WGS84 ellipsoid: geodesics, meridian arcs, UTM and any other projection. Knows no imagery.
+"""Metres on the WGS84 ellipsoid: geodesics, meridian arcs, and any projection. Knows no imagery.
 
 The file through which pyproj enters for everything but the distances of `quadtree.sphere`.
 """
@@ -78,23 +78,6 @@ def longitude_step_deg(latitude_deg: ArrayLike, spacing_m: float) -> FloatArray:
 
 
 # --- Projections ------------------------------------------------------------------------------------------
-
-
-def utm_epsg(latlon_deg: ArrayLike) -> int:
-    """EPSG code of the UTM zone that a point lies in, with the exceptions of Norway and Svalbard.
-
-    Raises:
-        ConfigError: the point is beyond 84 N or 80 S, where UTM ends.
-    """
-    lat, lon = validate_latlon_deg(latlon_deg).tolist()
-    if not -80.0 <= lat <= 84.0:
-        raise ConfigError(f"UTM ends at 80 S and 84 N; the point is ({lat}, {lon})")
-    zone = int((lon + 180.0) // 6.0) + 1
-    if 56.0 <= lat < 64.0 and 3.0 <= lon < 12.0:
-        zone = 32
-    elif lat >= 72.0 and 0.0 <= lon < 42.0:
-        zone = 31 + 2 * int((lon + 3.0) // 12.0)
-    return (32600 if lat >= 0.0 else 32700) + zone
 
 
 def project(crs: str | int, latlon_deg: ArrayLike) -> FloatArray:

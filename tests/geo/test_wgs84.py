@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from pyproj import Geod, Proj, Transformer
-from pyproj.aoi import AreaOfInterest
-from pyproj.database import query_utm_crs_info
 
 from geoloc.errors import ConfigError
 from geoloc.geo import wgs84
@@ -53,36 +51,6 @@ def test_a_meridian_arc_is_so_many_metres(arc: float) -> None:
 def test_a_meridian_ends_at_the_poles() -> None:
     assert wgs84.meridian_latitude_deg(wgs84.QUARTER_MERIDIAN_M) == pytest.approx(90.0)
     assert np.isnan(wgs84.meridian_latitude_deg([1.01e7, -1.01e7])).all()
-
-
-@given(st.floats(-79.9, 83.9), longitudes)
-def test_the_utm_zone_is_one_of_pyprojs(lat: float, lon: float) -> None:
-    assume(1e-6 < lon % 6.0 < 6.0 - 1e-6)  # the zones' areas share their edges
-    assume(not (lat >= 56.0 and 0.0 <= lon < 42.0))  # theirs have no exceptions: see the known places
-    area = AreaOfInterest(lon, lat, lon, lat)
-    codes = {int(info.code) for info in query_utm_crs_info("WGS 84", area, contains=True)}
-    assert wgs84.utm_epsg((lat, lon)) in codes
-
-
-@pytest.mark.parametrize(
-    ("latlon_deg", "epsg"),
-    [
-        ((42.36, -71.06), 32619),
-        ((42.36, -73.0), 32618),
-        ((-33.9, 151.2), 32756),
-        ((60.0, 5.0), 32632),  # western Norway belongs to zone 32
-        ((78.0, 15.0), 32633),  # Svalbard has zones 31, 33, 35 and 37
-        ((78.0, 8.0), 32631),
-        ((0.0, -180.0), 32601),
-    ],
-)
-def test_utm_zones_of_known_places(latlon_deg: tuple[float, float], epsg: int) -> None:
-    assert wgs84.utm_epsg(latlon_deg) == epsg
-
-
-def test_utm_ends_near_the_poles() -> None:
-    with pytest.raises(ConfigError, match=r"UTM ends at 80 S and 84 N; the point is \(85.0, 0.0\)"):
-        wgs84.utm_epsg((85.0, 0.0))
 
 
 def test_projecting_and_back() -> None:

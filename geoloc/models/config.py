@@ -19,6 +19,11 @@ SCHEMA_VERSION = 1
 GROUPS = 4  # of the group norms in the heads' hidden layers (OSV-5M)
 T = TypeVar("T")
 
+# What a head's layers are: "group_norm" is OSV-5M's form, a layer norm, then linear - group norm - GELU; "gelu" is that
+# without the group norms (its multi-task models); "relu" is linear - ReLU without any norm (GeoCLIP); "identity" is no
+# layer at all: the features are the output (CLIP).
+Layers = Literal["group_norm", "gelu", "relu", "identity"]
+
 # Of a field that the first checkpoints lack: at its default it is left out of the plain form, so that their
 # digests, which reference databases carry, stay what they are.
 _LATER = {"left out at its default": True}
@@ -95,14 +100,19 @@ class RegressionHeadConfig:
     Attributes:
         kind: "unit_vector" is the direction of three numbers; "tanh" is OSV-5M's latitude / 90, longitude /
             180, which tears the Earth apart at the antimeridian; "angles" is a cosine and a sine for either
-            angle. (OSV-5M squares the four numbers and so reaches a quarter of a turn only.)
+            angle; "squared_angles" squares the four numbers first and so reaches a quarter of a turn only: it is
+            there to read OSV-5M's checkpoints, not to train with.
+        layers: see `Layers`; no "identity".
     """
 
     hidden_dims: tuple[int, ...] = (64,)
-    kind: Literal["unit_vector", "tanh", "angles"] = "unit_vector"
+    kind: Literal["unit_vector", "tanh", "angles", "squared_angles"] = "unit_vector"
+    layers: Layers = field(default="group_norm", metadata=_LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
+        if self.layers == "identity":
+            raise ConfigError("regression.layers is 'identity', but features are no coordinates")
 
 
 @dataclass(frozen=True)
@@ -137,16 +147,27 @@ class EmbeddingHeadConfig:
     Attributes:
         aggregation: if given, the vector is made from the backbone's feature maps instead of from its features;
             then there are no hidden layers.
+        layers: see `Layers`.
+        gallery_scale: if given, the softmax of this times the cosines with a gallery of places is a posterior over
+            them (the logit scale of CLIP and GeoCLIP).
     """
 
     dim: int = 256
     hidden_dims: tuple[int, ...] = ()
     aggregation: AggregationConfig | None = field(default=None, metadata=_LATER)
+    layers: Layers = field(default="group_norm", metadata=_LATER)
+    gallery_scale: float | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
         if self.dim < 1:
             raise ConfigError(f"an embedding's dim is {self.dim}; it must be positive")
+        if self.layers == "identity" and self.hidden_dims:
+            raise ConfigError(
+                f"hidden_dims is {list(self.hidden_dims)}, but layers is 'identity': leave it out"
+            )
+        if self.gallery_scale is not None and not 0 < self.gallery_scale < math.inf:
+            raise ConfigError(f"an embedding's gallery_scale is {self.gallery_scale}; it must be positive")
         if self.aggregation is None:
             return
         if self.hidden_dims:

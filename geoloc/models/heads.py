@@ -1,6 +1,6 @@
 """Heads: from a backbone's features to cell logits, offsets inside cells, coordinates and embeddings.
 
-Every head is an MLP of one form (OSV-5M, Astruc et al. 2024, section 4): layer norm, then per hidden layer
+A head is an MLP, by default of OSV-5M's form (Astruc et al. 2024, section 4): layer norm, then per hidden layer
 linear - group norm - GELU, then linear.
 """
 
@@ -13,16 +13,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from geoloc.models.config import GROUPS, EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
+from geoloc.errors import ConfigError
+from geoloc.models.config import GROUPS, EmbeddingHeadConfig, Layers, OffsetHeadConfig, RegressionHeadConfig
 
 
-def mlp(in_dim: int, hidden_dims: tuple[int, ...], out_dim: int) -> nn.Sequential:
-    """Layer norm, hidden layers, linear: (B, in_dim) -> (B, out_dim)."""
-    layers: list[nn.Module] = [nn.LayerNorm(in_dim)]
+def mlp(
+    in_dim: int, hidden_dims: tuple[int, ...], out_dim: int, layers: Layers = "group_norm"
+) -> nn.Sequential:
+    """A norm, hidden layers, linear: (B, in_dim) -> (B, out_dim), in the form that `Layers` describes.
+
+    Raises:
+        ConfigError: layers is "identity" and the dims differ.
+    """
+    if layers == "identity":
+        if in_dim != out_dim:
+            raise ConfigError(f"layers is 'identity', but {in_dim} features are to become {out_dim} numbers")
+        return nn.Sequential()
+    parts: list[nn.Module] = [] if layers == "relu" else [nn.LayerNorm(in_dim)]
     for width in hidden_dims:
-        layers += [nn.Linear(in_dim, width), nn.GroupNorm(GROUPS, width), nn.GELU()]
+        parts.append(nn.Linear(in_dim, width))
+        if layers == "group_norm":
+            parts.append(nn.GroupNorm(GROUPS, width))
+        parts.append(nn.ReLU() if layers == "relu" else nn.GELU())
         in_dim = width
-    return nn.Sequential(*layers, nn.Linear(in_dim, out_dim))
+    return nn.Sequential(*parts, nn.Linear(in_dim, out_dim))
 
 
 class OffsetHead(nn.Module):
@@ -115,7 +129,8 @@ class RegressionHead(nn.Module):
     def __init__(self, feature_dim: int, config: RegressionHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.mlp = mlp(feature_dim, config.hidden_dims, _REGRESSION_WIDTHS[config.kind])
+        width = _REGRESSION_WIDTHS[config.kind]
+        self.mlp = mlp(feature_dim, config.hidden_dims, width, config.layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, 2) latitude and longitude in radians; a float32 pi may exceed the real one."""
@@ -125,11 +140,13 @@ class RegressionHead(nn.Module):
             return torch.stack([scaled[:, 0] * (math.pi / 2), scaled[:, 1] * math.pi], -1)
         if self.config.kind == "angles":
             return angles_to_latlon_rad(raw)
+        if self.config.kind == "squared_angles":
+            return angles_to_latlon_rad(raw.square())
         x, y, z = raw.unbind(-1)
         return torch.stack([torch.atan2(z, torch.hypot(x, y)), torch.atan2(y, x)], -1)
 
 
-_REGRESSION_WIDTHS = {"unit_vector": 3, "tanh": 2, "angles": 4}
+_REGRESSION_WIDTHS = {"unit_vector": 3, "tanh": 2, "angles": 4, "squared_angles": 4}
 
 
 def angles_to_latlon_rad(raw: Tensor) -> Tensor:
@@ -150,7 +167,7 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, feature_dim: int, config: EmbeddingHeadConfig) -> None:
         super().__init__()
-        self.mlp = mlp(feature_dim, config.hidden_dims, config.dim)
+        self.mlp = mlp(feature_dim, config.hidden_dims, config.dim, config.layers)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, dim) of length 1."""

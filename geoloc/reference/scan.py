@@ -28,6 +28,7 @@ _BOARD_SCORES: Final = 1 << 24  # 64 MB, however many queries and rows
 _SLICE_ROWS: Final = 2048  # read at once; several queries find them in the cache again
 _WIDENED_ROWS: Final = 128  # float16 and int8 rows at a time: their float32 copies stay in the L2 cache
 _GEMM_QUERIES: Final = 9  # from here on OpenBLAS's matrix product beats a dot product for each row and query
+_FLOOR_OF: Final = 16  # scores that are looked at together for a first floor
 _GATHERED_ROWS: Final = 128  # at a time, in cache
 _COPIED_ROWS: Final = 1 << 16  # to a device at a time
 _NO_SCORE: Final = np.float32(-np.inf)
@@ -235,12 +236,7 @@ def search_one(
         origins.append(rows.first[segment] + start - end)
         end += stop - start
         ends.append(end)
-    floor = _LEAST_SCORE
-    if end > k:
-        ranked = scores.copy()
-        ranked.partition(end - k)
-        floor = max(floor, ranked[end - k])
-    (column,) = (scores >= floor).nonzero()
+    (column,) = (scores >= max(_LEAST_SCORE, _floor_of_best(scores, k))).nonzero()
     similarity = scores[column]
     position = np.array([origins[bisect_right(ends, place)] + place for place in column.tolist()], np.int64)
     row_id = rows.take("row_id", position)
@@ -249,6 +245,19 @@ def search_one(
     latlon_deg, source = rows.take("latlon_deg", position), rows.take("source", position)
     found = Candidates(row_id[None, order], similarity[None, order], latlon_deg[None], source[None])
     return found if len(order) == k else found.padded(k)
+
+
+def _floor_of_best(scores: FloatArray, k: int) -> float:
+    """A score that at least k of them reach, and not many more; -inf where there are no more than k."""
+    if len(scores) <= k:
+        return -np.inf
+    width = len(scores) // _FLOOR_OF
+    if width < k:
+        return float(np.partition(scores, -k)[-k])
+    # The k-th best of the best of each sixteen: to partition them all takes longer than all the rest.
+    best = scores[: width * _FLOOR_OF].reshape(_FLOOR_OF, width).max(axis=0)
+    best.partition(width - k)
+    return float(best[width - k])
 
 
 class Board(Protocol):
@@ -419,12 +428,8 @@ class HostBoard:
         """As `Board.contenders`."""
         columns = []
         for query, num_columns in enumerate(filled):
-            scores, least = self._scores[query, :num_columns], floor[query]
-            # Without its padding: many equal values make a partition several times as slow. Where rows are hidden, a
-            # piece is looked at, whose k-th best is no better: a lower floor offers more, and is right.
-            place = np.count_nonzero(scores != _NO_SCORE) - k
-            if place > 0:
-                least = max(least, np.partition(scores[: place + k], place)[place])
+            scores = self._scores[query, :num_columns]
+            least = max(floor[query], _floor_of_best(scores, k))
             columns.append((scores >= max(least - self._band[query], _LEAST_SCORE)).nonzero()[0])
             scores.fill(_NO_SCORE)
         return np.repeat(np.arange(len(columns)), [len(found) for found in columns]), np.concatenate(columns)

@@ -117,27 +117,78 @@ class RegressionHeadConfig:
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """From the feature maps of an image, or of several aerial views of one place, to one vector.
+    """From the feature maps of a picture, or of several aerial views of one place, to one vector.
 
     Attributes:
-        kind: "spatial_softmax" weighs every position of every view (Statewide); "mean", "smd", "safa",
-            "sample4geo" and "two_tokens" are the alternatives that Statewide offers, described in
-            `geoloc.models.aggregation`.
+        kind: of Statewide, for views of a place: "spatial_softmax" weighs every position of every view; "mean",
+            "smd", "safa", "sample4geo" and "two_tokens" are its alternatives. For one street photo: "gem", "spoc",
+            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "seqpool", and "cosplace", which is
+            GeM of normalised positions and a linear layer. All are described in `geoloc.models.aggregation`.
         heads: of "spatial_softmax", "smd" and "safa"; the embedding's dim is a multiple of it.
         num_views: pictures of one place, such as 4 aerial views at growing ground resolution.
+        normalize_positions: of "gem", "spoc", "mac" and "rmac": each position at length 1 before pooling, the VG
+            benchmark's default.
+        clusters: of "netvlad" and "crn".
+        pooled_size: rows and columns that "convap" leaves.
+        out_channels: that "convap" and "mixvpr" project to; None makes what the embedding's dim needs.
+        out_rows: that "mixvpr" leaves of all positions.
+        mix_depth: mixers of "mixvpr".
+        mlp_ratio: of a mixer's hidden layer to the number of positions.
+        fc_dim: width of a linear layer that follows a kind for street photos; "cosplace" has one of the embedding's
+            dim by itself.
+        pca: whether a linear layer ends it that `fit_pca` makes, after training.
     """
 
-    kind: Literal["spatial_softmax", "mean", "smd", "safa", "sample4geo", "two_tokens"] = "spatial_softmax"
+    kind: Literal[
+        "spatial_softmax",
+        "mean",
+        "smd",
+        "safa",
+        "sample4geo",
+        "two_tokens",
+        "gem",
+        "spoc",
+        "mac",
+        "rmac",
+        "rrm",
+        "netvlad",
+        "crn",
+        "convap",
+        "mixvpr",
+        "cls",
+        "seqpool",
+        "cosplace",
+    ] = "spatial_softmax"
     heads: int = 64
     num_views: int = 1
+    normalize_positions: bool = field(default=False, metadata=_LATER)
+    clusters: int = field(default=64, metadata=_LATER)
+    pooled_size: tuple[int, int] = field(default=(2, 2), metadata=_LATER)
+    out_channels: int | None = field(default=None, metadata=_LATER)
+    out_rows: int = field(default=4, metadata=_LATER)
+    mix_depth: int = field(default=4, metadata=_LATER)
+    mlp_ratio: float = field(default=1.0, metadata=_LATER)
+    fc_dim: int | None = field(default=None, metadata=_LATER)
+    pca: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.num_views < 1:
             raise ConfigError(f"heads is {self.heads} and num_views {self.num_views}; both must be positive")
-        if self.kind == "two_tokens" and self.num_views != 1:
+        if self.num_views != 1 and self.kind not in _OF_VIEWS:
             raise ConfigError(
-                f"num_views is {self.num_views}, but 'two_tokens' reads one picture: use 'spatial_softmax'"
+                f"num_views is {self.num_views}, but {self.kind!r} reads one picture: use 'spatial_softmax'"
             )
+        counts = (self.clusters, *self.pooled_size, self.out_rows, self.out_channels or 1, self.fc_dim or 1)
+        if min(counts) < 1 or self.mix_depth < 0 or not self.mlp_ratio > 0:
+            raise ConfigError(
+                "clusters, pooled_size, out_channels, out_rows, mlp_ratio and fc_dim must be positive, and mix_depth "
+                "not negative"
+            )
+        if (self.fc_dim is not None or self.pca) and self.kind in (*_OF_VIEWS, "two_tokens"):
+            raise ConfigError(f"{self.kind!r} projects by itself: leave fc_dim and pca out")
+
+
+_OF_VIEWS = ("spatial_softmax", "mean", "smd", "safa", "sample4geo")
 
 
 @dataclass(frozen=True)
@@ -175,9 +226,27 @@ class EmbeddingHeadConfig:
                 f"hidden_dims is {list(self.hidden_dims)}, but an aggregation makes the vector itself: leave it "
                 "out"
             )
-        heads = self.aggregation.heads
-        if self.aggregation.kind in ("spatial_softmax", "smd", "safa") and self.dim % heads:
+        self._check_width(self.aggregation)
+
+    @property
+    def fc_dim(self) -> int | None:
+        """Width of the linear layer that follows the aggregation, if one does."""
+        if self.aggregation is None:
+            return None
+        return self.aggregation.fc_dim or (self.dim if self.aggregation.kind == "cosplace" else None)
+
+    def _check_width(self, aggregation: AggregationConfig) -> None:
+        kind, heads = aggregation.kind, aggregation.heads
+        if kind in ("spatial_softmax", "smd", "safa") and self.dim % heads:
             raise ConfigError(f"an embedding's dim is {self.dim}; it must be a multiple of its {heads} heads")
+        if kind in ("convap", "mixvpr") and aggregation.out_channels is None:
+            rows, columns = aggregation.pooled_size
+            parts = rows * columns if kind == "convap" else aggregation.out_rows
+            if self.fc_dim is not None or aggregation.pca or self.dim % parts:
+                raise ConfigError(
+                    f"{kind!r} makes {parts} numbers of each of its out_channels: give out_channels, or a dim that is "
+                    f"a multiple of {parts} and no layer that follows; found dim {self.dim}"
+                )
 
 
 @dataclass(frozen=True)
@@ -188,6 +257,8 @@ class NetworkConfig:
         embeddings: projections by role: "query" for the photo, "aerial" and "street" for references.
         aerial_backbone: a tower of its own for what the "aerial" embedding reads (Statewide); the backbone
             sees aerial views, too, if there is none.
+        street_as_query: the embedding "query" serves the role "street", too: photos and street references are made
+            vectors by the very same layers, as in place recognition.
     """
 
     backbone: BackboneConfig
@@ -196,6 +267,7 @@ class NetworkConfig:
     regression: RegressionHeadConfig | None = None
     embeddings: Mapping[str, EmbeddingHeadConfig] = field(default_factory=dict)
     aerial_backbone: BackboneConfig | None = field(default=None, metadata=_LATER)
+    street_as_query: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
         if self.offsets is not None and self.cells is None:
@@ -208,6 +280,11 @@ class NetworkConfig:
             raise ConfigError(
                 "'aerial_backbone' was asked for without an 'aerial' embedding that would read it"
             )
+        if self.street_as_query and ("query" not in self.embeddings or "street" in self.embeddings):
+            raise ConfigError(
+                "'street_as_query' lets the embedding 'query' serve 'street': give an embedding 'query', and none for "
+                "'street'"
+            )
         for role, embedding in self.embeddings.items():
             if embedding.aggregation is not None and self.tower_of(role).features != "map":
                 raise ConfigError(
@@ -216,6 +293,10 @@ class NetworkConfig:
                 )
             if role != "aerial" and embedding.aggregation is not None and embedding.aggregation.num_views > 1:
                 raise ConfigError(f"num_views is for aerial views of one place; {role!r} is one picture")
+
+    def embedding_of(self, role: str) -> str:
+        """The name of the embedding that serves a role."""
+        return "query" if role == "street" and self.street_as_query else role
 
     def tower_of(self, role: str) -> BackboneConfig:
         """The backbone that reads the pictures of a role."""

@@ -106,6 +106,23 @@ class GeoNetwork(nn.Module):
             self.aerial_backbone if role == "aerial" and self.aerial_backbone is not None else self.backbone
         )
 
+    def with_embeddings(self, images: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        """Features and unit vectors of pictures in one pass: (B, 3, S, S) -> (B, D), (B, dim).
+
+        Raises:
+            ConfigError: the model has no such embedding, another tower reads its pictures, or it sees several views.
+        """
+        head = self._embedding(role)
+        if self.tower_of(role) is not self.backbone:
+            raise ConfigError(
+                f"the pictures of {role!r} go through a tower of their own: give them to embed_images"
+            )
+        if not isinstance(head, AggregatingHead):
+            features = self.backbone(images)
+            return features, head(features)
+        maps = self.backbone.feature_map(images)  # type: ignore[operator]
+        return maps.mean(), head(maps)
+
     def aggregates(self, role: str) -> bool:
         """Whether an embedding is made from feature maps; then only `embed_images` can make it."""
         return isinstance(self._embedding(role), AggregatingHead)
@@ -143,9 +160,10 @@ class GeoNetwork(nn.Module):
         return head(tower(pictures))  # type: ignore[no-any-return]
 
     def _embedding(self, role: str) -> nn.Module:
-        if role not in self.embeddings:
+        name = self.config.embedding_of(role)
+        if name not in self.embeddings:
             known = ", ".join(sorted(self.embeddings)) or "none"
             raise ConfigError(
                 f"this model has no embedding for {role!r} (it has: {known}); train one, or use another"
             )
-        return self.embeddings[role]
+        return self.embeddings[name]

@@ -46,6 +46,8 @@ class ReferenceRecipe:
         num_fitting: query views that the reranker is fitted on.
         restyled_share: of them, how many get a random texture (`augment.restyled`).
         recoloured_share: of them, how many get random colours (`augment.recoloured`).
+        views_of_calibration_place: different ones of each place; of one alone, how often a region holds the truth is
+            known to a percent only.
         reranker: its size.
     """
 
@@ -54,6 +56,7 @@ class ReferenceRecipe:
     num_fitting: int = 8000
     restyled_share: float = 0.15
     recoloured_share: float = 0.2
+    views_of_calibration_place: int = 4
     reranker: RerankerConfig = field(default_factory=RerankerConfig)
     seed: int = 2027
     shard_rows: int = 2000
@@ -144,11 +147,15 @@ def fitting_batches(
 def calibration_batches(
     model: Geolocalizer, mosaics: Mapping[str, Mosaic], recipe: ReferenceRecipe, held_out: HeldOutPlaces
 ) -> Iterator[tuple[Tensor, NDArray[np.float64]]]:
-    """One view of every calibration place, as it is."""
+    """Views of every calibration place, as they are."""
     places = held_out.calibration_latlon_deg
-    drawn = view_images({CALIBRATION_MOSAIC: mosaics[CALIBRATION_MOSAIC]}, places, seed=recipe.seed)
-    for pictures, latlon_deg in tqdm(drawn, desc="calibration views", total=-(-len(places) // 50)):
-        yield torch.stack([model.load(picture) for picture in pictures]), latlon_deg
+    num_batches = recipe.views_of_calibration_place * -(-len(places) // 50)
+    with tqdm(desc="calibration views", total=num_batches) as bar:
+        for number in range(recipe.views_of_calibration_place):
+            source = {CALIBRATION_MOSAIC: mosaics[CALIBRATION_MOSAIC]}
+            for pictures, latlon_deg in view_images(source, places, seed=recipe.seed + number):
+                yield torch.stack([model.load(picture) for picture in pictures]), latlon_deg
+                bar.update()
 
 
 def finish(

@@ -174,7 +174,8 @@ def finish(
     model.fit_reranker(fitting_batches(model, mosaics, recipe, held_out), config=recipe.reranker)
     model.calibrate(
         calibration_batches(model, mosaics, recipe, held_out),
-        "views of Blue Marble at places that training and fitting never visited (nor came within 25 km of)",
+        f"views of Blue Marble ({recipe.views_of_calibration_place} of each place) at places that training and fitting "
+        "never visited (nor came within 25 km of)",
         reference="own",
     )
     return model

@@ -1,9 +1,9 @@
-"""The image tower: pictures to features. The only file that knows open_clip.
+"""The image tower: pictures to features. The only file that knows open_clip and timm.
 
-A tower is named ("ViT-B-32", "hf-hub:org/name") or described (`custom`: open_clip's own vision_cfg, over timm
-trunks too). The text tower is not built, or dropped at once where pretrained weights come with one. Parts
-that the chosen features do not pass through are removed, so every parameter of a Backbone is one that its
-output needs.
+A tower is named (open_clip's "ViT-B-32" or "hf-hub:org/name", timm's "resnet18") or described (`custom`: open_clip's
+own vision_cfg, over timm trunks too). The text tower is not built, or dropped at once where pretrained weights come
+with one. Parts that the chosen features do not pass through are removed, so every parameter of a Backbone is one that
+its output needs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any, Literal, cast
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from geoloc.errors import CheckpointError, ConfigError, NotFoundError
 from geoloc.models.aggregation import FeatureMap
 from geoloc.models.config import BackboneConfig
-from geoloc.models.fine_tune import FineTune, eval_frozen, let_train
+from geoloc.models.fine_tune import FineTune, block_names, eval_frozen, let_train, path_to, trunk_of
 from geoloc.models.lora import merged
 from geoloc.torchvision_cpu import ensure_importable
 
@@ -90,7 +91,8 @@ class Backbone(nn.Module):
         source = _find(config)
         tower = source.build(load_pretrained=load_pretrained)
         keys_of_whole = set(tower.state_dict())
-        _reduce_to(config.features, tower)
+        _reduce_to(config.features, tower, final_norm=config.final_norm)
+        _crop(tower, config)
         if load_pretrained and source.local_file is not None:
             _load_local(tower, source.local_file, keys_of_whole)
         self.tower = tower
@@ -98,7 +100,13 @@ class Backbone(nn.Module):
         self.preprocess_defaults = source.preprocess
         self.map_size: tuple[int, int] | None = None
         self.num_tokens = 0
-        output = _output_shapes(tower, source.preprocess.size_px)
+        try:
+            output = _output_shapes(tower, source.preprocess.size_px)
+        except Exception as error:  # each architecture has its own way to miss a part of itself
+            raise ConfigError(
+                f"{type(trunk_of(tower)).__name__} does not run on pictures of {source.preprocess.size_px} px as it is "
+                f"cropped and sized here: {error}"
+            ) from error
         if config.features == "map":
             maps = _as_map(tower, output)
             self.feature_dim, *size = maps.grid.shape[1:]
@@ -157,6 +165,7 @@ class _Source:
         config: the self-contained one.
         description: embed_dim, vision_cfg and perhaps quick_gelu, as open_clip takes them.
         open_clip_name: under which open_clip has the pretrained weights that the config asks for, if it does.
+        timm_name: likewise of timm, with its tag.
         local_file: the state dict that the config asks for, if it does.
     """
 
@@ -164,6 +173,7 @@ class _Source:
     description: Mapping[str, Any]
     preprocess: PreprocessDefaults
     open_clip_name: str | None
+    timm_name: str | None
     local_file: Path | None
 
     def build(self, *, load_pretrained: bool) -> nn.Module:
@@ -182,6 +192,17 @@ class _Source:
                     f"open_clip could not load the pretrained weights of {self.open_clip_name!r}: {error}; "
                     "check the network, or give backbone.pretrained the path of a state dict"
                 ) from error
+        elif load_pretrained and self.timm_name is not None:
+            described = deepcopy(dict(self.description))
+            described["vision_cfg"] |= {"timm_model_name": self.timm_name, "timm_model_pretrained": True}
+            try:
+                tower = _build_vision_tower(**described)
+                tower.set_input_size(size_px)
+            except Exception as error:  # as above
+                raise NotFoundError(
+                    f"timm could not load the pretrained weights of {self.timm_name!r}: {error}; check the network, or "
+                    "give backbone.pretrained the path of a state dict"
+                ) from error
         else:
             try:
                 tower = _build_vision_tower(**deepcopy(dict(self.description)))
@@ -189,6 +210,10 @@ class _Source:
                     tower.set_input_size(size_px)
             except Exception as error:  # each architecture has its own way to refuse a value
                 raise ConfigError(f"open_clip cannot build {dict(self.description)}: {error}") from error
+        if self.config.batch_norm_eps is not None:
+            for norm in tower.modules():
+                if isinstance(norm, _BatchNorm):
+                    norm.eps = self.config.batch_norm_eps
         if hasattr(tower, "output_tokens"):
             tower.output_tokens = False  # CoCa's tower would return its tokens, too
         return cast(nn.Module, tower)
@@ -198,8 +223,13 @@ def _find(config: BackboneConfig) -> _Source:
     name, tag = config.architecture, config.pretrained
     local_file = Path(tag) if tag is not None and Path(tag).is_file() else None
     open_clip_name: str | None = None
+    timm_name: str | None = None
     preprocess: Mapping[str, Any] = {}
-    if name is None:
+    if config.timm is not None:
+        description, preprocess = _describe_timm(config.timm, None if local_file else tag)
+        if tag is not None and local_file is None:
+            timm_name = f"{config.timm}.{tag}"
+    elif name is None:
         description = _checked_custom(config.custom or {})
         if tag is not None and local_file is None:
             raise ConfigError(
@@ -233,7 +263,12 @@ def _find(config: BackboneConfig) -> _Source:
     if open_clip_name is not None and open_clip_name.startswith(_HUB_PREFIX):
         config = replace(config, architecture=None, custom=kept)
     return _Source(
-        config, kept, _preprocess_defaults(kept["vision_cfg"], preprocess), open_clip_name, local_file
+        config,
+        kept,
+        _preprocess_defaults(kept["vision_cfg"], preprocess),
+        open_clip_name,
+        timm_name,
+        local_file,
     )
 
 
@@ -253,12 +288,35 @@ def _checked_custom(custom: Mapping[str, Any]) -> Mapping[str, Any]:
             f"backbone.custom.vision_cfg has the unknown key {unknown[0]!r}; open_clip takes "
             f"{', '.join(known)}"
         )
-    trunk = vision.get("timm_model_name")
-    # timm would fetch the description of a name like "hf-hub:…" from elsewhere.
-    if trunk is not None and not timm.is_model(trunk):
-        near = difflib.get_close_matches(trunk, timm.list_models(), n=3)
-        raise ConfigError(f"timm has no model {trunk!r}; near names are {', '.join(near) or 'none'}")
+    if (trunk := vision.get("timm_model_name")) is not None:
+        _check_timm_name(trunk)
     return custom
+
+
+def _check_timm_name(name: str) -> None:
+    # timm would fetch the description of a name like "hf-hub:…" from elsewhere.
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise ConfigError(f"timm has no model {name!r}; near names are {', '.join(near) or 'none'}")
+
+
+def _describe_timm(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A timm model alone as open_clip would describe it, and its pictures."""
+    _check_timm_name(name)
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag is not None and tag not in tags:
+        raise ConfigError(
+            f"backbone.pretrained is {tag!r}, which is no file here and no tag of timm's {name!r}; its tags are "
+            f"{', '.join(tags) or 'none'}"
+        )
+    pictures = timm.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
+    if pictures is None:
+        pictures = timm.models.PretrainedCfg()
+    # The projection goes with the features; asked for, it leaves the trunk its own way to pool.
+    vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear"}
+    vision["image_size"] = (pictures.input_size or (3, 224, 224))[-1]
+    known = {"mean": pictures.mean, "std": pictures.std, "interpolation": pictures.interpolation}
+    return {"embed_dim": 1, "vision_cfg": vision}, known
 
 
 def _checked_tag(name: str, tag: str, description: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -372,18 +430,32 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 # --- Features -----------------------------------------------------------------------------------------------
 
 
-def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm", "map"], tower: nn.Module) -> None:
+def _reduce_to(
+    features: Literal["projected", "pooled", "cls_before_norm", "map"],
+    tower: nn.Module,
+    *,
+    final_norm: bool = False,
+) -> None:
     """Remove from a tower, in place, what comes after the features."""
     if features == "projected":
         return
+    if final_norm and not any(
+        isinstance(getattr(trunk_of(tower), name, None), nn.LayerNorm) for name in _LAST_NORMS
+    ):
+        raise ConfigError(
+            f"backbone.final_norm was asked for, but {type(trunk_of(tower)).__name__} has no layer norm after its "
+            "blocks: leave it out"
+        )
     if isinstance(tower, open_clip.model.VisionTransformer):
         tower.proj = None
         if features != "pooled":
-            tower.ln_post, tower.attn_pool = nn.Identity(), None
+            tower.attn_pool = None
+            if not final_norm:
+                tower.ln_post = nn.Identity()
             tower.pool_type = "tok" if features == "cls_before_norm" else "none"
     elif isinstance(tower, open_clip.model.TimmModel):
         if features == "map":
-            _reduce_trunk_to_map(tower.trunk)
+            _reduce_trunk_to_map(tower.trunk, final_norm=final_norm)
             tower.head = nn.Sequential()
             return
         if features == "cls_before_norm":
@@ -402,10 +474,41 @@ def _reduce_to(features: Literal["projected", "pooled", "cls_before_norm", "map"
         )
 
 
-def _reduce_trunk_to_map(trunk: nn.Module) -> None:
+_LAST_NORMS = ("ln_post", "norm")  # open_clip's and timm's transformers
+
+
+def _crop(tower: nn.Module, config: BackboneConfig) -> None:
+    """Remove, in place, what comes after the last part that is kept."""
+    after, trunk = config.crop_after, trunk_of(tower)
+    if config.crop_blocks is not None:
+        names = block_names(tower)
+        if not 1 <= config.crop_blocks <= len(names):
+            raise ConfigError(
+                f"backbone.crop_blocks is {config.crop_blocks}, but {type(trunk).__name__} has {len(names)} blocks"
+            )
+        after = names[config.crop_blocks - 1]
+    if after is None:
+        return
+    for parent, children, position in path_to(trunk, after):
+        for child in children[position + 1 :]:
+            if isinstance(parent, nn.Sequential | nn.ModuleList):
+                delattr(parent, child)
+            elif parent is not trunk:
+                raise ConfigError(
+                    f"{after!r} lies inside a {type(parent).__name__}, which goes on with {child!r}: crop after a "
+                    "whole block"
+                )
+            elif not (config.final_norm and child in _LAST_NORMS):
+                setattr(parent, child, nn.Identity())
+
+
+def _reduce_trunk_to_map(trunk: nn.Module, *, final_norm: bool) -> None:
     trunk.reset_classifier(0, "")  # type: ignore[operator]
     # A transformer's last norm goes, as in open_clip's own; a trunk's head may hold one, too.
-    for name in ("norm", "fc_norm", "head") if hasattr(trunk, "cls_token") else ("head",):
+    unwanted = ["head", "pre_logits"]
+    if hasattr(trunk, "cls_token"):
+        unwanted += ["fc_norm"] if final_norm else ["norm", "fc_norm"]
+    for name in unwanted:
         if isinstance(getattr(trunk, name, None), nn.Module):
             setattr(trunk, name, nn.Identity())
     if getattr(trunk, "attn_pool", None) is not None:

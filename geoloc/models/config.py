@@ -31,19 +31,25 @@ _LATER = {"left out at its default": True}
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The image tower: a model that open_clip knows by name, or a custom open_clip vision tower.
+    """The image tower: a model that open_clip or timm knows by name, or a custom open_clip vision tower.
 
     Attributes:
         architecture: an open_clip model name ("ViT-B-32", "ViT-L-14", …) or "hf-hub:org/name".
         custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers;
-            a timm trunk goes here (`vision_cfg.timm_model_name`).
-        pretrained: open_clip's tag of pretrained weights, or a local state dict. Ignored when a checkpoint is
-            loaded.
+            a timm trunk under one of open_clip's heads goes here (`vision_cfg.timm_model_name`).
+        pretrained: open_clip's or timm's tag of pretrained weights, or a local state dict. Ignored when a
+            checkpoint is loaded.
         features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output
             before the projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M
             uses); "map" the last feature map, before any norm or head that follows it, for embeddings that
             aggregate it. Where one vector is wanted, that is the map's mean.
         image_size_px: overrides the tower's input size.
+        timm: instead of the first two, a timm model alone: "resnet18", "vgg16", "vit_base_patch14_dinov2", ….
+        crop_after: of a "map", by name: the last part of the trunk that is kept, such as "layer3" (a ResNet's conv4),
+            "features.28" (VGG-16 without its last ReLU and pooling) or "blocks.7".
+        crop_blocks: the same by depth: how many blocks, or stages of a convolutional trunk, are kept.
+        final_norm: of a "map": a transformer's last layer norm is kept, which is otherwise left out.
+        batch_norm_eps: overrides that of all batch norms: torchvision's EfficientNet-B5 to B7 have 1e-3, timm's 1e-5.
     """
 
     architecture: str | None = None
@@ -51,15 +57,38 @@ class BackboneConfig:
     pretrained: str | None = None
     features: Literal["projected", "pooled", "cls_before_norm", "map"] = "pooled"
     image_size_px: int | None = None
+    timm: str | None = field(default=None, metadata=_LATER)
+    crop_after: str | None = field(default=None, metadata=_LATER)
+    crop_blocks: int | None = field(default=None, metadata=_LATER)
+    final_norm: bool = field(default=False, metadata=_LATER)
+    batch_norm_eps: float | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
-        if (self.architecture is None) == (self.custom is None):
+        given = [name for name in ("architecture", "custom", "timm") if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ConfigError(
-                "backbone needs exactly one of 'architecture' and 'custom'; found "
-                f"{'neither' if self.custom is None else 'both'}: name an open_clip model or describe a tower"
+                "backbone needs exactly one of 'architecture', 'custom' and 'timm'; found "
+                f"{' and '.join(given) or 'none'}: name a model of open_clip or timm, or describe a tower"
             )
         if self.image_size_px is not None and self.image_size_px < 1:
             raise ConfigError(f"backbone.image_size_px is {self.image_size_px}; it must be positive")
+        if self.timm is not None and self.features == "projected":
+            raise ConfigError(
+                "backbone.features is 'projected', but a timm model alone projects nothing: use 'pooled'"
+            )
+        if self.crop_after is not None and self.crop_blocks is not None:
+            raise ConfigError(
+                "backbone is cropped by name (crop_after) and by depth (crop_blocks): give one of them"
+            )
+        if self.features != "map" and (
+            self.crop_after is not None or self.crop_blocks is not None or self.final_norm
+        ):
+            raise ConfigError(
+                f"crop_after, crop_blocks and final_norm are for feature maps, but backbone.features is "
+                f"{self.features!r}: use 'map'"
+            )
+        if self.batch_norm_eps is not None and not self.batch_norm_eps > 0:
+            raise ConfigError(f"backbone.batch_norm_eps is {self.batch_norm_eps}; it must be positive")
 
 
 @dataclass(frozen=True)

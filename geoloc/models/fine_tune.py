@@ -29,6 +29,12 @@ class FineTune:
         lora_dropout: on the input of the update, while training.
         freeze_batch_norm: batch norms keep their statistics even under `.train()`, while scale and shift
             train as `mode` says: batches of fine-tuning are smaller than the pretraining's and unlike them.
+        freeze_before: for "full", by name: everything that comes before this part of the trunk stays as it is, such as
+            "layer3", "features.24" or "blocks.4".
+        freeze_blocks: the same by depth: so many blocks, or stages, and everything before them.
+
+    Raises:
+        ConfigError: a part to freeze before under another mode, or named twice.
     """
 
     mode: Literal["frozen", "full", "last_blocks", "lora"]
@@ -37,6 +43,18 @@ class FineTune:
     lora_alpha: float = 256
     lora_dropout: float = 0.1
     freeze_batch_norm: bool = True
+    freeze_before: str | None = None
+    freeze_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.freeze_before is None and self.freeze_blocks is None:
+            return
+        if self.mode != "full":
+            raise ConfigError(
+                f"freeze_before and freeze_blocks are for fine-tuning in 'full'; found the mode {self.mode!r}"
+            )
+        if self.freeze_before is not None and self.freeze_blocks is not None:
+            raise ConfigError("freeze by name (freeze_before) or by depth (freeze_blocks), not by both")
 
 
 def let_train(tower: nn.Module, strategy: FineTune) -> None:
@@ -48,6 +66,16 @@ def let_train(tower: nn.Module, strategy: FineTune) -> None:
     if any(isinstance(module, LoraQkvLinear | LoraSelfAttention) for module in tower.modules()):
         raise ConfigError("this backbone has LoRA already: build it anew and load merge_lora()'s weights")
     tower.requires_grad_(strategy.mode == "full")
+    if strategy.freeze_before is not None:
+        _freeze_before(trunk_of(tower), strategy.freeze_before)
+    elif strategy.freeze_blocks is not None:
+        names = block_names(tower)
+        if not 0 <= strategy.freeze_blocks < len(names):
+            raise ConfigError(
+                f"asked to freeze {strategy.freeze_blocks} blocks, but this tower has {len(names)}; to train none of "
+                "them, leave it 'frozen'"
+            )
+        _freeze_before(trunk_of(tower), names[strategy.freeze_blocks])
     if strategy.mode == "last_blocks":
         for part in _last_parts(tower, strategy.num_blocks):
             part.requires_grad_(True)
@@ -55,26 +83,69 @@ def let_train(tower: nn.Module, strategy: FineTune) -> None:
         _add_lora(tower, strategy)
 
 
+def trunk_of(tower: nn.Module) -> nn.Module:
+    """The module that names of parts are relative to: a timm trunk under open_clip's head, or the tower itself."""
+    return cast(nn.Module, getattr(tower, "trunk", tower))
+
+
+def path_to(trunk: nn.Module, name: str) -> Iterator[tuple[nn.Module, list[str], int]]:
+    """The way down to a named part: each parent with its children's names in order, and which of them to take.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+    parent = trunk
+    for step in name.split("."):
+        children = [child for child, _ in parent.named_children()]
+        if step not in children:
+            raise ConfigError(
+                f"{type(trunk).__name__} has no part {name!r}: where {step!r} should be, it has "
+                f"{', '.join(children) or 'nothing'}"
+            )
+        yield parent, children, children.index(step)
+        parent = cast(nn.Module, getattr(parent, step))
+
+
+def _freeze_before(trunk: nn.Module, name: str) -> None:
+    for parent, children, position in path_to(trunk, name):
+        for parameter in parent.parameters(recurse=False):  # position embeddings come before all blocks
+            parameter.requires_grad_(False)
+        for child in children[:position]:
+            cast(nn.Module, getattr(parent, child)).requires_grad_(False)
+
+
+def block_names(tower: nn.Module) -> list[str]:
+    """Names of the tower's blocks in order: transformer blocks, or stages of a convolutional trunk.
+
+    Raises:
+        ConfigError: the tower shows no blocks.
+    """
+    trunk = trunk_of(tower)
+    children = dict(trunk.named_children())
+    for name in ("transformer", "blocks", "stages", "layers"):
+        if name in children:
+            if hasattr(children[name], "resblocks"):
+                name = f"{name}.resblocks"
+            return [f"{name}.{child}" for child, _ in trunk.get_submodule(name).named_children()]
+    # ResNets, open_clip's and timm's, have no container around layer1 … layer4.
+    names = [name for name in children if name.startswith("layer") and name[5:].isdigit()]
+    if not names:
+        raise ConfigError(f"{type(trunk).__name__} shows no blocks: fine-tune it 'full' or leave it 'frozen'")
+    return names
+
+
 def _split_at_blocks(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
     """The tower's blocks in order, and everything that comes after them."""
-    owner = cast(nn.Module, getattr(tower, "trunk", tower))
-    children = dict(owner.named_children())
-    containers = ("transformer", "blocks", "stages", "layers")
-    names: list[str] = [name for name in containers if name in children][:1]
-    # ResNets, open_clip's and timm's, have no container around layer1 … layer4.
-    names = names or [name for name in children if name.startswith("layer") and name[5:].isdigit()]
-    if not names:
-        raise ConfigError(f"{type(owner).__name__} shows no blocks: fine-tune it 'full' or leave it 'frozen'")
-    parts = [children[name] for name in names]
-    if len(parts) == 1:
-        parts = list(cast(nn.ModuleList, getattr(parts[0], "resblocks", parts[0])))
+    trunk, names = trunk_of(tower), block_names(tower)
+    children = dict(trunk.named_children())
     order = list(children)
-    after: list[nn.Module | nn.Parameter] = [children[name] for name in order[order.index(names[-1]) + 1 :]]
-    if owner is not tower:
+    last = names[-1].split(".")[0]
+    after: list[nn.Module | nn.Parameter] = [children[name] for name in order[order.index(last) + 1 :]]
+    if trunk is not tower:
         after.append(cast(nn.Module, tower.head))
     elif isinstance(projection := getattr(tower, "proj", None), nn.Parameter):
         after.append(projection)
-    return parts, after
+    return [trunk.get_submodule(name) for name in names], after
 
 
 def _last_parts(tower: nn.Module, num_blocks: int) -> Iterator[nn.Module | nn.Parameter]:

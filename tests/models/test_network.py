@@ -140,3 +140,28 @@ def test_what_a_map_embedding_cannot_be_made_from() -> None:
         net.embed(torch.zeros(1, 16), "query")
     with pytest.raises(ConfigError, match="must agree on an aerial backbone; found one in the config only"):
         GeoNetwork(net.config, net.backbone)
+
+
+def test_one_head_serves_photos_and_street_references() -> None:
+    tower = statewide().config.backbone
+    embedding = EmbeddingHeadConfig(4, aggregation=AggregationConfig("cosplace"))
+    config = NetworkConfig(tower, embeddings={"query": embedding}, street_as_query=True)
+    net = GeoNetwork(config, Backbone(tower)).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(net.embed_images(images, "street"), net.embed_images(images, "query"))
+    features, vectors = net.with_embeddings(images, "street")
+    torch.testing.assert_close(features, net.backbone(images))
+    torch.testing.assert_close(vectors, net.embed_images(images, "query"))
+    assert not [key for key in net.state_dict() if "street" in key]
+    with pytest.raises(ConfigError, match="give an embedding 'query', and none for 'street'"):
+        NetworkConfig(tower, embeddings={"street": embedding}, street_as_query=True)
+
+
+def test_features_and_embeddings_in_one_pass() -> None:
+    net = network(embeddings={"query": EmbeddingHeadConfig(dim=5)})
+    images = torch.rand(4, 3, 8, 8)
+    features, vectors = net.with_embeddings(images, "query")
+    assert torch.equal(features, images.mean((2, 3)))
+    assert torch.equal(vectors, net.embed(features, "query"))
+    with pytest.raises(ConfigError, match="a tower of their own: give them to embed_images"):
+        statewide().with_embeddings(torch.zeros(1, 3, 16, 16), "aerial")

@@ -89,7 +89,9 @@ def _build_for_streets(
         raise ConfigError(
             "'cls' reads the class token, but this backbone has none: use a ViT that has, or the aggregation 'gem'"
         )
-    return {"rrm": ResidualRetrieval, "cls": ClassToken, "seqpool": SequencePooling}[config.kind](channels)
+    if config.kind == "cls":
+        return ClassToken(channels)
+    return ResidualRetrieval(channels) if config.kind == "rrm" else SequencePooling(channels)
 
 
 _BY_CHANNEL = {

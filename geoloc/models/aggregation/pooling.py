@@ -90,7 +90,7 @@ class RegionalMaxPooling(nn.Module):
         """(B, 1, …) -> (B, C)."""
         grid = grid_of(maps, normalize_positions=self.normalize_positions)
         total = _at_unit_length(grid.amax((-2, -1)))
-        for row, column, side in squares(*grid.shape[-2:], self.levels, self.overlap):
+        for row, column, side in squares(grid.shape[-2], grid.shape[-1], self.levels, self.overlap):
             square = grid[..., row : row + side, column : column + side]
             total = total + _at_unit_length(square.amax((-2, -1)))
         return total
@@ -120,7 +120,8 @@ def squares(height: int, width: int, levels: int, overlap: float) -> Iterator[tu
 
 def _at_unit_length(vectors: Tensor) -> Tensor:
     # The published R-MAC adds its epsilon to the length.
-    return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-6)
+    length: Tensor = vectors.norm(dim=-1, keepdim=True)
+    return vectors / (length + 1e-6)
 
 
 class ResidualRetrieval(nn.Module):
@@ -165,4 +166,5 @@ class SequencePooling(nn.Module):
     def forward(self, maps: FeatureMap) -> Tensor:
         """(B, 1, …) -> (B, C)."""
         positions = maps.positions()
-        return (self.score(positions).softmax(1) * positions).sum(1)
+        weights: Tensor = self.score(positions).softmax(1)
+        return (weights * positions).sum(1)

@@ -11,6 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import geoloc
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -83,3 +85,11 @@ def test_a_cpu_torch_brought_no_cuda_packages() -> None:
     installed = {canonicalize_name(d.metadata["Name"]) for d in importlib.metadata.distributions()}
     cuda = {name for name in installed if name.startswith(("nvidia-", "cuda-", "triton"))}
     assert torch.version.cuda is not None or not cuda, cuda
+
+
+def test_the_configs_come_with_the_package() -> None:
+    configs = Path(geoloc.__file__).with_name("configs")
+    source = sorted(path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
+    assert [configs / path for path in source] == sorted(configs.rglob("*.yaml"))
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    assert "configs/**" in settings["package-data"]["geoloc"]

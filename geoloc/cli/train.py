@@ -21,7 +21,7 @@ def train(
     ] = None,
     configs: Annotated[
         Path | None,
-        typer.Option("--configs", metavar="DIR", help="Folder of configs, if not the source's own."),
+        typer.Option("--configs", metavar="DIR", help="Folder of configs, if not the package's own."),
     ] = None,
 ) -> None:
     """Train an experiment, going on with its run if there is one, and save the checkpoint.
@@ -36,15 +36,15 @@ def train(
 
 
 def default_configs() -> Path:
-    """The configs that lie beside the package in a checkout of the source.
+    """The configs that come with the package: in a checkout a link to its folder `configs`.
 
     Raises:
         NotFoundError: there are none.
     """
-    folder = Path(__file__).parents[2] / "configs"
+    folder = Path(__file__).parents[1] / "configs"
     if not (folder / "train.yaml").is_file():
         raise NotFoundError(
-            f"there are no configs in {folder}: run from a checkout of the source, or name its folder with --configs"
+            f"there are no configs in {folder}: install geoloc again, or name a folder of configs with --configs"
         )
     return folder
 

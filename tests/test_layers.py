@@ -58,6 +58,7 @@ DOORS = {
     "open_clip": ["geoloc/models/backbone.py", "geoloc/models/text_tower.py"],
     "pillow_heif": ["geoloc/images/decode.py"],
     "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],
+    "pytorch_metric_learning": ["geoloc/models/losses/pairs.py"],
     "rasterio": ["geoloc/reference/aerial/geotiff.py"],
     "ray": ["geoloc/jobs/ray_engine.py"],
     "shapely": ["geoloc/reference/aerial/region.py"],

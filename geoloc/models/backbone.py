@@ -313,8 +313,8 @@ def _describe_timm(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mappi
     if pictures is None:
         pictures = timm.models.PretrainedCfg()
     # The projection goes with the features; asked for, it leaves the trunk its own way to pool.
-    vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear"}
-    vision["image_size"] = (pictures.input_size or (3, 224, 224))[-1]
+    size = pictures.input_size[-1]
+    vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": size}
     known = {"mean": pictures.mean, "std": pictures.std, "interpolation": pictures.interpolation}
     return {"embed_dim": 1, "vision_cfg": vision}, known
 

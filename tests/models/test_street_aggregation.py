@@ -168,11 +168,11 @@ def mixvpr(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:
         x[c] = x[c] + p[f"{name}.mlp.2.weight"] @ inner + p[f"{name}.mlp.2.bias"]
     x = (p["pool.channel_projection.weight"] @ x) + p["pool.channel_projection.bias"][:, None]
     x = x @ p["pool.row_projection.weight"].T + p["pool.row_projection.bias"]
-    return x.ravel()
+    return np.asarray(x.ravel())
 
 
 def cls(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:
-    return tokens[0]
+    return np.asarray(tokens[0])
 
 
 def seqpool(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
@@ -94,7 +96,7 @@ def _build_for_streets(
     return ResidualRetrieval(channels) if config.kind == "rrm" else SequencePooling(channels)
 
 
-_BY_CHANNEL = {
+_BY_CHANNEL: dict[str, Callable[..., nn.Module]] = {
     "gem": GeneralizedMean,
     "spoc": SumPooling,
     "mac": MaxPooling,

@@ -4,6 +4,8 @@ cells.py        which class: a cell, an administrative unit, and the coarser gro
 offsets.py      where inside a cell
 regression.py   coordinates without cells
 contrastive.py  embeddings of things that belong together
+margins.py      which place, on the sphere, by a margin: CosFace, ArcFace, SphereFace, EMMS
+pairs.py        places with several photos each, and mined tuples; the miners
 auxiliary.py    what else a photo shows: land cover, climate, side of the road
 
 Every loss is a scalar. A row whose truth is unknown (class -1, number NaN) counts for nothing; where no row
@@ -28,15 +30,55 @@ from geoloc.models.losses.contrastive import (
     soft_margin_triplet_loss,
     text_nce,
 )
+from geoloc.models.losses.margins import (
+    MARGIN_LOGITS,
+    arcface_logits,
+    cosface_logits,
+    emms_logits,
+    sphereface_logits,
+)
 from geoloc.models.losses.offsets import offset_loss
+from geoloc.models.losses.pairs import (
+    BATCH_LOSSES,
+    MINERS,
+    TUPLE_LOSSES,
+    Pairs,
+    batch_triplet_loss,
+    centroid_triplet_loss,
+    circle_loss,
+    fast_ap_loss,
+    lifted_structure_loss,
+    margin_pairs,
+    mined_triplet_loss,
+    multi_similarity_loss,
+    multi_similarity_pairs,
+    nt_xent_loss,
+    pairwise_contrastive_loss,
+    sare_independent_loss,
+    sare_joint_loss,
+    semihard_pairs,
+    supervised_contrastive_loss,
+)
 from geoloc.models.losses.regression import great_circle_loss_km, haversine_km, latlon_l1_loss
 
 __all__ = [
     "AUXILIARY_WIDTHS",
+    "BATCH_LOSSES",
+    "MARGIN_LOGITS",
+    "MINERS",
+    "TUPLE_LOSSES",
+    "Pairs",
     "admin_hierarchical_loss",
+    "arcface_logits",
     "auxiliary_losses",
+    "batch_triplet_loss",
+    "centroid_triplet_loss",
+    "circle_loss",
     "class_loss",
+    "cosface_logits",
     "decoupled_contrastive_loss",
+    "emms_logits",
+    "fast_ap_loss",
     "great_circle_loss_km",
     "haversine_km",
     "haversine_smoothed_loss",
@@ -45,9 +87,21 @@ __all__ = [
     "info_nce_among_images",
     "info_nce_on_the_ground",
     "latlon_l1_loss",
+    "lifted_structure_loss",
+    "margin_pairs",
     "mil_nce",
+    "mined_triplet_loss",
+    "multi_similarity_loss",
+    "multi_similarity_pairs",
+    "nt_xent_loss",
     "offset_loss",
+    "pairwise_contrastive_loss",
     "region_mil_nce",
+    "sare_independent_loss",
+    "sare_joint_loss",
+    "semihard_pairs",
     "soft_margin_triplet_loss",
+    "sphereface_logits",
+    "supervised_contrastive_loss",
     "text_nce",
 ]

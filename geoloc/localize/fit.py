@@ -34,8 +34,10 @@ def calibrate(
     readings, truths = _read_all(model, batches, embed=retriever is not None)
     if not truths:
         raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
-    fitted = replace(_fit_widths(model, readings, truths), num_images=sum(map(len, truths)), data=data)
-    levels = _levels(model, readings, truths, fitted, None)
+    only_embeds = readings[0].output.cell_logits is None and readings[0].output.latlon_rad is None
+    widths = Calibration() if only_embeds else _fit_widths(model, readings, truths)
+    fitted = replace(widths, num_images=sum(map(len, truths)), data=data)
+    levels = {} if only_embeds else _levels(model, readings, truths, fitted, None)
     of_references = {}
     if retriever is not None:
         of_references[retriever.database.identity] = _levels(model, readings, truths, fitted, retriever)

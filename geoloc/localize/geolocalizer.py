@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.card import Source
@@ -467,6 +467,8 @@ class Geolocalizer:
     def retriever(self, reference: Reference) -> Retriever | None:
         """The search of a database with this model's cells; opened once, and again when the database changes.
 
+        A model that only embeds searches the whole planet: its answers are the references alone.
+
         Raises:
             ConfigError: the model cannot search.
             FingerprintMismatchError: the database was made with another model or quadtree.
@@ -481,9 +483,10 @@ class Geolocalizer:
             and self._retriever_version == database.version
         ):
             return self._retriever
-        if self.quadtree is None:
+        if self.quadtree is None and self.network.regression is not None:
             raise ConfigError(
-                f"the model {self.name!r} has no cells, and references are searched inside cells"
+                f"the model {self.name!r} says where by regression and has no cells, inside which references are "
+                "searched: give reference=None, or take a model with cells or one that only embeds"
             )
         database.check_fingerprints(model=self.embedding_fingerprint)
         self._retriever = Retriever(database, self.quadtree, device=str(self.device))
@@ -502,23 +505,33 @@ class Geolocalizer:
         views = [image if image.ndim == 4 else image[None] for image in images]
         with torch.inference_mode():
             counts = [len(part) for part in views]
+            aggregated = embed and self.network.aggregates("query")
             if len({part.shape[1:] for part in views}) == 1:
-                features = self._features(torch.cat(views)).split(counts)
+                read = [part.split(counts) for part in self._read_pictures(torch.cat(views), aggregated)]
             else:  # pictures in their own shapes
-                features = tuple(self._features(part) for part in views)
+                by_image = [self._read_pictures(part, aggregated) for part in views]
+                read = list(zip(*by_image, strict=True))
+            features = read[0]
             mean = torch.stack([part.mean(0) for part in features])
             output: NetworkOutput = self.network.read(mean)
-            queries: list[NDArray[np.float32]] = []
-            if embed and (merge == "mean" or len(set(counts)) > 1):
-                queries = [self.network.embed(mean, "query").float().cpu().numpy()]
-            elif embed:
-                stacked = torch.stack(features, 1)  # (V, B, D)
-                queries = [self.network.embed(part, "query").float().cpu().numpy() for part in stacked]
+            found: list[Tensor] = []
+            together = merge == "mean" or len(set(counts)) > 1
+            if aggregated:  # of maps, views are averaged as vectors
+                vectors = read[1]
+                found = [torch.stack([part.mean(0) for part in vectors])] if together else []
+                found = [nn.functional.normalize(v, dim=-1) for v in found] or list(torch.stack(vectors, 1))
+            elif embed and together:
+                found = [self.network.embed(mean, "query")]
+            elif embed:  # (V, B, D)
+                found = [self.network.embed(part, "query") for part in torch.stack(features, 1)]
+            queries = [vectors.float().cpu().numpy() for vectors in found]
         says_where = [v for v in (output.cell_logits, output.offsets, output.latlon_rad) if v is not None]
-        if not says_where:
+        if not says_where and not embed:
             raise ConfigError(
-                f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds"
+                f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds. Give it a "
+                "reference database to search"
             )
+        says_where += found
         if not all(bool(values.isfinite().all()) for values in says_where):
             raise CheckpointError(
                 f"the network of the model {self.name!r} gives numbers that are not finite: its weights are "
@@ -526,10 +539,13 @@ class Geolocalizer:
             )
         return Reading(output, queries, merge)
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _read_pictures(self, images: Tensor, aggregated: bool) -> tuple[Tensor, ...]:
+        """Features of pictures, and their vectors where those are made from feature maps in the same pass."""
         on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
         size = self.preprocess.image_size_px
         try:
+            if aggregated:
+                return self.network.with_embeddings(on_device, "query")
             features: Tensor = self.network.backbone(on_device)
         except (RuntimeError, AssertionError) as error:
             if images.shape[-2:] == (size, size):
@@ -538,7 +554,7 @@ class Geolocalizer:
                 f"the network of {self.name!r} takes {size} x {size} pictures only, not {images.shape[-2]} x "
                 f"{images.shape[-1]} ({error}): query mode single does not go with it; central_crop and resized do"
             ) from error
-        return features
+        return (features,)
 
     @cached_property
     def _plain_fusion(self) -> Reranker:
@@ -551,9 +567,18 @@ class Geolocalizer:
     def evidence(
         self, reading: Reading, calibration: Calibration, retriever: Retriever | None, k: int | None = None
     ) -> tuple[NDArray[np.float64], Evidence]:
-        """All cells' probabilities (B, C), and the chosen cells with the best k candidates of each source."""
+        """All cells' probabilities (B, C), and the chosen cells with the best k candidates of each source.
+
+        Of a model that only embeds, there are no cells: one column of nothing stands for them.
+        """
         output = reading.output
-        assert output.cell_logits is not None
+        k = k or self._fusion.config.candidates_per_source
+        if output.cell_logits is None:
+            assert retriever is not None
+            nothing = np.zeros((len(reading.queries[0]), 1))
+            none_chosen = [np.zeros(0, np.int64) for _ in nothing]
+            cells = CellEvidence.padded(none_chosen, [np.zeros((0, 3)) for _ in nothing], nothing, np.ones(1))
+            return nothing, retriever.evidence(reading.queries, cells, nothing, k, reading.merge)
         logits = output.cell_logits.double().cpu().numpy()
         probs = np.exp(log_softmax(logits / calibration.temperature))
         chosen = [choose_cells(row, CELL_MASS, MAX_CELLS) for row in probs]
@@ -561,17 +586,23 @@ class Geolocalizer:
         cells = CellEvidence.padded(chosen, points, probs, calibration.cell_kernel * self.cell_radius_km)
         if retriever is None:
             return probs, Evidence.nothing(cells)
-        k = k or self._fusion.config.candidates_per_source
         return probs, retriever.evidence(reading.queries, cells, probs, k, reading.merge)
 
     def posteriors_of(
         self, reading: Reading, calibration: Calibration, retriever: Retriever | None, top_k: int
     ) -> tuple[list[Posterior], list[list[Candidate]]]:
         """As `posteriors`, from what the network said; with a calibration that is not the model's, perhaps."""
-        if reading.output.cell_logits is None:
+        if reading.output.latlon_rad is not None and reading.output.cell_logits is None:
             return self._regression_posteriors(reading.output, calibration)
         probs, evidence = self.evidence(reading, calibration, retriever)
         weighed = self._fusion.weigh(evidence)
+        if reading.output.cell_logits is None:  # then references are all there is
+            total = weighed.weight.sum(-1, keepdims=True)
+            if not total.all():
+                raise ConfigError(
+                    f"the model {self.name!r} only embeds, and the database has no references to find"
+                )
+            weighed = replace(weighed, weight=weighed.weight / total)
         keys = None if retriever is None else retriever.keys
         queries = range(len(probs))
         return (
@@ -688,11 +719,13 @@ class Geolocalizer:
 
     @cached_property
     def _cell_unit(self) -> NDArray[np.float64]:
+        if self.quadtree is None:
+            return np.zeros((0, 3))
         return latlon_to_unit(_tree(self.quadtree).center_latlon_deg)
 
     @cached_property
     def _paths(self) -> tuple[str, ...]:
-        return _tree(self.quadtree).paths
+        return () if self.quadtree is None else self.quadtree.paths
 
 
 def cell_radius_km(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:

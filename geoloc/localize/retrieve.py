@@ -1,4 +1,6 @@
-"""Search of a reference database as one model does it: inside its cells, each source by itself, keys on demand.
+"""Search of a reference database as one model does it: inside its cells, or everywhere for a model that has none.
+
+Each source by itself, keys on demand.
 
 Knows nothing about how candidates are weighed.
 """
@@ -16,7 +18,7 @@ from geoloc.reference.candidates import NO_ROW, Candidates
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.index import CellIndex, Structure, with_border_neighbours
 from geoloc.reference.rows import SOURCES, Source
-from quadtree import Quadtree
+from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import unit_to_latlon
 
 # Majority voting of the VG benchmark: of every view's best n, a row seen c times comes 0.01 c / n nearer.
@@ -29,7 +31,7 @@ class Retriever:
 
     Args:
         database: as it is now; after a change make a new one.
-        quadtree: of the model, over the whole Earth.
+        quadtree: of the model, over the whole Earth; None for a model without cells.
         structure: see `CellIndex`.
         device: see `CellIndex`.
 
@@ -41,14 +43,16 @@ class Retriever:
     def __init__(
         self,
         database: ReferenceDatabase,
-        quadtree: Quadtree,
+        quadtree: Quadtree | None,
         *,
         structure: Structure = "exact",
         device: str = "cpu",
     ) -> None:
-        database.check_fingerprints(quadtree=quadtree.fingerprint)
+        if quadtree is not None:
+            database.check_fingerprints(quadtree=quadtree.fingerprint)
         self.database, self.quadtree = database, quadtree
-        self._index = CellIndex(quadtree, database.segments, structure=structure, device=device)
+        one_cell = build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # the Earth
+        self._index = CellIndex(quadtree or one_cell, database.segments, structure=structure, device=device)
         present = np.zeros(len(SOURCES), np.int64)
         for segment in database.segments:
             present += np.bincount(segment.source[~segment.deleted], minlength=len(SOURCES))
@@ -69,6 +73,7 @@ class Retriever:
             merge: of several views: "nearest" keeps each reference's best similarity, "vote" adds a bonus for
                 references that many views find.
         """
+        assert self.quadtree is not None  # else `everywhere` is the search
         asked = [
             with_border_neighbours(self.quadtree, ids[ids >= 0], unit_to_latlon(unit[0]), float(scale[0]))
             for ids, unit, scale in zip(cells.cell_id, cells.unit, cells.scale_km, strict=True)
@@ -111,9 +116,18 @@ class Retriever:
         k: int,
         merge: Merge = "mean",
     ) -> Evidence:
-        """Cells and the candidates in them; arguments as for `in_cells`, and all cells' probabilities (Q, all)."""
+        """Cells and the candidates in them; arguments as for `in_cells`, and all cells' probabilities (Q, all).
+
+        Without a quadtree, the candidates are of the whole planet, and of no cell.
+        """
         if not self.sources:
             return Evidence.nothing(cells)
+        if self.quadtree is None:
+            found = self.everywhere(queries, k, merge)
+            no_preference = np.zeros(found.row_id.shape)
+            return Evidence.of_candidates(
+                cells, found.row_id, found.similarity, found.latlon_deg, found.source, no_preference
+            )
         found = self.in_cells(queries, cells, k, merge)
         there = found.row_id != NO_ROW
         cell_id = self.quadtree.assign(np.where(there[..., None], found.latlon_deg, 0.0).reshape(-1, 2))

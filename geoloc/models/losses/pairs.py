@@ -284,10 +284,10 @@ def _mine(miner: Any, embeddings: Tensor, labels: Tensor) -> Pairs:
 
 def _loss(loss: Any, embeddings: Tensor, labels: Tensor, pairs: Pairs | None) -> Tensor:
     rows = torch.nonzero(labels >= 0).flatten()
-    chosen = None
+    chosen: tuple[Tensor, ...] | None = None
     if pairs is not None:
-        chosen = (pairs.anchors, pairs.positives, pairs.negative_anchors, pairs.negatives)
         place = torch.zeros_like(labels).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
-        chosen = tuple(place[index] for index in chosen)
+        of_batch = (pairs.anchors, pairs.positives, pairs.negative_anchors, pairs.negatives)
+        chosen = tuple(place[index] for index in of_batch)
     value: Tensor = loss(embeddings[rows], labels[rows], chosen)
     return value

@@ -1,0 +1,147 @@
+"""Models of place recognition as the product: a head over feature maps, for photos and street references alike."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import VIT, tiny_geolocalizer, tiny_image
+
+from geoloc.errors import ConfigError
+from geoloc.localize.geolocalizer import Geolocalizer
+from geoloc.localize.rerank import RerankerConfig
+from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, RegressionHeadConfig
+from geoloc.reference.database import ReferenceDatabase
+from geoloc.reference.rows import ReferenceRows
+from quadtree.sphere import haversine_km
+
+MAP = BackboneConfig(custom=VIT, features="map")
+PLACES = np.array([[55.70, 13.19], [55.71, 13.20], [-33.9, 151.2], [0.0, -180.0], [89.9, 10.0]])
+
+
+def street_model(kind: str = "cosplace", dim: int = 8, **parts: Any) -> Geolocalizer:
+    """One that only embeds, unless it is given a head that says where."""
+    head = EmbeddingHeadConfig(dim, aggregation=AggregationConfig(kind, **parts.pop("aggregation", {})))  # type: ignore[arg-type]
+    parts = {"cells": None, "offsets": None, "backbone": MAP} | parts
+    return tiny_geolocalizer(None, embeddings={"query": head}, street_as_query=True, **parts)
+
+
+def saved_with_references(model: Geolocalizer, folder: Path) -> tuple[Geolocalizer, ReferenceDatabase]:
+    """The model loaded again, and the pictures 0 to 4 at their places."""
+    model.save_pretrained(folder / "model")
+    model = Geolocalizer.from_pretrained(folder / "model")
+    database = ReferenceDatabase.create(folder / "refs", model=model)
+    pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(5)])
+    rows = ReferenceRows(PLACES, source="street", key=[f"picture {seed}" for seed in range(5)])
+    database.append(rows, model.embed_reference(pictures, "street"))
+    return model, database
+
+
+@pytest.mark.parametrize(
+    ("kind", "dim", "aggregation"),
+    [
+        ("cosplace", 8, {}),
+        ("gem", 32, {}),
+        ("netvlad", 8, {"clusters": 3, "pca": True}),
+        ("convap", 16, {}),
+        ("mixvpr", 8, {}),
+        ("cls", 32, {}),
+    ],
+)
+def test_a_model_that_only_embeds_localizes_by_its_references(
+    kind: str, dim: int, aggregation: dict[str, Any], tmp_path: Path
+) -> None:
+    model, database = saved_with_references(street_model(kind, dim, aggregation=aggregation), tmp_path)
+    found = model.localize([tiny_image(seed) for seed in range(5)], reference=database, places=False)
+    for seed, prediction in enumerate(found):
+        best = max(prediction.candidates, key=lambda c: c.similarity or 0)
+        assert best.key == f"picture {seed}"
+        assert best.similarity == pytest.approx(1, abs=1e-4)
+        assert haversine_km([best.lat, best.lon], PLACES[seed]) < 1e-3
+        assert all(c.source == "street" for c in prediction.candidates)
+        assert sum(c.probability for c in prediction.candidates) == pytest.approx(1)
+        assert prediction.cell_path == ""
+
+
+def test_street_photos_are_embedded_by_the_head_of_the_query(tmp_path: Path) -> None:
+    model = street_model("gem", 32)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    lines = ["id,latitude,longitude"]
+    for seed, (lat, lon) in enumerate(PLACES.tolist()):
+        Image.fromarray(tiny_image(seed)).save(tmp_path / "photos" / f"{seed}.png")
+        lines.append(f"{seed}.png,{lat},{lon}")
+    (tmp_path / "photos.csv").write_text("\n".join(lines))
+    database = ReferenceDatabase.create(tmp_path / "refs", model=model)
+    database.add_street(
+        tmp_path / "photos",
+        metadata=tmp_path / "photos.csv",
+        model=model,
+        progress=False,
+    )
+    prediction = model.localize(tiny_image(2), reference=database, places=False)
+    best = max(prediction.candidates, key=lambda c: c.similarity or 0)
+    assert (best.lat, best.lon) == pytest.approx(tuple(PLACES[2]), abs=1e-4)
+
+
+def test_without_references_it_is_refused(tmp_path: Path) -> None:
+    model = street_model()
+    with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):
+        model.localize(tiny_image())
+    model.save_pretrained(tmp_path / "model")
+    empty = ReferenceDatabase.create(tmp_path / "refs", model=model)
+    with pytest.raises(ConfigError, match="only embeds, and the database has no references"):
+        model.localize(tiny_image(), reference=empty)
+    regressing = street_model(regression=RegressionHeadConfig())
+    regressing.save_pretrained(tmp_path / "regressing")
+    database = ReferenceDatabase.create(tmp_path / "more", model=regressing)
+    with pytest.raises(ConfigError, match="says where by regression and has no cells"):
+        regressing.localize(tiny_image(), reference=database)
+
+
+def test_views_are_averaged_as_vectors_or_searched_one_by_one(tmp_path: Path) -> None:
+    model, _ = saved_with_references(street_model(), tmp_path)
+    views = model.load_query(tiny_image(1, 40, 90), "five_crops")
+    assert len(views) > 1
+    single = model.network.embed_images(views, "query")
+    mean = torch.nn.functional.normalize(single.mean(0), dim=-1)
+    (together,) = model.read([views], embed=True).queries
+    np.testing.assert_allclose(together[0], mean.numpy(), atol=1e-6)
+    one_by_one = model.read([views], embed=True, merge="nearest").queries
+    np.testing.assert_allclose(np.concatenate(one_by_one), single.numpy(), atol=1e-6)
+    # Pictures in shapes of their own go one after the other.
+    shapes = [model.load(tiny_image(1)), views]
+    (mixed,) = model.read(shapes, embed=True).queries
+    np.testing.assert_allclose(mixed[1], mean.numpy(), atol=1e-6)
+
+
+def test_cells_and_a_head_over_maps_go_together(tmp_path: Path) -> None:
+    """The second stage of a classifier, by vectors of the same pass."""
+    model = tiny_geolocalizer(
+        backbone=MAP,
+        embeddings={"query": EmbeddingHeadConfig(8, aggregation=AggregationConfig("cosplace"))},
+        street_as_query=True,
+    )
+    model, database = saved_with_references(model, tmp_path)
+    bare = model.localize(tiny_image(0), reference=None, places=False)
+    with_it = model.localize(tiny_image(0), reference=database, places=False, top_k=50)
+    assert with_it.cell_path == bare.cell_path
+    assert {c.source for c in with_it.candidates} >= {"cell"}
+    pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(3)])
+    read = model.read(pictures, embed=True)
+    torch.testing.assert_close(read.output.features, model.network.backbone(pictures))
+    np.testing.assert_allclose(read.queries[0], model.embed_reference(pictures, "street"), atol=1e-6)
+
+
+def test_a_model_that_only_embeds_is_fitted_and_calibrated_with_references(tmp_path: Path) -> None:
+    model, database = saved_with_references(street_model(), tmp_path)
+    pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(5)])
+    batches = [(pictures, PLACES + 0.01)]
+    model.fit_reranker(batches, reference=database, config=RerankerConfig(hidden_dim=0))
+    calibration = model.calibrate(batches, "five pictures", reference=database)
+    assert calibration.mass_levels == {}
+    assert set(calibration.reference_levels) == {database.identity}
+    prediction = model.localize(tiny_image(0), reference=database, places=False)
+    assert set(prediction.radius_km) <= {50, 90}

@@ -4,9 +4,9 @@
 
 The shards are made on the spot by `ShardSet`, of 640 x 480 JPEGs (quality 90) with the spectrum of photos. The peer
 takes the same pictures from memory and does nothing but decode and preprocess: what the stream costs beside that is its
-own. A batch of more than 55 pictures is over 32 MB, which glibc gives back to the kernel and gets anew, page by page,
-each time: 0.4 ms a picture. Both run on one thread and take turns. Rates are given by the clock, and by the time of the processor, which a busy
-machine disturbs less. Goal: 400 images/s a core.
+own. Both run on one thread and take turns. Rates are given by the clock, and by the time of the processor, which a busy
+machine disturbs less. A batch of more than 55 pictures is over 32 MB, which glibc gives back to the kernel and gets
+anew, page by page, each time: 0.4 ms a picture. Goal: 400 images/s a core.
 """
 
 import argparse

@@ -30,7 +30,7 @@ class _Reversal(torch.autograd.Function):
 
 def reversed_gradient(x: Tensor) -> Tensor:
     """The same, whose gradient is turned round on its way back (Ganin & Lempitsky, ICML 2015)."""
-    return cast(Tensor, _Reversal.apply(x))
+    return cast(Tensor, _Reversal.apply(x))  # type: ignore[no-untyped-call]
 
 
 class DomainDiscriminator(nn.Module):

@@ -38,7 +38,8 @@ def fourier_styled(images: Tensor, styles: Tensor, beta: float = 0.01) -> Tensor
     columns = torch.fft.rfftfreq(width, 1 / width, device=images.device) < bins
     amplitude = torch.where(rows[:, None] & columns, other.abs(), own.abs())
     mixed = torch.polar(amplitude, own.angle())
-    return torch.fft.irfft2(mixed, s=(height, width)).clamp(0, 1)
+    styled: Tensor = torch.fft.irfft2(mixed, s=(height, width))
+    return styled.clamp(0, 1)
 
 
 @dataclass(frozen=True)

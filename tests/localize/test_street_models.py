@@ -65,6 +65,31 @@ def test_a_model_that_only_embeds_localizes_by_its_references(
         assert prediction.cell_path == ""
 
 
+@pytest.mark.parametrize(
+    ("trunk", "parts"),
+    [
+        ("test_resnet", {"crop_after": "layer3"}),
+        ("test_efficientnet", {"crop_blocks": 3, "batch_norm_eps": 1e-3}),
+        ("test_vit", {"crop_blocks": 2, "final_norm": True}),
+    ],
+)
+def test_timm_towers_are_saved_and_loaded(trunk: str, parts: dict[str, Any], tmp_path: Path) -> None:
+    tower = BackboneConfig(timm=trunk, features="map", image_size_px=64, **parts)
+    model = street_model(backbone=tower)
+    for name, buffer in model.network.named_buffers():
+        if "running" in name:  # norms that do something, for folding to keep
+            buffer.add_(0.3)
+    loaded, database = saved_with_references(model, tmp_path)
+    assert loaded.network.config == model.network.config
+    pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(2)])
+    np.testing.assert_allclose(
+        loaded.embed_reference(pictures, "street"), model.embed_reference(pictures, "street"), atol=1e-4
+    )
+    again = Geolocalizer.from_pretrained(tmp_path / "model")
+    found = again.localize(tiny_image(3), reference=database, places=False)
+    assert {c.key: c.similarity for c in found.candidates}["picture 3"] == pytest.approx(1, abs=1e-4)
+
+
 def test_street_photos_are_embedded_by_the_head_of_the_query(tmp_path: Path) -> None:
     model = street_model("gem", 32)
     model.save_pretrained(tmp_path / "model")

@@ -51,8 +51,8 @@ class Retriever:
         if quadtree is not None:
             database.check_fingerprints(quadtree=quadtree.fingerprint)
         self.database, self.quadtree = database, quadtree
-        one_cell = build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # the Earth
-        self._index = CellIndex(quadtree or one_cell, database.segments, structure=structure, device=device)
+        tree = quadtree or build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # one cell, the Earth
+        self._index = CellIndex(tree, database.segments, structure=structure, device=device)
         present = np.zeros(len(SOURCES), np.int64)
         for segment in database.segments:
             present += np.bincount(segment.source[~segment.deleted], minlength=len(SOURCES))

@@ -1,0 +1,100 @@
+"""Tensors of a foreign file, each taken once by its name there; what nobody has taken is an error in the end.
+
+Nothing is unpickled but tensors and plain values: safetensors, or `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from geoloc.errors import CheckpointError
+
+
+class ForeignTensors:
+    """What a file holds.
+
+    Args:
+        tensors: by name.
+        origin: what an error calls the file.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], origin: str) -> None:
+        self._tensors, self.origin = dict(tensors), origin
+
+    @classmethod
+    def read(cls, path: Path) -> ForeignTensors:
+        """Read a .safetensors file, a state dict of torch.save, or a Lightning checkpoint's `state_dict`.
+
+        Raises:
+            CheckpointError: it cannot be read, or holds more than tensors and plain values.
+        """
+        try:
+            if path.suffix == ".safetensors":
+                return cls(safetensors.torch.load_file(path), str(path))
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a foreign file can fail in any way
+            raise CheckpointError(
+                f"{path} was to be read as tensors and plain values only (safetensors, or torch.load with "
+                f"weights_only), and nothing else is ever unpickled: {error}. Where you trust the file, load it with "
+                "its own code and save its state_dict with safetensors.torch.save_file"
+            ) from error
+        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+            found = found["state_dict"]
+        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise CheckpointError(f"{path} holds no tensors by name; save the model's state_dict alone")
+        return cls(found, str(path))
+
+    def has(self, prefix: str) -> bool:
+        """Whether a name that was not taken starts with this."""
+        return any(name.startswith(prefix) for name in self._tensors)
+
+    def remove_prefix(self, prefix: str) -> None:
+        """Drop a prefix from the names that have it.
+
+        Raises:
+            CheckpointError: two tensors would have the same name.
+        """
+        renamed = [name.removeprefix(prefix) for name in self._tensors]
+        if len(set(renamed)) != len(renamed):
+            raise CheckpointError(f"{self.origin} holds tensors both with and without the prefix {prefix!r}")
+        self._tensors = dict(zip(renamed, self._tensors.values(), strict=True))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that is not taken yet.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.origin} lacks the tensor {name!r}; fetch it again")
+        return tuple(self._tensors[name].shape)
+
+    def take(self, name: str) -> Tensor:
+        """The tensor, once.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        self.shape(name)
+        return self._tensors.pop(name)
+
+    def drop(self, *prefixes: str) -> None:
+        """Leave out what our network has no use for."""
+        self._tensors = {name: t for name, t in self._tensors.items() if not name.startswith(prefixes)}
+
+    def finish(self) -> None:
+        """Refuse what is left over.
+
+        Raises:
+            CheckpointError: names it.
+        """
+        if self._tensors:
+            names = sorted(self._tensors)
+            raise CheckpointError(
+                f"{self.origin} has {len(names)} tensors that this format does not have ({', '.join(names[:3])}): "
+                "it is of another version or another model"
+            )

@@ -27,6 +27,8 @@ class LayoutName(str, Enum):
     YFCC4K = "yfcc4k"
     YFCC26K = "yfcc26k"
     PHOTOS = "photos"
+    GSV_CITIES = "gsv_cities"
+    VG = "vg"
     WEBDATASET = "webdataset"
 
 
@@ -41,6 +43,12 @@ _SplitOption = Annotated[
     str | None,
     typer.Option("--split", help="train, test, …, where the layout has some; the first by default."),
 ]
+_UtmOption = Annotated[
+    int | None,
+    typer.Option(
+        "--utm-epsg", help="vg: EPSG code of the zone of images that do not say theirs, such as 32632."
+    ),
+]
 
 
 @data_app.command("verify")
@@ -48,6 +56,7 @@ def verify(
     layout: _LayoutArgument,
     path: _PathArgument,
     split: _SplitOption = None,
+    utm_epsg: _UtmOption = None,
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that decode.")] = 1,
 ) -> None:
@@ -55,7 +64,7 @@ def verify(
 
     Exit code 0: every sample can be used. 1: some cannot; the first of each kind are named. 2: it cannot be read.
     """
-    table, findings = _check(layout, path, split)
+    table, findings = _check(layout, path, split, utm_epsg)
     if decode:
         from tqdm import tqdm
 
@@ -85,6 +94,7 @@ def shard(
     path: _PathArgument,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the shards.")],
     split: _SplitOption = None,
+    utm_epsg: _UtmOption = None,
     samples_per_shard: Annotated[int, typer.Option("--samples-per-shard", min=1, help="In each tar.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which samples are mixed.")] = 0,
     drop_bad: Annotated[
@@ -101,7 +111,7 @@ def shard(
     from geoloc.data.shards import ShardSet
 
     check_folder(output)
-    table, findings = _check(layout, path, split)
+    table, findings = _check(layout, path, split, utm_epsg)
     if findings and not drop_bad:
         raise BadTableError(
             f"{len(findings):,} samples cannot be used, the first: {findings.named[0].text}; repair them, or leave "
@@ -118,7 +128,9 @@ def shard(
     say(f"{count(num_samples, 'sample')} in {count(len(shards.job.shards), 'shard')}{note} -> {output}")
 
 
-def _check(layout: LayoutName, path: Path, split: str | None) -> "tuple[SampleTable, Findings]":
+def _check(
+    layout: LayoutName, path: Path, split: str | None, utm_epsg: int | None
+) -> "tuple[SampleTable, Findings]":
     from geoloc.data.layouts import check_layout
 
-    return check_layout(layout.value, path, split)
+    return check_layout(layout.value, path, split, utm_epsg=utm_epsg)

@@ -151,6 +151,26 @@ def read_shards(folder: Path, paths: Sequence[Path]) -> PointTable:
     )
 
 
+def read_texts(path: str | Path, needed: Sequence[str]) -> "pa.Table":
+    """These columns of a CSV as they are written: for files whose names repeat a number's very digits.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadTableError: a broken line, or a column is missing or doubled; names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"there is no table {path}; check the path")
+    names = _header(path)
+    for name in needed:
+        if (num := names.count(name)) != 1:
+            raise BadTableError(
+                f"{path} has {num if num else 'no'} column {name!r}; its columns are {', '.join(names)}, and it "
+                f"should have {', '.join(needed)}"
+            )
+    return _read_csv(path, names, needed)
+
+
 def column_names(path: str | Path) -> list[str]:
     """What the columns of a CSV or Parquet table are called, in their order.
 

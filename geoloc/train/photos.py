@@ -29,6 +29,7 @@ class PhotosConfig:
             "sequence" whole drives; "osv5m" is the published draw, whose photos have neighbours in training.
         buffer_km: with "cells", photos so near to a held-out one are left out of both.
         seed: of the choice.
+        utm_epsg: of the layout "vg", where images do not say their UTM zone: its EPSG code.
     """
 
     path: str
@@ -38,6 +39,7 @@ class PhotosConfig:
     held_out_by: Literal["cells", "sequence", "osv5m"] = "cells"
     buffer_km: float = 1.0
     seed: int = 42
+    utm_epsg: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
@@ -59,7 +61,7 @@ class PhotosConfig:
         table = (
             SampleTable.read(self.path)
             if self.layout is None
-            else open_layout(self.layout, self.path, self.split)
+            else open_layout(self.layout, self.path, self.split, utm_epsg=self.utm_epsg)
         )
         if not self.validation_share:
             return table, None

@@ -28,7 +28,10 @@ ALIASES: Final[Mapping[str, Sequence[str]]] = {
     "sub_region": ("unique_sub-region", "sub-region", "sub_region"),
     "city": ("unique_city", "city"),
 }
-TARGETS: Final = ("land_cover", "road_index", "drive_side", "climate", "soil", "dist_sea")  # OSV-5M's
+TARGETS: Final = (
+    *("land_cover", "road_index", "drive_side", "climate", "soil", "dist_sea"),  # OSV-5M's
+    *("is_night", "is_sideways"),  # 1 or 0: MSLS's, of which weighted mining shows more
+)
 KNOWN_COLUMNS: Final = (*(name for names in ALIASES.values() for name in names), *TARGETS)
 
 _LEAST_MS: Final = 1e11  # such a time is in milliseconds: as seconds it would be the year 5138

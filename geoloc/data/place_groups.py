@@ -4,10 +4,10 @@
     groups.names                     # ("north 0 of 5, east 0 of 5, heading 0 of 2", …)
     groups.class_ids(group=0)        # (n,) class of each photo inside the first group, -1 for those of other groups
 
-(Berton et al., CVPR 2022.) A class is (⌊E / M⌋, ⌊N / M⌋, ⌊heading / α⌋) and its group what is left of the three modulo N, N and L, so that two
-classes of a group are N - 1 squares or L - 1 steps of heading apart at least. E and N are metres of the point's own UTM
-zone, and the zone belongs to the class: squares never mix zones. At the border of two zones, classes of a group can be
-nearer to each other.
+(Berton et al., CVPR 2022.) A class is (⌊E / M⌋, ⌊N / M⌋, ⌊heading / α⌋) and its group what is left of the three modulo
+N, N and L, so that two classes of a group are N - 1 squares or L - 1 steps of heading apart. E and N are metres
+of the point's own UTM zone, and the zone belongs to the class: squares never mix zones. At the border of two zones,
+classes of a group can be nearer to each other.
 """
 
 from __future__ import annotations
@@ -172,6 +172,6 @@ def _heading_steps(num: int, heading_deg: ArrayLike | None, config: GroupsConfig
 def _too_few(counts: IntArray, config: GroupsConfig) -> str:
     return (
         f"no class has groups.min_images_per_class={config.min_images_per_class} photos: {counts.sum():,} photos fall "
-        f"into {len(counts):,} classes, and the largest has {counts.max(initial=0)}; lower min_images_per_class, or widen "
-        f"the classes (cell_size_m={config.cell_size_m:g}, heading_step_deg={config.heading_step_deg})"
+        f"into {len(counts):,} classes, and the largest has {counts.max(initial=0)}; lower min_images_per_class, or "
+        f"widen the classes (cell_size_m={config.cell_size_m:g}, heading_step_deg={config.heading_step_deg})"
     )

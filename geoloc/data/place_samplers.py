@@ -99,7 +99,8 @@ class PlacesTimesImages:
         number = rng.random(len(self._rows)) if self._age is None else self._age
         place = np.repeat(np.arange(self.num_places), self._counts)
         chosen = self._rows[np.lexsort((number, place))]
-        return chosen[self._starts[order][:, None] + np.arange(self._images_per_place)].ravel()
+        picked = self._starts[order][:, None] + np.arange(self._images_per_place)
+        return np.asarray(chosen[picked.ravel()])
 
 
 class ImageOfClass:
@@ -130,4 +131,4 @@ class ImageOfClass:
         """The indices of this epoch."""
         rng = np.random.default_rng([self._seed, epoch])
         order = np.concatenate([rng.permutation(len(self._counts)) for _ in range(self._passes)])
-        return self._by_class[self._starts[order] + rng.integers(0, self._counts[order])]
+        return np.asarray(self._by_class[self._starts[order] + rng.integers(0, self._counts[order])])

@@ -19,6 +19,7 @@ from tiny import tiny_checkpoint, tiny_geolocalizer
 
 from geoloc import __version__, cli
 from geoloc.localize.batch import journal_path
+from geoloc.localize.coarse import CoarseGrid
 from quadtree import Quadtree, build_quadtree
 
 COMMAND = [sys.executable, "-m", "geoloc"]
@@ -135,6 +136,23 @@ def test_a_list_on_standard_input(geoloc, photos, checkpoint):
     ]
 
 
+def test_a_coarse_answer_is_coarse_in_every_file(geoloc, photos, checkpoint):
+    fine = [p.to_dict() for p in tiny_geolocalizer().localize([photos / f"{n:03}.jpg" for n in range(5)])]
+    for suffix in ("csv", "geojson", "parquet"):
+        options = ["--max-precision-km", 700, "-o", f"out.{suffix}", "--map", f"{suffix}.html"]
+        assert geoloc("localize", "photos", "-m", checkpoint, *options)[0] == 0
+    grid = CoarseGrid(700)
+    for row in read_csv("out.csv"):
+        place = float(row["latitude"]), float(row["longitude"])
+        assert grid.snap(place) == pytest.approx(np.array(place), abs=1e-6)
+        assert float(row["radius_50_km"]) % 700 == float(row["radius_90_km"]) % 700 == 0
+        assert row["place"].count(",") < 2  # a region, no city
+    texts = [Path(name).read_bytes() for name in ("out.csv", "out.geojson", "out.parquet", "csv.html")]
+    for answer in fine:
+        for place in (answer, *answer["candidates"]):
+            assert not any(f"{place['lat']:.3f}".encode() in text for text in texts)
+
+
 def test_abstaining_is_shown(geoloc, photos, checkpoint):
     _, out, _ = geoloc("localize", "photos", "-m", checkpoint, "--abstain-above-km", 1)
     assert out.count("(abstained) ") == 5
@@ -224,6 +242,7 @@ def test_a_map_has_a_limit_and_says_so(geoloc, photos, checkpoint, tmp_path, mon
         (["photos", "--map", "no/map.html"], r"there is no folder no for map\.html"),
         (["photos", "--utility", "best"], r"utility is 'best'; expected geoscore, median or within:"),
         (["photos", "--top-k", "2000"], r"top_k is 2000; expected 1 to 1000"),
+        (["photos", "--max-precision-km", "0"], r"max_precision_km is 0.0; expected 0.001 to 20000 km"),
         (["photos", "--abstain-above-km", "0"], r"abstain_above_km is 0.0; expected a positive number"),
         (["photos", "--model", "no/such/model"], r"no/such/model"),
         (

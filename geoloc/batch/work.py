@@ -28,6 +28,7 @@ from geoloc.errors import BadImageError, ConfigError
 from geoloc.files import atomic_write
 from geoloc.images.query import MERGES, QueryMode, check_query_mode
 from geoloc.localize.batch import Asking, open_reference
+from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.output import Row, make_row, write_rows
 
@@ -125,6 +126,10 @@ class LocalizeWork(_ModelWork):
         reference: what is searched, see `open_reference`.
         top_k: candidates of a prediction.
         utility: what a predicted point should be good at, see `LocalizeOptions`.
+        max_precision_km: no place is said more exactly, see `LocalizeOptions`.
+
+    Raises:
+        ConfigError: an impossible precision.
     """
 
     def __init__(
@@ -135,9 +140,13 @@ class LocalizeWork(_ModelWork):
         reference: str = "own",
         top_k: int = 5,
         utility: str = "geoscore",
+        max_precision_km: float | None = None,
     ) -> None:
         super().__init__(model, options)
         self.reference, self.top_k, self.utility = reference, top_k, utility
+        self.max_precision_km = max_precision_km
+        if max_precision_km is not None:
+            CoarseGrid(max_precision_km)  # refuses what is impossible before a model is loaded
 
     @cached_property
     def asking(self) -> Asking:
@@ -154,6 +163,7 @@ class LocalizeWork(_ModelWork):
             "reference": self.in_driver.asking.database,
             "top_k": self.top_k,
             "utility": self.utility,
+            "max_precision_km": self.max_precision_km,
         }
 
     def __call__(self, payload: Payload, output: Path) -> None:
@@ -163,9 +173,8 @@ class LocalizeWork(_ModelWork):
     def _rows(self, payload: Payload) -> Iterator[Row]:
         for batch in self._batches(payload, self.asking.load):
             tensors = [tensor for _, tensor in batch if isinstance(tensor, Tensor)]
-            predictions = iter(
-                self.asking.localize_batch(tensors, utility=self.utility, top_k=self.top_k) if tensors else ()
-            )
+            asked = {name: getattr(self, name) for name in ("utility", "top_k", "max_precision_km")}
+            predictions = iter(self.asking.localize_batch(tensors, **asked) if tensors else ())
             for image_id, tensor in batch:
                 if isinstance(tensor, Tensor):
                     yield make_row(image_id, next(predictions))

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import check_folder, count, say
-from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, TopKOption
+from geoloc.cli.models import (
+    BatchSizeOption,
+    DeviceOption,
+    MaxPrecisionOption,
+    QueryOption,
+    ReferenceOption,
+    TopKOption,
+)
 from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 from geoloc.errors import ConfigError
 
@@ -53,6 +60,7 @@ def batch(
     files_per_shard: Annotated[int, typer.Option(min=1, help="Single files that go together.")] = 512,
     batch_size: BatchSizeOption = 16,
     top_k: TopKOption = 5,
+    max_precision_km: MaxPrecisionOption = None,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = 1,
 ) -> None:
@@ -73,7 +81,11 @@ def batch(
     )
     work: LocalizeWork | EmbedWork
     if task is Task.LOCALIZE:
-        work = LocalizeWork(model, options, reference=reference, top_k=top_k)
+        work = LocalizeWork(
+            model, options, reference=reference, top_k=top_k, max_precision_km=max_precision_km
+        )
+    elif max_precision_km is not None:
+        raise ConfigError("--max-precision-km is about places: leave it out, or say --task localize")
     elif reference != "own":
         raise ConfigError("--reference is searched to localise: leave it out, or say --task localize")
     else:

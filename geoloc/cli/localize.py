@@ -16,6 +16,7 @@ from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, check_file, c
 from geoloc.cli.models import (
     BatchSizeOption,
     DeviceOption,
+    MaxPrecisionOption,
     QueryOption,
     ReferenceOption,
     TopKOption,
@@ -78,6 +79,7 @@ def localize(
         float | None,
         typer.Option(metavar="KM", help="Mark predictions with a larger 90 % radius as abstained."),
     ] = None,
+    max_precision_km: MaxPrecisionOption = None,
     truth_from_exif: Annotated[
         bool,
         typer.Option(
@@ -110,6 +112,7 @@ def localize(
         top_k=top_k,
         utility=utility,
         abstain_above_km=abstain_above_km,
+        max_precision_km=max_precision_km,
         truth_from_exif=truth_from_exif,
     )
     check_query_mode(query)

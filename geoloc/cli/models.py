@@ -31,6 +31,14 @@ BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Images that go through the network together.")
 ]
 TopKOption = Annotated[int, typer.Option("--top-k", min=1, help="Number of candidates for each image.")]
+MaxPrecisionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-precision-km",
+        metavar="KM",
+        help="Say no place more exactly than this: points, candidates, cells, radii and maps go to a coarse grid.",
+    ),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
 
 

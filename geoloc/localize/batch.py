@@ -31,6 +31,7 @@ from geoloc.images.exif import read_exif_latlon_deg
 from geoloc.images.query import MERGES, check_query_mode
 from geoloc.jobs.journal import Journal
 from geoloc.jobs.receipt import check_receipt, write_receipt
+from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.inputs import ImageFile
 from geoloc.localize.output import Row, check_suffix, make_row, read_rows, with_truth, write_rows
 from geoloc.localize.posterior import Utility
@@ -61,7 +62,13 @@ class BatchLocalizer(Protocol):
         ...
 
     def localize_batch(
-        self, images: "list[Tensor]", *, utility: str, top_k: int, abstain_above_km: float | None
+        self,
+        images: "list[Tensor]",
+        *,
+        utility: str,
+        top_k: int,
+        abstain_above_km: float | None,
+        max_precision_km: float | None,
     ) -> list[Prediction]:
         """The predictions of B images as `load` gave them."""
         ...
@@ -131,6 +138,7 @@ class LocalizeOptions:
         top_k: number of candidates in a row.
         utility: what the point should be good at: "geoscore", "median" or "within:25km".
         abstain_above_km: a larger 90 % radius makes the prediction abstain.
+        max_precision_km: no place in a row is more exact than this, see `geoloc.localize.coarse`.
         truth_from_exif: add where the photo's EXIF says it was taken. The model never sees it.
 
     Raises:
@@ -141,6 +149,7 @@ class LocalizeOptions:
     top_k: int = 5
     utility: str = "geoscore"
     abstain_above_km: float | None = None
+    max_precision_km: float | None = None
     truth_from_exif: bool = False
 
     def __post_init__(self) -> None:
@@ -151,6 +160,13 @@ class LocalizeOptions:
         if self.abstain_above_km is not None and not self.abstain_above_km > 0:
             raise ConfigError(f"abstain_above_km is {self.abstain_above_km}; expected a positive number")
         Utility.parse(self.utility)
+        if self.max_precision_km is not None:
+            CoarseGrid(self.max_precision_km)
+            if self.truth_from_exif:
+                raise ConfigError(
+                    "asked for max_precision_km and for the true places from the photos' EXIF, which are exact: "
+                    "choose one of them"
+                )
 
 
 class _Decoded(NamedTuple):
@@ -300,6 +316,7 @@ class LocalizeJob:
                 utility=self._options.utility,
                 top_k=self._options.top_k,
                 abstain_above_km=self._options.abstain_above_km,
+                max_precision_km=self._options.max_precision_km,
             )
         if len(predictions) != len(tensors):
             raise RuntimeError(f"the model gave {len(predictions)} predictions for {len(tensors)} images")

@@ -30,6 +30,7 @@ from geoloc.images.preprocess import Preprocess, load_and_preprocess
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode, load_query_views
 from geoloc.localize.calibrate import Calibration, log_softmax
 from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
+from geoloc.localize.coarse import CoarseGrid, coarsened
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.mixture import atoms_of, candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
@@ -335,7 +336,8 @@ class Geolocalizer:
             images: path, bytes, PIL image, or (h, w, 3) uint8 array; or a list of them.
             batch_size: images that go through the network together.
             query: how a picture becomes network inputs, see `geoloc.images.query`.
-            options: as `localize_batch` takes them: `reference`, `utility`, `top_k`, `abstain_above_km`, `places`.
+            options: as `localize_batch` takes them: `reference`, `utility`, `top_k`, `abstain_above_km`,
+                `max_precision_km`, `places`.
 
         Raises:
             BadImageError: an image is unusable; of a list, the message says which.
@@ -369,6 +371,7 @@ class Geolocalizer:
         utility: str | Utility = "geoscore",
         top_k: int = 5,
         abstain_above_km: float | None = None,
+        max_precision_km: float | None = None,
         places: bool = True,
     ) -> list[Prediction]:
         """Localise preprocessed images, (B, 3, S, S), or B sets of views, each (V, 3, h, w).
@@ -382,6 +385,8 @@ class Geolocalizer:
             utility: what the point should be good at: "geoscore", "median" or "within:25km".
             top_k: number of candidates to report, at least 1; there may be fewer.
             abstain_above_km: set `abstained` where the 90 % radius is larger.
+            max_precision_km: answer on a grid no finer than this, in all parts of a prediction, see
+                `geoloc.localize.coarse`; then `place` is a region.
             places: look up the nearest city's name.
 
         Raises:
@@ -404,6 +409,7 @@ class Geolocalizer:
                 f"asked to abstain above {abstain_above_km} km, but the model {self.name!r}{with_it} has no "
                 "calibrated 90 % radius; calibrate it, or leave abstain_above_km out"
             )
+        grid = None if max_precision_km is None else CoarseGrid(max_precision_km)
         reading = self.read(images, embed=retriever is not None, merge=merge)
         posteriors, candidates = self.posteriors_of(reading, self.calibration, retriever, top_k)
         predictions = []
@@ -412,20 +418,24 @@ class Geolocalizer:
             lat, lon = unit_to_latlon(unit).tolist()
             radii = dict(zip(levels, posterior.radii_km(unit, list(levels.values())), strict=True))
             cell_path, probability = self._best_cell(reading, b)
-            predictions.append(
-                Prediction(
-                    lat=lat,
-                    lon=lon,
-                    cell_path=cell_path,
-                    probability=probability,
-                    candidates=tuple(ranked),
-                    radius_km=radii,
-                    abstained=abstain_above_km is not None and radii[90] > abstain_above_km,
-                    posterior=atoms_of(posterior),
-                )
+            prediction = Prediction(
+                lat=lat,
+                lon=lon,
+                cell_path=cell_path,
+                probability=probability,
+                candidates=tuple(ranked),
+                radius_km=radii,
+                posterior=atoms_of(posterior),
             )
+            if grid is not None:
+                prediction = coarsened(prediction, grid, self.quadtree)
+            if abstain_above_km is not None:
+                prediction = replace(prediction, abstained=prediction.radius_km[90] > abstain_above_km)
+            predictions.append(prediction)
         if places:
-            names = _nearest_places([(p.lat, p.lon) for p in predictions])
+            names: Sequence[Place] = _nearest_places([(p.lat, p.lon) for p in predictions])
+            if grid is not None:  # the city nearest to a grid's point is no answer; its region may be
+                names = [replace(name, name="", admin2="") for name in names]
             predictions = [replace(p, place=name) for p, name in zip(predictions, names, strict=True)]
         return predictions
 

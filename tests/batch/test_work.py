@@ -114,7 +114,14 @@ def test_what_is_loaded_does_not_travel(world):
     work.identity()
     assert "asking" in work.__dict__
     arrived = pickle.loads(pickle.dumps(work))
-    assert arrived.__dict__.keys() == {"model_name", "options", "reference", "top_k", "utility"}
+    assert arrived.__dict__.keys() == {
+        "model_name",
+        "options",
+        "reference",
+        "top_k",
+        "utility",
+        "max_precision_km",
+    }
 
 
 def test_a_driver_needs_none_of_its_workers_devices(world):
@@ -225,3 +232,17 @@ def test_embedding_searches_nothing(world, tmp_path):
     )
     assert isinstance(error, ConfigError)
     assert "--reference is searched to localise" in str(error)
+
+
+def test_coarse_tables_are_those_of_the_model(world, tmp_path):
+    arguments = {"reference": str(world / "refs"), "max_precision_km": 800.0}
+    run(world, tmp_path / "out", LocalizeWork(str(world / "model"), **arguments))
+    (row,) = read_rows(tmp_path / "out" / "00002.parquet")
+    model = tiny_geolocalizer().from_pretrained(world / "model")
+    database = ReferenceDatabase.open(world / "refs")
+    alone = model.localize(world / "photos" / "6.png", reference=database, max_precision_km=800.0)
+    assert (row["latitude"], row["longitude"]) == pytest.approx((alone.lat, alone.lon), abs=1e-6)
+    assert {candidate["key"] for candidate in row["candidates"] if candidate["source"] == "aerial"} == {""}
+    assert row["radius_90_km"] is None  # nothing was calibrated with this database
+    with pytest.raises(OutputMismatchError, match=r"max_precision_km is 800\.0 there and null here"):
+        run(world, tmp_path / "out", LocalizeWork(str(world / "model"), reference=str(world / "refs")))

@@ -43,7 +43,7 @@ class KnownModel:
         except (OSError, ValueError):
             raise BadImageError("no number in it") from None
 
-    def localize_batch(self, images, *, utility, top_k, abstain_above_km):
+    def localize_batch(self, images, *, utility, top_k, abstain_above_km, max_precision_km):
         numbers = [float(image[0, 0, 0]) for image in images]
         self.batches.append(numbers)
         shift = sum(numbers) / 1000

@@ -275,6 +275,8 @@ def test_resume_and_overwrite_exclude_each_other(photos, output):
         ({"batch_size": 0}, r"batch_size is 0; expected 1 or more"),
         ({"top_k": 0}, r"top_k is 0; expected 1 to 1000"),
         ({"abstain_above_km": 0.0}, r"abstain_above_km is 0.0; expected a positive number"),
+        ({"max_precision_km": 0.0}, r"max_precision_km is 0.0; expected 0.001 to 20000"),
+        ({"max_precision_km": 25.0, "truth_from_exif": True}, r"max_precision_km and .*EXIF.*choose one"),
         ({"abstain_above_km": float("nan")}, r"abstain_above_km is nan"),
         ({"utility": "best"}, r"utility is 'best'; expected geoscore, median or within"),
     ],

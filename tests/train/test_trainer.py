@@ -152,6 +152,18 @@ def test_accumulated_batches_make_one_step(tmp_path):
         torch.testing.assert_close(value, whole.state_dict()[name])
 
 
+def test_half_precision_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
+    computed = set()
+    task = LinearTask()
+    task.first.register_forward_hook(lambda module, inputs, output: computed.add(output.dtype))
+    _, half = train(tmp_path / "half", task, replace(CONFIG, precision="bf16-mixed"))
+    assert torch.bfloat16 in computed
+    assert {parameter.dtype for parameter in task.parameters()} == {torch.float32}
+    _, full = train(tmp_path / "full")
+    assert half.metrics["geoscore"] != full.metrics["geoscore"]
+    assert half.metrics["geoscore"] == pytest.approx(full.metrics["geoscore"], rel=0.05)
+
+
 def test_early_stopping_keeps_the_best_weights(tmp_path):
     class Worsening(LinearTask):
         def score(self, predicted):

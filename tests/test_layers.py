@@ -55,6 +55,8 @@ DOORS = {
     "lightning": ["geoloc/train/"],
     "matplotlib": ["geoloc/view/"],
     "omegaconf": ["geoloc/cli/"],
+    "onnx": ["geoloc/models/onnx/"],
+    "onnxruntime": ["geoloc/models/onnx/"],
     "open_clip": ["geoloc/models/backbone.py", "geoloc/models/text_tower.py"],
     "pillow_heif": ["geoloc/images/decode.py"],
     "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],

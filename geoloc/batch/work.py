@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from geoloc import __version__
 from geoloc.batch.sources import Payload, read_images
@@ -31,6 +29,7 @@ from geoloc.localize.batch import Asking, open_reference
 from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.output import Row, make_row, write_rows
+from geoloc.reference.embedder import stacked
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Role = Literal["query", "aerial", "street"]
+Input = Any  # pictures as a model loads them: a tensor, or an array for an exported model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,9 @@ class _ModelWork:
     @cached_property
     def model(self) -> Geolocalizer:
         """The model, loaded when first asked."""
-        torch.set_num_threads(self.options.num_threads)
-        return Geolocalizer.from_pretrained(self.model_name, device=self.options.device)
+        return Geolocalizer.from_pretrained(
+            self.model_name, device=self.options.device, num_threads=self.options.num_threads
+        )
 
     @cached_property
     def in_driver(self) -> Self:
@@ -100,11 +101,11 @@ class _ModelWork:
         }
 
     def _batches(
-        self, payload: Payload, load: Callable[[bytes], Tensor]
-    ) -> Iterator[list[tuple[str, Tensor | str]]]:
-        """Ids with their tensors as `load` makes them, or with the reason why there is none."""
+        self, payload: Payload, load: Callable[[bytes], Input]
+    ) -> Iterator[list[tuple[str, Input | str]]]:
+        """Ids with their pictures as `load` makes them, or with the reason why there is none."""
 
-        def loaded(data: bytes | BadImageError) -> Tensor | str:
+        def loaded(data: bytes | BadImageError) -> Input | str:
             if isinstance(data, BadImageError):
                 return data.reason
             try:
@@ -172,14 +173,14 @@ class LocalizeWork(_ModelWork):
 
     def _rows(self, payload: Payload) -> Iterator[Row]:
         for batch in self._batches(payload, self.asking.load):
-            tensors = [tensor for _, tensor in batch if isinstance(tensor, Tensor)]
+            tensors = [tensor for _, tensor in batch if not isinstance(tensor, str)]
             asked = {name: getattr(self, name) for name in ("utility", "top_k", "max_precision_km")}
             predictions = iter(self.asking.localize_batch(tensors, **asked) if tensors else ())
             for image_id, tensor in batch:
-                if isinstance(tensor, Tensor):
-                    yield make_row(image_id, next(predictions))
-                else:
+                if isinstance(tensor, str):
                     yield make_row(image_id, None, tensor)
+                else:
+                    yield make_row(image_id, next(predictions))
 
 
 class EmbedWork(_ModelWork):
@@ -217,7 +218,7 @@ class EmbedWork(_ModelWork):
 
         ids, errors, vectors = [], [], []
         for batch in self._batches(payload, self._load):
-            tensors = [tensor for _, tensor in batch if isinstance(tensor, Tensor)]
+            tensors = [tensor for _, tensor in batch if not isinstance(tensor, str)]
             vectors += list(self._embed(tensors)) if tensors else []
             ids += [image_id for image_id, _ in batch]
             errors += [tensor if isinstance(tensor, str) else None for _, tensor in batch]
@@ -230,13 +231,13 @@ class EmbedWork(_ModelWork):
         with atomic_write(output, "wb") as file:
             pq.write_table(table, file, compression="zstd")
 
-    def _load(self, data: bytes) -> Tensor:
+    def _load(self, data: bytes) -> Input:
         return (
             self.model.load_query(data, self.options.query) if self.role == "query" else self.model.load(data)
         )
 
-    def _embed(self, images: list[Tensor]) -> NDArray[np.float32]:
+    def _embed(self, images: list[Input]) -> NDArray[np.float32]:
         if self.role != "query":
-            return self.model.embed_reference(torch.stack(images), self.role)
+            return self.model.embed_reference(stacked(images), self.role)
         (queries,) = self.model.read(images, embed=True).queries
         return queries

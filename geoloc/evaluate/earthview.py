@@ -137,8 +137,8 @@ def score(model: Geolocalizer, read: list[Labelled]) -> tuple[dict[str, Any], fl
         radii += [p.radii_km(u, list(levels.values())) for p, u in zip(posteriors, units, strict=True)]
         logits = reading.output.cell_logits
         assert logits is not None
-        right = logits.gather(1, torch.from_numpy(model.quadtree.assign(latlon_deg))[:, None])
-        ranks.append((logits > right).sum(-1).numpy())
+        right = np.take_along_axis(logits, model.quadtree.assign(latlon_deg)[:, None], 1)
+        ranks.append((logits > right).sum(-1))
     truth, rank = np.concatenate(truths), np.concatenate(ranks)
     distance_km = haversine_km(np.concatenate(points), truth)
     scores = summarise(distance_km, RADII_KM) | {f"cell_top{k}": float((rank < k).mean()) for k in (1, 5)}

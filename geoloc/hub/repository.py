@@ -31,7 +31,7 @@ Kind = Literal["model", "dataset"]
 REPO_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 # What we publish: data and text. A pickle is refused by its name, though nothing here would open it.
-SUFFIXES: Final = (".json", ".md", ".parquet", ".safetensors")
+SUFFIXES: Final = (".json", ".md", ".onnx", ".parquet", ".safetensors")
 MAX_TEXT_BYTES: Final = MAX_MANIFEST_BYTES  # of a .json or .md, which are read at once
 MAX_MODEL_BYTES: Final = 64 * 2**30  # a database may have any size that the disk has room for
 

@@ -1,8 +1,7 @@
 """An RGB array becomes the tensor that a network expects; each checkpoint describes its own `Preprocess`.
 
 The numbers are torchvision's: the shorter side is resized to S with antialiasing, the long side is truncated
-to an integer, the central S x S pixels are cut out and normalised. The resize runs on uint8 in channels-last
-memory, for which torch has a vectorised kernel several times faster than Pillow's.
+to an integer, the central S x S pixels are cut out and normalised. Arrays are the same with torch and without it.
 """
 
 import math
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from geoloc.errors import ConfigError
 from geoloc.images.decode import DEFAULT_LIMITS, ImageLimits, ImageSource, decode_image
+from geoloc.images.resize import resize_u8
 
 if TYPE_CHECKING:
     import torch
@@ -119,15 +119,21 @@ class Preprocess:
         Raises:
             ValueError: another shape or another type of samples.
         """
+        import torch
+
+        return torch.from_numpy(self.array(image_u8_hwc))
+
+    def array(self, image_u8_hwc: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As a call, without torch."""
         image = _checked(image_u8_hwc)
         size = self.image_size_px
         if self.resize == "shortest":
             longest = _MAX_ASPECT * min(image.shape[:2])
             image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
-        resized = self._resize(image, *self._resized_hw(image.shape[0], image.shape[1]))
+        resized = resize_u8(image, *self._resized_hw(image.shape[0], image.shape[1]), self.interpolation)
         return self._normalise(_cut_centre(resized, size, size))
 
-    def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> "torch.Tensor":
+    def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> NDArray[np.float32]:
         """The whole image with its shorter side S, (3, h, w) float32, for networks that take any shape.
 
         Args:
@@ -140,28 +146,17 @@ class Preprocess:
         longest = int(max_aspect * min(image.shape[:2]))
         image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
         height, width = replace(self, resize="shortest")._resized_hw(image.shape[0], image.shape[1])
-        return self._normalise(self._resize(image, height, width))
+        return self._normalise(resize_u8(image, height, width, self.interpolation))
 
-    def _resize(self, image: NDArray[np.uint8], height: int, width: int) -> "torch.Tensor":
-        """(h, w, 3) uint8 -> (height, width, 3) uint8."""
-        import torch
-
-        # Writable and without negative strides, which torch would refuse or warn about.
-        pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-        if (height, width) != image.shape[:2]:
-            pixels = torch.nn.functional.interpolate(
-                pixels, (height, width), mode=self.interpolation, align_corners=False, antialias=True
-            )
-        return pixels[0].permute(1, 2, 0)
-
-    def _normalise(self, pixels: "torch.Tensor") -> "torch.Tensor":
+    def _normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(h, w, 3) uint8 -> (3, h, w) float32."""
-        import torch
-
         # (x / 255 - mean) / std, with the divisions done once per channel.
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        out = torch.empty((3, *pixels.shape[:2]), dtype=torch.float32).copy_(pixels.permute(2, 0, 1))
-        return out.mul_(1 / (255 * std)).sub_(mean / std)
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
+        out = np.empty((3, *pixels.shape[:2]), np.float32)
+        out[...] = pixels.transpose(2, 0, 1)
+        out *= 1 / (255 * std)
+        out -= mean / std
+        return out
 
     def _resized_hw(self, height: int, width: int) -> tuple[int, int]:
         size = self.image_size_px
@@ -192,8 +187,8 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
-def _cut_centre(image_hwc: Any, height: int, width: int) -> Any:
-    """The central window of an array or a tensor; an odd pixel goes where torchvision puts it."""
+def _cut_centre(image_hwc: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The central window of an image; an odd pixel goes where torchvision puts it."""
     top = round((image_hwc.shape[0] - height) / 2)
     left = round((image_hwc.shape[1] - width) / 2)
     return image_hwc[top : top + height, left : left + width]

@@ -15,7 +15,7 @@ too, crops are square with the picture's shorter side. Knows nothing about netwo
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,6 @@ from numpy.typing import NDArray
 from geoloc.errors import ConfigError
 from geoloc.images.decode import ImageSource, decode_image
 from geoloc.images.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    import torch
 
 QueryMode = Literal[
     "central_crop", "resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"
@@ -45,7 +42,7 @@ def check_query_mode(mode: str) -> None:
         raise ConfigError(f"query mode is {mode!r}; expected one of {', '.join(get_args(QueryMode))}")
 
 
-def load_query_views(source: ImageSource, preprocess: Preprocess, mode: QueryMode) -> torch.Tensor:
+def load_query_views(source: ImageSource, preprocess: Preprocess, mode: QueryMode) -> NDArray[np.float32]:
     """Decode a picture into its views, (V, 3, h, w) float32; V is 1, 4 or 5.
 
     Raises:
@@ -56,24 +53,22 @@ def load_query_views(source: ImageSource, preprocess: Preprocess, mode: QueryMod
     return query_views(image, preprocess, mode)
 
 
-def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMode) -> torch.Tensor:
+def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMode) -> NDArray[np.float32]:
     """The views of a decoded picture, (h, w, 3) uint8 -> (V, 3, h', w').
 
     Raises:
         ConfigError: there is no such mode.
     """
-    import torch
-
     check_query_mode(mode)
     if mode == "central_crop":
-        return preprocess(image)[None]
+        return preprocess.array(image)[None]
     if mode == "resized":
-        return replace(preprocess, resize="squash")(image)[None]
+        return replace(preprocess, resize="squash").array(image)[None]
     if mode == "single":
         return preprocess.whole(image, MAX_ASPECT)[None]
     if mode == "four_turns":
-        return torch.stack([torch.rot90(preprocess(image), turns, (1, 2)) for turns in range(4)])
-    return torch.stack([preprocess(crop) for crop in _five_squares(image)])
+        return np.stack([np.rot90(preprocess.array(image), turns, (1, 2)) for turns in range(4)])
+    return np.stack([preprocess.array(crop) for crop in _five_squares(image)])
 
 
 def _five_squares(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

@@ -105,7 +105,7 @@ class Asking:
         """Digest of the model, and what differs from its defaults."""
         return " ".join([self._model.identity, self._query, self.database])
 
-    def load(self, source: ImageSource, /) -> "Tensor":
+    def load(self, source: ImageSource, /) -> Any:
         """The views of one image, (V, 3, h, w)."""
         return self._model.load_query(source, self._query)
 

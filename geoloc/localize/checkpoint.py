@@ -1,7 +1,7 @@
 """A model as a folder: written whole, read with distrust. The same folder on disk and on the Hub.
 
     config.json        the network, the preprocessing, the quadtree's fingerprint: plain values, strict
-    model.safetensors  exactly the network's tensors
+    model.safetensors  exactly the network's tensors; an exported model has model.onnx or model.int8.onnx instead
     quadtree.parquet   the cells (absent for a model without a cell head)
     reranker.safetensors  how references are weighed (absent for a model that was never fitted with some)
     reference/         its own reference database, if it has one
@@ -17,29 +17,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from shutil import copymode
-from typing import Any
+from shutil import copyfile, copymode
+from typing import TYPE_CHECKING, Any, Literal
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError, IntegrityError
 from geoloc.files import MANIFEST_NAME, atomic_write, replace_folder, verify_manifest, write_manifest
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.calibrate import Calibration
-from geoloc.localize.rerank import Reranker, RerankerConfig
-from geoloc.models.backbone import Backbone
-from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
+from geoloc.localize.weigh import RerankerConfig, Weigher
 from geoloc.models.config import SCHEMA_VERSION, BackboneConfig, NetworkConfig, from_plain, to_plain
-from geoloc.models.lora import merged
-from geoloc.models.network import GeoNetwork
+from geoloc.models.onnx.runner import OnnxRunner
 from geoloc.reference.database import ReferenceDatabase
 from quadtree import Quadtree
 from quadtree.errors import QuadtreeError
 
+if TYPE_CHECKING:
+    from geoloc.localize.rerank import Reranker
+    from geoloc.models.network import GeoNetwork
+
+WEIGHTS_NAME = "model.safetensors"
+ONNX_NAMES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 RERANKER_NAME = "reranker.safetensors"
 REFERENCE_NAME = "reference"
 
@@ -47,17 +49,33 @@ _REMEDY = "fetch or save the checkpoint again"
 
 
 @dataclass(frozen=True)
+class Exported:
+    """Of an exported model: what it was before.
+
+    Attributes:
+        precision: of its backbone.
+        identity: of the checkpoint that it was exported from.
+        embedding_fingerprint: of that checkpoint: its references are those of the export, too.
+    """
+
+    precision: Literal["fp32", "int8"]
+    identity: str
+    embedding_fingerprint: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """What the folder holds, as `Geolocalizer` takes it."""
+    """What the folder holds, as `Geolocalizer` takes it; `exported` exactly where the network is an OnnxRunner."""
 
     name: str
-    network: GeoNetwork
+    network: GeoNetwork | OnnxRunner
     preprocess: Preprocess
     quadtree: Quadtree | None
     calibration: Calibration
     card: str
-    reranker: Reranker | None = None
+    reranker: Reranker | Weigher | None = None
     reference: ReferenceDatabase | None = None
+    exported: Exported | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +101,16 @@ class _Config:
     preprocess: Mapping[str, Any]
     quadtree_fingerprint: str | None
     reranker: RerankerConfig | None = None
+    exported: Exported | None = None
 
 
-def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool = False) -> Saved:
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    *,
+    half: bool = False,
+    reports: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Saved:
     """Write a checkpoint and return what identifies it; an existing one is replaced in one step.
 
     Batch norms are unfolded and LoRA is merged, so that the tensors fit the tower's own definition.
@@ -93,94 +118,116 @@ def write_checkpoint(checkpoint: Checkpoint, folder: str | Path, *, half: bool =
     Args:
         checkpoint: what to write.
         folder: where to; it is made, or must hold a checkpoint.
-        half: store floating-point tensors as float16 (half the size; loaded as float32).
+        half: store floating-point tensors as float16 (half the size; loaded as float32); no matter for an exported
+            model.
+        reports: more files by their names, JSON values each.
 
     Raises:
         OutputMismatchError: the folder holds files that no checkpoint of ours has.
         CheckpointError: a weight is too large for float16.
     """
-    network, quadtree = checkpoint.network, checkpoint.quadtree
-    state = {key: t.detach().cpu() for key, t in unfolded_state_dict(network, merged(network)).items()}
-    if half:
-        state = {key: _halved(key, tensor) for key, tensor in state.items()}
-    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
-    state = {key: t.clone(memory_format=torch.contiguous_format) for key, t in state.items()}
+    network, quadtree, exported = checkpoint.network, checkpoint.quadtree, checkpoint.exported
     config = _Config(
         schema_version=SCHEMA_VERSION,
         name=checkpoint.name,
-        network=replace(
-            network.config,
-            backbone=_self_contained(network.backbone, network.config.backbone),
-            aerial_backbone=network.config.aerial_backbone
-            and _self_contained(network.aerial_backbone, network.config.aerial_backbone),
-        ),
+        network=_network_config(network),
         preprocess=checkpoint.preprocess.to_dict(),
         quadtree_fingerprint=None if quadtree is None else quadtree.fingerprint,
         reranker=None if checkpoint.reranker is None else checkpoint.reranker.config,
+        exported=exported,
     )
     with replace_folder(folder) as fresh:
-        _write_json(fresh / "config.json", to_plain(config))
+        plain = to_plain(config)
+        if exported is None:  # the first checkpoints lack it, and stay byte for byte what they are
+            del plain["exported"]
+        _write_json(fresh / "config.json", plain)
         _write_json(fresh / "calibration.json", to_plain(checkpoint.calibration))
         with atomic_write(fresh / "README.md", "w") as file:
             file.write(checkpoint.card)
-        safetensors.torch.save_file(state, fresh / "model.safetensors")
-        # safetensors makes its file readable for the owner only.
-        copymode(fresh / "config.json", fresh / "model.safetensors")
+        for name, values in (reports or {}).items():
+            _write_json(fresh / name, values)
+        if isinstance(network, OnnxRunner):
+            assert exported is not None
+            copyfile(network.path, fresh / ONNX_NAMES[exported.precision])
+        else:
+            from geoloc.localize.weights import write_network
+
+            write_network(network, fresh / WEIGHTS_NAME, half=half)
+            # safetensors makes its file readable for the owner only.
+            copymode(fresh / "config.json", fresh / WEIGHTS_NAME)
         if quadtree is not None:
             quadtree.write(fresh / "quadtree.parquet")
-        if checkpoint.reranker is not None:
-            tensors = {key: tensor.contiguous() for key, tensor in checkpoint.reranker.state_dict().items()}
-            safetensors.torch.save_file(tensors, fresh / RERANKER_NAME)
+        if (reranker := checkpoint.reranker) is not None:
+            weigher = reranker if isinstance(reranker, Weigher) else reranker.weigher()
+            arrays = {name: values.astype(np.float32) for name, values in weigher.parameters.items()}
+            save_file(arrays, fresh / RERANKER_NAME)
             copymode(fresh / "config.json", fresh / RERANKER_NAME)
         if checkpoint.reference is not None:
             checkpoint.reference.copy_to(fresh / REFERENCE_NAME)
         return _saved(write_manifest(fresh), config)
 
 
-def _self_contained(tower: nn.Module | None, config: BackboneConfig) -> BackboneConfig:
-    """A backbone knows its own self-contained form; its pretrained weights are in the checkpoint."""
-    return replace(tower.config if isinstance(tower, Backbone) else config, pretrained=None)
+def _network_config(network: GeoNetwork | OnnxRunner) -> NetworkConfig:
+    if isinstance(network, OnnxRunner):
+        return network.config
+    from geoloc.localize.weights import self_contained
+
+    return self_contained(network)
 
 
-def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
-    """The checkpoint in a folder, on the CPU with its batch norms folded, and what identifies it.
+def read_checkpoint(
+    folder: Path, device: Any = "cpu", num_threads: int | None = None
+) -> tuple[Checkpoint, Saved]:
+    """The checkpoint in a folder, with its batch norms folded, and what identifies it.
+
+    Args:
+        folder: that holds it.
+        device: where its tensors go, as torch names it.
+        num_threads: CPU threads of the network; None leaves it to the library.
 
     Raises:
         IntegrityError: a file is missing or differs from the manifest.
-        ConfigError: config.json or calibration.json has an unknown key or an impossible value.
+        ConfigError: config.json or calibration.json has an unknown key or an impossible value; or an exported model
+            was asked to leave the CPU, or onnxruntime is not installed.
         CheckpointError: the tensors do not fit the network that config.json describes, or there is no valid
             quadtree.
         FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
     """
     manifest = verify_manifest(folder)
     listed = manifest["files"].keys()
-    _check_listed(folder, listed, ["config.json", "model.safetensors", "calibration.json", "README.md"])
+    _check_listed(folder, listed, ["config.json", "calibration.json", "README.md"])
     config = _read_config(folder / "config.json")
+    exported = config.exported
+    weights = WEIGHTS_NAME if exported is None else ONNX_NAMES[exported.precision]
+    _check_listed(folder, listed, [weights])
     calibration_path = folder / "calibration.json"
     calibration = from_plain(Calibration, _read_json(calibration_path), str(calibration_path))
     quadtree = None
     if config.quadtree_fingerprint is not None:
         _check_listed(folder, listed, ["quadtree.parquet"])
         quadtree = _read_quadtree(folder, config.quadtree_fingerprint)
-    try:
-        preprocess = Preprocess.from_dict(config.preprocess)
-        backbones = [
-            Backbone(tower, load_pretrained=False)
-            for tower in (config.network.backbone, config.network.aerial_backbone)
-            if tower is not None
-        ]
-    except ConfigError as error:
-        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
-    cells = (None, None) if quadtree is None else (quadtree.bounds_deg, quadtree.center_latlon_deg)
-    network = GeoNetwork(config.network, backbones[0], *cells, *backbones[1:])
-    _load_tensors(network, folder / "model.safetensors")
-    for backbone in backbones:
-        fold_batch_norm(backbone)
-    reranker = reference = None
     if config.reranker is not None:
         _check_listed(folder, listed, [RERANKER_NAME])
-        reranker = Reranker(config.reranker)
-        _load_tensors(reranker, folder / RERANKER_NAME)
+    network: GeoNetwork | OnnxRunner
+    reranker: Reranker | Weigher | None = None
+    reference = None
+    try:
+        preprocess = Preprocess.from_dict(config.preprocess)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    if exported is None:
+        from geoloc.localize.weights import read_network, read_reranker
+
+        network = read_network(config.network, folder, quadtree, device, num_threads)
+        if config.reranker is not None:
+            reranker = read_reranker(config.reranker, folder / RERANKER_NAME)
+    else:
+        if str(device) != "cpu":
+            raise ConfigError(f"{folder} is an exported model, which runs on the CPU, not on {str(device)!r}")
+        num_cells = 0 if quadtree is None else quadtree.num_cells
+        network = OnnxRunner(folder / weights, config.network, num_cells, num_threads)
+        if config.reranker is not None:
+            reranker = _read_weigher(config.reranker, folder / RERANKER_NAME)
     saved = _saved(manifest, config)
     if f"{REFERENCE_NAME}/{MANIFEST_NAME}" in listed:
         reference = ReferenceDatabase.open(
@@ -188,28 +235,31 @@ def read_checkpoint(folder: Path) -> tuple[Checkpoint, Saved]:
         )
     card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     checkpoint = Checkpoint(
-        config.name, network, preprocess, quadtree, calibration, card, reranker, reference
+        config.name, network, preprocess, quadtree, calibration, card, reranker, reference, exported
     )
     return checkpoint, saved
 
 
+def _read_weigher(config: RerankerConfig, path: Path) -> Weigher:
+    try:
+        arrays = load_file(path)
+    except Exception as error:  # safetensors has its own exception type, and OSError
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}; {_REMEDY}") from error
+    if {name: values.shape for name, values in arrays.items()} != config.shapes():
+        raise CheckpointError(f"{path} does not fit the reranker of config.json; {_REMEDY}")
+    return Weigher(config, arrays)
+
+
 def _saved(manifest: Mapping[str, Any], config: _Config) -> Saved:
+    if config.exported is not None:
+        return Saved(str(manifest["digest"]), config.exported.embedding_fingerprint)
     parts = [
-        manifest["files"]["model.safetensors"]["sha256"],
+        manifest["files"][WEIGHTS_NAME]["sha256"],
         to_plain(config.network),
         dict(config.preprocess),
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Saved(str(manifest["digest"]), digest)
-
-
-def _halved(key: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    half = tensor.half()
-    if not half.isfinite().all():
-        raise CheckpointError(f"the tensor {key!r} is too large for float16; save without half=True")
-    return half
 
 
 def _check_listed(folder: Path, listed: Iterable[str], needed: Iterable[str]) -> None:
@@ -259,37 +309,6 @@ def _read_quadtree(folder: Path, fingerprint: str) -> Quadtree:
             "checkpoint, or fetch the checkpoint again"
         )
     return quadtree
-
-
-def _load_tensors(network: nn.Module, path: Path) -> None:
-    try:
-        state = safetensors.torch.load_file(path)
-    except Exception as error:  # safetensors has its own exception type, and OSError
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}; {_REMEDY}") from error
-    expected = network.state_dict()
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    wrong = []
-    if missing or extra:
-        wrong = [
-            f"{len(missing)} tensors are missing ({', '.join(missing[:3]) or 'none'})",
-            f"{len(extra)} are extra ({', '.join(extra[:3]) or 'none'})",
-        ]
-    else:
-        wrong = [
-            f"{key!r} is {_kind(tensor)}, not {_kind(expected[key])}"
-            for key, tensor in state.items()
-            if _kind(tensor) != _kind(expected[key])
-        ][:3]
-    if wrong:
-        raise CheckpointError(
-            f"{path} does not fit the network of config.json: {', '.join(wrong)}; take config.json and "
-            "model.safetensors from the same checkpoint"
-        )
-    network.load_state_dict(state)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {'floating-point' if tensor.is_floating_point() else 'whole'} numbers"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

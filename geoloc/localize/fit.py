@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from geoloc.errors import ConfigError
@@ -123,11 +122,11 @@ def _fit_widths(
     truth = np.concatenate(truths)
     outputs = [reading.output for reading in readings]
     if model.quadtree is None:  # then there is no cell head, either
-        regressed = [output.latlon_rad.double().cpu() for output in outputs if output.latlon_rad is not None]
-        off_km = haversine_km(np.degrees(torch.cat(regressed).numpy()), truth)
+        regressed = [output.latlon_rad for output in outputs if output.latlon_rad is not None]
+        off_km = haversine_km(np.degrees(np.float64(np.concatenate(regressed))), truth)
         return Calibration(regression_kernel_km=fit_kernel(off_km))
     cell_ids = model.quadtree.assign(truth)
-    logits = [output.cell_logits.cpu().numpy() for output in outputs if output.cell_logits is not None]
+    logits = [output.cell_logits for output in outputs if output.cell_logits is not None]
     ends = np.cumsum([len(rows) for rows in truths])[:-1]
     right_points = [
         point

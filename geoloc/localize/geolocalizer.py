@@ -17,37 +17,42 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.card import Source
 from geoloc.hub.push import Pushed, PushOptions
 from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
-from geoloc.images.preprocess import Preprocess, load_and_preprocess
+from geoloc.images.preprocess import Preprocess
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode, load_query_views
 from geoloc.localize.calibrate import Calibration, log_softmax
-from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint, write_checkpoint
+from geoloc.localize.cells import cell_radius_km, points_in_cells
+from geoloc.localize.checkpoint import Checkpoint, Exported, Saved, read_checkpoint, write_checkpoint
 from geoloc.localize.coarse import CoarseGrid, coarsened
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.mixture import atoms_of, candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
 from geoloc.localize.publish import push_checkpoint
-from geoloc.localize.rerank import Reranker, RerankerConfig
 from geoloc.localize.retrieve import Retriever
-from geoloc.models.network import GeoNetwork, NetworkOutput
+from geoloc.localize.weigh import RerankerConfig, Weigher
+from geoloc.models.onnx.runner import OnnxRunner
+from geoloc.models.runner import HeadOutput, Runner
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.embedder import mean_of_views
 from quadtree import Quadtree
-from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, unit_to_latlon
+from quadtree.sphere import latlon_to_unit, unit_to_latlon
 
 if TYPE_CHECKING:
-    from geoloc.geo.places import Place
+    from torch import Tensor
 
-LabelledBatch = tuple[Tensor, NDArray[np.float64]]
+    from geoloc.geo.places import Place
+    from geoloc.localize.rerank import Reranker
+    from geoloc.models.network import GeoNetwork
+
+Images = Any  # a tensor, or an array for an exported model
+LabelledBatch = tuple[Images, NDArray[np.float64]]
 Reference = ReferenceDatabase | Literal["own"] | None
 
 CELL_MASS = 0.95  # the chosen cells hold this much of the posterior …
@@ -64,7 +69,7 @@ class Reading:
         merge: how what the views find becomes one list.
     """
 
-    output: NetworkOutput
+    output: HeadOutput
     queries: list[NDArray[np.float32]]
     merge: Merge = "mean"
 
@@ -74,7 +79,7 @@ class Geolocalizer:
 
     Args:
         name: what predictions and cards call it.
-        network: in evaluation mode or not; it is switched to it.
+        network: in evaluation mode or not, it is switched to it; or an exported one, which needs no torch.
         preprocess: how the network wants its images.
         quadtree: the cells that the network's cell head classifies; None without such a head.
         calibration: fitted on held-out images; without it predictions have no radii.
@@ -89,29 +94,29 @@ class Geolocalizer:
     def __init__(
         self,
         name: str,
-        network: GeoNetwork,
+        network: GeoNetwork | OnnxRunner,
         preprocess: Preprocess,
         quadtree: Quadtree | None,
         calibration: Calibration | None = None,
         card: str = "",
-        reranker: Reranker | None = None,
+        reranker: Reranker | Weigher | None = None,
         reference: ReferenceDatabase | None = None,
     ) -> None:
-        num_cells = 0 if network.cells is None else network.cells[-1].out_features
-        if num_cells != (0 if quadtree is None else quadtree.num_cells):
+        self.runner: Runner = _runner_of(network, preprocess.image_size_px)
+        if self.runner.num_cells != (0 if quadtree is None else quadtree.num_cells):
             raise ConfigError(
-                f"the network classifies {num_cells} cells, but the quadtree has "
+                f"the network classifies {self.runner.num_cells} cells, but the quadtree has "
                 f"{0 if quadtree is None else quadtree.num_cells}; give the quadtree that it was built with"
             )
         self.name = name
-        self.network = network.eval().requires_grad_(False)
         self.preprocess = preprocess
         self.quadtree = quadtree
         self.calibration = calibration or Calibration()
         self.card = card
-        self.reranker = None if reranker is None else reranker.eval().requires_grad_(False)
+        self.reranker = reranker
         self.reference = reference
         self._saved: Saved | None = None
+        self._exported: Exported | None = None
         self._retriever: Retriever | None = None
         self._retriever_version = -1
 
@@ -124,7 +129,8 @@ class Geolocalizer:
         *,
         revision: str | None = None,
         subfolder: str = "",
-        device: str | torch.device = "cpu",
+        device: Any = "cpu",
+        num_threads: int | None = None,
     ) -> Geolocalizer:
         """Load a model: a bundled name ("earthview"), a folder, or a Hub id.
 
@@ -135,7 +141,9 @@ class Geolocalizer:
             name: a folder comes before a bundled model, and that before the Hub.
             revision: of the Hub's repository: a branch, tag, commit (which pins it for ever) or "refs/pr/N".
             subfolder: of the folder or repository, where the model is not at its top.
-            device: where its tensors go.
+            device: where its tensors go, as torch names it; an exported model stays on the CPU.
+            num_threads: CPU threads of the network (of all of torch, where it is a torch network); None leaves it to
+                the library.
 
         Raises:
             NotFoundError: there is no such model, or it is not here and the Hub cannot be reached.
@@ -145,11 +153,10 @@ class Geolocalizer:
                 none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        checkpoint, saved = read_checkpoint(resolve(name, revision, subfolder))
-        network = checkpoint.network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        checkpoint, saved = read_checkpoint(resolve(name, revision, subfolder), device, num_threads)
         model = cls(
             checkpoint.name,
-            network,
+            checkpoint.network,
             checkpoint.preprocess,
             checkpoint.quadtree,
             checkpoint.calibration,
@@ -157,7 +164,7 @@ class Geolocalizer:
             checkpoint.reranker,
             checkpoint.reference,
         )
-        model._saved = saved
+        model._saved, model._exported = saved, checkpoint.exported
         return model
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
@@ -217,13 +224,14 @@ class Geolocalizer:
     def _as_checkpoint(self) -> Checkpoint:
         return Checkpoint(
             self.name,
-            self.network,
+            self.runner if isinstance(self.runner, OnnxRunner) else self.network,
             self.preprocess,
             self.quadtree,
             self.calibration,
             self.card,
             self.reranker,
             self.reference,
+            self._exported,
         )
 
     @property
@@ -257,7 +265,7 @@ class Geolocalizer:
             raise CheckpointError("a model has an identity once it is saved: call save_pretrained first")
         return self._saved
 
-    def embed_reference(self, images: Tensor, source: str) -> NDArray[np.float32]:
+    def embed_reference(self, images: Images, source: str) -> NDArray[np.float32]:
         """Unit vectors of preprocessed reference images for a database, (B, 3, S, S) -> (B, D).
 
         Args:
@@ -267,14 +275,10 @@ class Geolocalizer:
         Raises:
             ConfigError: it has none.
         """
-        with torch.inference_mode():
-            on_device = images.to(self.device)
-            if images.ndim == 4:
-                on_device = on_device.contiguous(memory_format=torch.channels_last)
-            return self.network.embed_images(on_device, source).float().cpu().numpy()
+        return self.runner.embed_images(images, source)
 
     def embed_views(
-        self, views: Tensor, present: NDArray[np.bool_], gsd_m_per_px: tuple[float, ...]
+        self, views: Images, present: NDArray[np.bool_], gsd_m_per_px: tuple[float, ...]
     ) -> NDArray[np.float32]:
         """Unit vectors of places for a database from their aerial views, (B, V, 3, S, S) -> (B, D).
 
@@ -289,7 +293,7 @@ class Geolocalizer:
         Raises:
             ConfigError: the network has no aerial embedding, or one of another number of views.
         """
-        if self.network.aggregates("aerial"):
+        if self.runner.aggregates("aerial"):
             joint = views if views.shape[1] > 1 else views[:, 0]
             return self.embed_reference(joint, "aerial")
         return mean_of_views(self, views, present)
@@ -297,26 +301,43 @@ class Geolocalizer:
     # --- localising -----------------------------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:
-        """Where the network's tensors are."""
-        return next(self.network.parameters()).device
+    def network(self) -> GeoNetwork:
+        """The network of torch.
 
-    def load(self, source: ImageSource) -> Tensor:
+        Raises:
+            ConfigError: the model was exported, and has none.
+        """
+        network: GeoNetwork | None = getattr(self.runner, "network", None)
+        if network is None:
+            raise ConfigError(
+                f"{self.name!r} is an exported model, which runs and cannot be changed or taken apart: load the "
+                "checkpoint that it was exported from"
+            )
+        return network
+
+    @property
+    def device(self) -> Any:
+        """Where the network's tensors are: a torch.device, or "cpu" for an exported model."""
+        return self.runner.device
+
+    def load(self, source: ImageSource) -> Any:
         """Decode and preprocess one image: path, bytes, PIL image or array -> (3, S, S).
+
+        A tensor, or an array for an exported model.
 
         Raises:
             BadImageError: it is no usable image.
         """
-        return load_and_preprocess(source, self.preprocess)
+        return self.load_query(source)[0]
 
-    def load_query(self, source: ImageSource, query: QueryMode = "central_crop") -> Tensor:
+    def load_query(self, source: ImageSource, query: QueryMode = "central_crop") -> Any:
         """Decode one image into the views of a query mode, (V, 3, h, w); see `geoloc.images.query`.
 
         Raises:
             BadImageError: it is no usable image.
             ConfigError: there is no such mode.
         """
-        return load_query_views(source, self.preprocess, query)
+        return self.runner.as_input(load_query_views(source, self.preprocess, query))
 
     @overload
     def localize(self, images: ImageSource, **options: Any) -> Prediction: ...
@@ -364,7 +385,7 @@ class Geolocalizer:
 
     def localize_batch(
         self,
-        images: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Images],
         *,
         reference: Reference = "own",
         merge: Merge = "mean",
@@ -440,7 +461,7 @@ class Geolocalizer:
         return predictions
 
     def posteriors(
-        self, images: Tensor | Sequence[Tensor], top_k: int = 5, *, reference: Reference = "own"
+        self, images: Tensor | Sequence[Images], top_k: int = 5, *, reference: Reference = "own"
     ) -> tuple[list[Posterior], list[list[Candidate]]]:
         """The posterior over the Earth of each image, and its `top_k` most probable places, best first.
 
@@ -466,7 +487,7 @@ class Geolocalizer:
         Raises:
             ConfigError: the network has no embedding.
         """
-        dims = {config.dim for config in self.network.config.embeddings.values()}
+        dims = {config.dim for config in self.runner.config.embeddings.values()}
         if len(dims) != 1:
             raise ConfigError(
                 f"the model {self.name!r} has embeddings of {len(dims)} widths, and references need one: take a "
@@ -493,7 +514,7 @@ class Geolocalizer:
             and self._retriever_version == database.version
         ):
             return self._retriever
-        if self.quadtree is None and self.network.regression is not None:
+        if self.quadtree is None and self.runner.config.regression is not None:
             raise ConfigError(
                 f"the model {self.name!r} says where by regression and has no cells, inside which references are "
                 "searched: give reference=None, or take a model with cells or one that only embeds"
@@ -504,7 +525,7 @@ class Geolocalizer:
         return self._retriever
 
     def read(
-        self, images: Tensor | Sequence[Tensor], *, embed: bool = False, merge: Merge = "mean"
+        self, images: Tensor | Sequence[Images], *, embed: bool = False, merge: Merge = "mean"
     ) -> Reading:
         """What the network says of images; arguments as for `localize_batch`.
 
@@ -513,66 +534,23 @@ class Geolocalizer:
             CheckpointError: the network gives numbers that are not finite.
         """
         views = [image if image.ndim == 4 else image[None] for image in images]
-        with torch.inference_mode():
-            counts = [len(part) for part in views]
-            aggregated = embed and self.network.aggregates("query")
-            if len({part.shape[1:] for part in views}) == 1:
-                read = [part.split(counts) for part in self._read_pictures(torch.cat(views), aggregated)]
-            else:  # pictures in their own shapes
-                by_image = [self._read_pictures(part, aggregated) for part in views]
-                read = list(zip(*by_image, strict=True))
-            features = read[0]
-            mean = torch.stack([part.mean(0) for part in features])
-            output: NetworkOutput = self.network.read(mean)
-            found: list[Tensor] = []
-            together = merge == "mean" or len(set(counts)) > 1
-            if aggregated:  # of maps, views are averaged as vectors
-                vectors = read[1]
-                found = [torch.stack([part.mean(0) for part in vectors])] if together else []
-                found = [nn.functional.normalize(v, dim=-1) for v in found] or list(torch.stack(vectors, 1))
-            elif embed and together:
-                found = [self.network.embed(mean, "query")]
-            elif embed:  # (V, B, D)
-                found = [self.network.embed(part, "query") for part in torch.stack(features, 1)]
-            queries = [vectors.float().cpu().numpy() for vectors in found]
-        says_where = [v for v in (output.cell_logits, output.offsets, output.latlon_rad) if v is not None]
-        if not says_where and not embed:
+        by_view = merge != "mean" and len({len(part) for part in views}) == 1
+        output, queries = self.runner.read(views, "none" if not embed else "each" if by_view else "merged")
+        if not output.says_where() and not embed:
             raise ConfigError(
                 f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds. Give it a "
                 "reference database to search"
             )
-        says_where += found
-        if not all(bool(values.isfinite().all()) for values in says_where):
+        if not all(bool(np.isfinite(values).all()) for values in [*output.says_where(), *queries]):
             raise CheckpointError(
                 f"the network of the model {self.name!r} gives numbers that are not finite: its weights are "
                 "damaged, or too large for their precision; fetch or train it again"
             )
         return Reading(output, queries, merge)
 
-    def _read_pictures(self, images: Tensor, aggregated: bool) -> tuple[Tensor, ...]:
-        """Features of pictures, and their vectors where those are made from feature maps in the same pass."""
-        on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        size = self.preprocess.image_size_px
-        try:
-            if aggregated:
-                return self.network.with_embeddings(on_device, "query")
-            features: Tensor = self.network.backbone(on_device)
-        except (RuntimeError, AssertionError) as error:
-            if images.shape[-2:] == (size, size):
-                raise
-            raise ConfigError(
-                f"the network of {self.name!r} takes {size} x {size} pictures only, not {images.shape[-2]} x "
-                f"{images.shape[-1]} ({error}): query mode single does not go with it; central_crop and resized do"
-            ) from error
-        return (features,)
-
-    @cached_property
-    def _plain_fusion(self) -> Reranker:
-        return Reranker(RerankerConfig(hidden_dim=0)).eval().requires_grad_(False)
-
     @property
-    def _fusion(self) -> Reranker:
-        return self.reranker or self._plain_fusion
+    def _fusion(self) -> Reranker | Weigher:
+        return self.reranker or Weigher(RerankerConfig())
 
     def evidence(
         self, reading: Reading, calibration: Calibration, retriever: Retriever | None, k: int | None = None
@@ -589,7 +567,7 @@ class Geolocalizer:
             none_chosen = [np.zeros(0, np.int64) for _ in nothing]
             cells = CellEvidence.padded(none_chosen, [np.zeros((0, 3)) for _ in nothing], nothing, np.ones(1))
             return nothing, retriever.evidence(reading.queries, cells, nothing, k, reading.merge)
-        logits = output.cell_logits.double().cpu().numpy()
+        logits = output.cell_logits.astype(np.float64)
         probs = np.exp(log_softmax(logits / calibration.temperature))
         chosen = [choose_cells(row, CELL_MASS, MAX_CELLS) for row in probs]
         points = [latlon_to_unit(latlon) for latlon in self.cell_points(output.offsets, chosen)]
@@ -625,15 +603,15 @@ class Geolocalizer:
         logits = reading.output.cell_logits
         if logits is None:
             return "", 1.0
-        row = log_softmax(logits[b].double().cpu().numpy() / self.calibration.temperature)
+        row = log_softmax(logits[b].astype(np.float64) / self.calibration.temperature)
         best = int(row.argmax())
         return self._paths[best], float(np.exp(row[best]))
 
     def _regression_posteriors(
-        self, output: NetworkOutput, calibration: Calibration
+        self, output: HeadOutput, calibration: Calibration
     ) -> tuple[list[Posterior], list[list[Candidate]]]:
         assert output.latlon_rad is not None
-        unit = latlon_to_unit(np.degrees(output.latlon_rad.double().cpu().numpy()))
+        unit = latlon_to_unit(np.degrees(output.latlon_rad.astype(np.float64)))
         scale_km = np.array([calibration.regression_kernel_km])
         return (
             [Posterior(row[None], np.ones(1), scale_km) for row in unit],
@@ -691,9 +669,9 @@ class Geolocalizer:
         retriever = self.retriever(reference)
         if retriever is None:
             raise ConfigError(f"the model {self.name!r} has no references of its own; give a database")
-        self.reranker = fit_reranker_of(self, batches, retriever, config or RerankerConfig())
+        self.reranker = fitted = fit_reranker_of(self, batches, retriever, config or RerankerConfig())
         self._unsave()
-        return self.reranker
+        return fitted
 
     def _unsave(self) -> None:
         """The folder no longer holds what the model is; its embeddings are the same."""
@@ -701,7 +679,7 @@ class Geolocalizer:
             self._saved = replace(self._saved, identity=None)
 
     def cell_points(
-        self, offsets: Tensor | None, chosen: list[NDArray[np.int64]]
+        self, offsets: NDArray[np.float32] | None, chosen: list[NDArray[np.int64]]
     ) -> list[NDArray[np.float64]]:
         """The point inside each chosen cell: by its offset, or its representative point without such a head.
 
@@ -712,19 +690,11 @@ class Geolocalizer:
         Returns:
             Per image (k, 2) degrees.
         """
-        head = self.network.offsets
-        if offsets is None or head is None:
-            centers = _tree(self.quadtree).center_latlon_deg
-            return [centers[cells] for cells in chosen]
-        points = []
-        for row, cells in zip(offsets, chosen, strict=True):
-            ids = torch.from_numpy(cells).to(offsets.device)
-            points.append(head.to_latlon_deg(head.of_cells(row[None], ids[None])[0], ids).cpu().numpy())
-        return points
+        return points_in_cells(_tree(self.quadtree), chosen, self.runner.config.offsets, offsets)
 
     @cached_property
     def cell_radius_km(self) -> NDArray[np.float64]:
-        """(C,) see the function of the same name."""
+        """(C,) see `geoloc.localize.cells`."""
         return cell_radius_km(_tree(self.quadtree).bounds_deg)
 
     @cached_property
@@ -738,11 +708,12 @@ class Geolocalizer:
         return () if self.quadtree is None else self.quadtree.paths
 
 
-def cell_radius_km(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Radius of the disc with each cell's area, (C, 4) -> (C,); at least a metre, for cells without area."""
-    south, west, north, east = np.radians(bounds_deg).T
-    area = EARTH_MEAN_RADIUS_KM**2 * (east - west) * (np.sin(north) - np.sin(south))
-    return np.asarray(np.maximum(np.sqrt(area / np.pi), 1e-3))
+def _runner_of(network: GeoNetwork | OnnxRunner, size_px: int) -> Runner:
+    if isinstance(network, OnnxRunner):
+        return network
+    from geoloc.models.torch_runner import TorchRunner
+
+    return TorchRunner(network, size_px)
 
 
 def _tree(quadtree: Quadtree | None) -> Quadtree:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from geoloc.localize.evidence import Evidence
 from geoloc.localize.posterior import Posterior
 from geoloc.localize.prediction import COORDINATE_DIGITS, Atom, Candidate, rounded_latlon_deg
-from geoloc.localize.rerank import Weighed
+from geoloc.localize.weigh import Weighed
 from geoloc.reference.rows import SOURCES
 from quadtree.sphere import unit_to_latlon
 

@@ -10,6 +10,7 @@ from geoloc.hub.pull import pull
 from geoloc.hub.push import TO_MAIN, Pushed, PushOptions, push
 from geoloc.hub.repository import Found, find, read
 from geoloc.localize.checkpoint import Checkpoint, read_checkpoint
+from geoloc.models.onnx.runner import OnnxRunner
 
 
 def push_checkpoint(
@@ -86,8 +87,12 @@ def _calibration(checkpoint: Checkpoint) -> str:
 
 def _facts(checkpoint: Checkpoint) -> dict[str, str]:
     network, tree = checkpoint.network, checkpoint.quadtree
+    if isinstance(network, OnnxRunner):
+        num_parameters = network.num_parameters
+    else:
+        num_parameters = sum(p.numel() for p in network.parameters())
     facts = {
-        "parameters": f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} million",
+        "parameters": f"{num_parameters / 1e6:.1f} million",
         "input": f"{checkpoint.preprocess.image_size_px} px",
     }
     if tree is not None:

@@ -10,12 +10,12 @@ against each other unless the network over candidates (h) has learnt when to. A 
 point. a, b and sigma bring every source (aerial, street, location) to one scale; the gate g says how much of the
 truth lies with retrieval, and delta how wide it is, both from the whole set of candidates. With hidden_dim 0 there is
 no f and no h, g and delta are constants: plain fusion. All of it is fitted at once by the likelihood of held-out
-places, plain part first. Knows nothing about images or files.
+places, plain part first. Knows nothing about images or files. `geoloc.localize.weigh` evaluates what is fitted here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,52 +24,10 @@ from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
 from geoloc.localize.evidence import FEATURES, NOWHERE, SOURCES, Evidence, chord_km, features
+from geoloc.localize.weigh import LEAST_LOG_KERNEL_KM, Weighed, Weigher
+from geoloc.localize.weigh import RerankerConfig as RerankerConfig  # others have it from here
 
 FloatArray = NDArray[np.float64]
-
-
-# A reference at the very place of a query would make a kernel of no width infinitely likely: 5 m, as good as GPS is.
-LEAST_LOG_KERNEL_KM = float(np.log(0.005))
-
-
-@dataclass(frozen=True)
-class RerankerConfig:
-    """Size of the reranker.
-
-    Attributes:
-        hidden_dim: of the network over candidates; 0 leaves plain fusion.
-        candidates_per_source: how many references of each source are weighed.
-
-    Raises:
-        ConfigError: an impossible value.
-    """
-
-    hidden_dim: int = 32
-    candidates_per_source: int = 64
-
-    def __post_init__(self) -> None:
-        if self.hidden_dim < 0 or self.candidates_per_source < 1:
-            raise ConfigError(
-                f"reranker: hidden_dim is {self.hidden_dim} and candidates_per_source is "
-                f"{self.candidates_per_source}; expected at least 0 and at least 1"
-            )
-
-
-@dataclass(frozen=True)
-class Weighed:
-    """The mixture of each query.
-
-    Attributes:
-        weight: (Q, K) of the candidates; 0 in padding.
-        scale_km: (Q, K) kernel widths.
-        cell_weight: (Q, C) of the chosen cells' own points: what their candidates do not take.
-        gate: (Q,) share of retrieval in a cell that has candidates; 0 where there is none.
-    """
-
-    weight: FloatArray
-    scale_km: FloatArray
-    cell_weight: FloatArray
-    gate: FloatArray
 
 
 class Reranker(nn.Module):
@@ -128,24 +86,13 @@ class Reranker(nn.Module):
         support = _sum_by_cell(log_within.exp() * speaks, column, num_cells)
         return log_within, support, log_scale, gate
 
+    def weigher(self) -> Weigher:
+        """The same to be used without torch, as its parameters are now."""
+        return Weigher(self.config, {name: t.detach().cpu().numpy() for name, t in self.state_dict().items()})
+
     def weigh(self, evidence: Evidence) -> Weighed:
-        """The mixture of each query."""
-        has_any = np.asarray(evidence.present.any(-1), np.float64)
-        if evidence.present.shape[1] == 0:
-            nothing = np.zeros_like(evidence.similarity)
-            return Weighed(nothing, np.ones_like(nothing), evidence.cells.probability, has_any)
-        with torch.inference_mode():
-            log_odds, source, present, column, num_cells, seen = self._inputs(evidence)
-            log_within, support, log_scale, gate = self(log_odds, source, present, column, num_cells, seen)
-            probability = torch.from_numpy(evidence.cells.probability)
-            elsewhere = torch.from_numpy(evidence.cell_log_prob).exp()
-            cells, mass = _masses(probability, support.double(), elsewhere, column)
-            share = torch.sigmoid(gate).double() * torch.from_numpy(has_any)
-            weight = share[:, None] * mass * log_within.double().exp()
-            taken = share[:, None] * _covered(present, column, num_cells)
-        return Weighed(
-            weight.numpy(), np.exp(log_scale.double().numpy()), (cells * (1 - taken)).numpy(), share.numpy()
-        )
+        """The mixture of each query, as the formula says; in NumPy, for which `forward` is what it was fitted as."""
+        return self.weigher().weigh(evidence)
 
     def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Tensor]:
         source = torch.from_numpy(evidence.source)

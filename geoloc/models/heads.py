@@ -80,7 +80,8 @@ class OffsetHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, C, 2), or (B, 1, 2) when shared, in [-tanh_scale, tanh_scale]."""
         bounded: Tensor = self.config.tanh_scale * torch.tanh(self.mlp(features))
-        return bounded.reshape(len(features), -1, 2)
+        in_pairs: Tensor = bounded.unflatten(-1, (-1, 2))
+        return in_pairs
 
     def of_cells(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
         """The offsets of chosen cells: (B, C or 1, 2), (B, K) -> (B, K, 2)."""

@@ -1,6 +1,6 @@
 """What building a database needs of a model. `geoloc.Geolocalizer` has it; anything else that has it will do."""
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +51,18 @@ class JointEmbedder(Protocol):
 
 def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: Source) -> NDArray[np.float32]:
     """Vectors of single images, (B, dim)."""
-    import torch
-
     if not images:
         return np.zeros((0, embedder.embedding_dim), np.float32)
-    return np.asarray(embedder.embed_reference(torch.stack(images), source), np.float32)
+    return np.asarray(embedder.embed_reference(stacked(images), source), np.float32)
+
+
+def stacked(images: "list[Tensor]") -> "Tensor":
+    """Pictures of one size as one batch of their own kind: tensors, or the arrays of an exported model."""
+    if all(isinstance(image, np.ndarray) for image in images):
+        return cast("Tensor", np.stack(cast("list[NDArray[np.float32]]", images)))
+    import torch
+
+    return torch.stack(images)
 
 
 def embed_views(

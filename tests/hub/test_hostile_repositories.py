@@ -75,7 +75,7 @@ def test_files_that_we_do_not_write(hub: HubServer, tmp_path: Path, name: str) -
     refused(
         hub,
         with_manifest(GOOD | {name: b"\x80"}),
-        rf"lists '{name}', which is no .json, .md, .parquet",
+        rf"lists '{name}', which is no .json, .md, .onnx, .parquet",
         tmp_path,
     )
     assert hub.received(name) == []

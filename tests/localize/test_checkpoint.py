@@ -354,7 +354,10 @@ def test_nothing_is_unpickled(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("extra", value=1), r"config\.json has the unknown key 'extra'; known keys are name, network, "),
+        (
+            put("extra", value=1),
+            r"config\.json has the unknown key 'extra'; known keys are exported, name, network, ",
+        ),
         (
             put("network", "cells", "dropout", value=0.1),
             r"config\.json\.network\.cells has the unknown key 'dropout'; .*A checkpoint from a newer geoloc needs",

@@ -13,7 +13,8 @@ from PIL import Image
 from tiny import VIT, tiny_geolocalizer, tiny_image, tiny_quadtree
 
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
-from geoloc.localize.geolocalizer import Geolocalizer, cell_radius_km
+from geoloc.localize.cells import cell_radius_km
+from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.posterior import Utility
 from geoloc.localize.prediction import Prediction
 from geoloc.models.config import EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig

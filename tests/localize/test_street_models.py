@@ -156,7 +156,7 @@ def test_cells_and_a_head_over_maps_go_together(tmp_path: Path) -> None:
     assert {c.source for c in with_it.candidates} >= {"cell"}
     pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(3)])
     read = model.read(pictures, embed=True)
-    torch.testing.assert_close(read.output.features, model.network.backbone(pictures))
+    np.testing.assert_allclose(read.output.cell_logits, model.network(pictures).cell_logits, atol=1e-6)
     np.testing.assert_allclose(read.queries[0], model.embed_reference(pictures, "street"), atol=1e-6)
 
 

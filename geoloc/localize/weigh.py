@@ -1,0 +1,191 @@
+"""The mixture that a reranker makes of cells and candidates, in NumPy: `geoloc.localize.rerank` says what it is.
+
+Knows nothing about torch, images or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erf, expit
+
+from geoloc.errors import ConfigError
+from geoloc.localize.evidence import FEATURES, SOURCES, Evidence, features
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+# A reference at the very place of a query would make a kernel of no width infinitely likely: 5 m, as good as GPS is.
+LEAST_LOG_KERNEL_KM = float(np.log(0.005))
+
+
+@dataclass(frozen=True)
+class RerankerConfig:
+    """Size of the reranker.
+
+    Attributes:
+        hidden_dim: of the network over candidates; 0 leaves plain fusion.
+        candidates_per_source: how many references of each source are weighed.
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+
+    hidden_dim: int = 32
+    candidates_per_source: int = 64
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim < 0 or self.candidates_per_source < 1:
+            raise ConfigError(
+                f"reranker: hidden_dim is {self.hidden_dim} and candidates_per_source is "
+                f"{self.candidates_per_source}; expected at least 0 and at least 1"
+            )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its parameters by name."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "similarity_scale": (SOURCES,),
+            "similarity_bias": (SOURCES,),
+            "log_kernel_km": (SOURCES,),
+            "gate_logit": (),
+        }
+        h = self.hidden_dim
+        if h:
+            layers = {"candidate": (len(FEATURES), h, h), "score": (3 * h, h, 2), "whole": (2 * h, h, 2)}
+            for name, widths in layers.items():
+                for place, (before, after) in zip((0, 2), pairwise(widths), strict=True):
+                    shapes[f"{name}.{place}.weight"] = (after, before)
+                    shapes[f"{name}.{place}.bias"] = (after,)
+        return shapes
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The mixture of each query.
+
+    Attributes:
+        weight: (Q, K) of the candidates; 0 in padding.
+        scale_km: (Q, K) kernel widths.
+        cell_weight: (Q, C) of the chosen cells' own points: what their candidates do not take.
+        gate: (Q,) share of retrieval in a cell that has candidates; 0 where there is none.
+    """
+
+    weight: FloatArray
+    scale_km: FloatArray
+    cell_weight: FloatArray
+    gate: FloatArray
+
+
+class Weigher:
+    """A fitted reranker, to be used and not trained.
+
+    Args:
+        config: its size.
+        parameters: as `RerankerConfig.shapes` names them; None is plain fusion with a guess at its scales.
+    """
+
+    def __init__(
+        self, config: RerankerConfig, parameters: Mapping[str, NDArray[np.floating]] | None = None
+    ) -> None:
+        if parameters is None:
+            config, parameters = replace(config, hidden_dim=0), _FIRST_GUESS
+        self.config = config
+        self.parameters = {name: np.asarray(values, np.float64) for name, values in parameters.items()}
+
+    def weigh(self, evidence: Evidence) -> Weighed:
+        """The mixture of each query."""
+        has_any = np.asarray(evidence.present.any(-1), np.float64)
+        if evidence.present.shape[1] == 0:
+            nothing = np.zeros_like(evidence.similarity)
+            return Weighed(nothing, np.ones_like(nothing), evidence.cells.probability, has_any)
+        of, source, present, column = self.parameters, evidence.source, evidence.present, evidence.column
+        log_odds = of["similarity_scale"][source] * evidence.similarity + of["similarity_bias"][source]
+        log_scale = np.maximum(of["log_kernel_km"][source], LEAST_LOG_KERNEL_KM)
+        gate = np.full(len(present), of["gate_logit"])
+        probability, num_cells = evidence.cells.probability, evidence.cells.cell_id.shape[1]
+        logits = np.log(probability + 1e-30)
+        if self.config.hidden_dim:
+            score, speaks, whole = self._looked_at(evidence, log_odds)
+            log_odds = log_odds + score
+            gate = gate + whole[:, 0]
+            log_scale = log_scale + 1.5 * np.tanh(whole[:, 1:])
+        within = _softmax_by_cell(log_odds, present, column, num_cells)
+        if self.config.hidden_dim:
+            logits = logits + _sum_by_cell(within * speaks, column, num_cells)
+        cells = probability.sum(-1, keepdims=True) * _softmax(logits)
+        mass = np.where(
+            column < 0,
+            np.exp(evidence.cell_log_prob),
+            np.take_along_axis(cells, np.maximum(column, 0), 1),
+        )
+        share = expit(gate) * has_any
+        covered = _sum_by_cell(present.astype(np.float64), column, num_cells) > 0
+        return Weighed(
+            share[:, None] * mass * within,
+            np.exp(log_scale),
+            cells * (1 - share[:, None] * covered),
+            share,
+        )
+
+    def _looked_at(
+        self, evidence: Evidence, log_odds: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What the network over candidates says: score (Q, K), support (Q, K), of the whole (Q, 2)."""
+        present = evidence.present
+        inner = _gelu(self._two_layers("candidate", features(evidence, log_odds)))
+        plain = np.where(present, log_odds, -np.inf)
+        plain = _softmax(np.where(present.any(-1, keepdims=True), plain, 0.0)) * present
+        mean = (plain[..., None] * inner).sum(-2)
+        most = np.where(present[..., None], inner, -1e4).max(-2)
+        pooled = np.concatenate([mean, most], -1)
+        beside = np.broadcast_to(pooled[:, None], (*inner.shape[:2], pooled.shape[-1]))
+        both = self._two_layers("score", np.concatenate([inner, beside], -1))
+        return both[..., 0], both[..., 1], self._two_layers("whole", pooled)
+
+    def _two_layers(self, name: str, x: FloatArray) -> FloatArray:
+        of = self.parameters
+        hidden = _gelu(x @ of[f"{name}.0.weight"].T + of[f"{name}.0.bias"])
+        return np.asarray(hidden @ of[f"{name}.2.weight"].T + of[f"{name}.2.bias"])
+
+
+_FIRST_GUESS: Mapping[str, FloatArray] = {
+    "similarity_scale": np.full(SOURCES, 20.0),
+    "similarity_bias": np.zeros(SOURCES),
+    "log_kernel_km": np.full(SOURCES, 3.0),
+    "gate_logit": np.zeros(()),
+}
+
+
+def _gelu(x: FloatArray) -> FloatArray:
+    return np.asarray(x * 0.5 * (1 + erf(x / np.sqrt(2))))
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+# Candidates of no chosen cell (of neighbours across a border, or where cells do not matter) form one group of their
+# own: the column before the cells'.
+
+
+def _softmax_by_cell(logits: FloatArray, present: NDArray[np.bool_], column: IntArray, c: int) -> FloatArray:
+    """Each candidate's share among those of its cell, (Q, K) -> (Q, K); 0 in padding."""
+    rows, group = np.arange(len(logits))[:, None], column + 1
+    most = np.full((len(logits), c + 1), -1e30)
+    np.maximum.at(most, (rows, group), np.where(present, logits, -1e30))
+    weight = np.where(present, np.exp(np.minimum(logits - most[rows, group], 0.0)), 0.0)
+    total = np.zeros_like(most)
+    np.add.at(total, (rows, group), weight)
+    return np.asarray(weight / np.maximum(total[rows, group], 1e-30))
+
+
+def _sum_by_cell(values: FloatArray, column: IntArray, c: int) -> FloatArray:
+    """Sums over the candidates of each chosen cell, (Q, K) -> (Q, C)."""
+    total = np.zeros((len(values), c + 1))
+    np.add.at(total, (np.arange(len(values))[:, None], column + 1), values)
+    return total[:, 1:]

@@ -1,0 +1,133 @@
+"""The tensors of a checkpoint: written from a network of torch, and read back into one, strictly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from geoloc.errors import CheckpointError, ConfigError
+from geoloc.localize.rerank import Reranker, RerankerConfig
+from geoloc.models.backbone import Backbone
+from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
+from geoloc.models.config import BackboneConfig, NetworkConfig
+from geoloc.models.lora import merged
+from geoloc.models.network import GeoNetwork
+from quadtree import Quadtree
+
+_REMEDY = "fetch or save the checkpoint again"
+
+
+def write_network(network: GeoNetwork, path: Path, *, half: bool) -> None:
+    """Write a network's tensors, batch norms unfolded and LoRA merged.
+
+    Args:
+        half: as float16.
+
+    Raises:
+        CheckpointError: a weight is too large for float16.
+    """
+    state = {key: t.detach().cpu() for key, t in unfolded_state_dict(network, merged(network)).items()}
+    if half:
+        state = {key: _halved(key, tensor) for key, tensor in state.items()}
+    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
+    state = {key: t.clone(memory_format=torch.contiguous_format) for key, t in state.items()}
+    safetensors.torch.save_file(state, path)
+
+
+def _halved(key: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    if not half.isfinite().all():
+        raise CheckpointError(f"the tensor {key!r} is too large for float16; save without half=True")
+    return half
+
+
+def self_contained(network: GeoNetwork) -> NetworkConfig:
+    """A network's config with backbones that need no description from elsewhere, and no pretrained weights."""
+    config = network.config
+    return replace(
+        config,
+        backbone=_self_contained(network.backbone, config.backbone),
+        aerial_backbone=config.aerial_backbone
+        and _self_contained(network.aerial_backbone, config.aerial_backbone),
+    )
+
+
+def _self_contained(tower: nn.Module | None, config: BackboneConfig) -> BackboneConfig:
+    return replace(tower.config if isinstance(tower, Backbone) else config, pretrained=None)
+
+
+def read_network(
+    config: NetworkConfig, folder: Path, quadtree: Quadtree | None, device: Any, num_threads: int | None
+) -> GeoNetwork:
+    """The network of a checkpoint's folder on a device, batch norms folded.
+
+    Raises:
+        ConfigError: the config describes no network that can be built.
+        CheckpointError: the tensors do not fit it.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    try:
+        backbones = [
+            Backbone(tower, load_pretrained=False)
+            for tower in (config.backbone, config.aerial_backbone)
+            if tower is not None
+        ]
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    cells = (None, None) if quadtree is None else (quadtree.bounds_deg, quadtree.center_latlon_deg)
+    network = GeoNetwork(config, backbones[0], *cells, *backbones[1:])
+    _load_tensors(network, folder / "model.safetensors")
+    for backbone in backbones:
+        fold_batch_norm(backbone)
+    on_device = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return on_device  # type: ignore[no-any-return]
+
+
+def read_reranker(config: RerankerConfig, path: Path) -> Reranker:
+    """The reranker of a checkpoint.
+
+    Raises:
+        CheckpointError: the tensors do not fit it.
+    """
+    reranker = Reranker(config)
+    _load_tensors(reranker, path)
+    return reranker.eval().requires_grad_(False)
+
+
+def _load_tensors(network: nn.Module, path: Path) -> None:
+    try:
+        state = safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors has its own exception type, and OSError
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}; {_REMEDY}") from error
+    expected = network.state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = []
+    if missing or extra:
+        wrong = [
+            f"{len(missing)} tensors are missing ({', '.join(missing[:3]) or 'none'})",
+            f"{len(extra)} are extra ({', '.join(extra[:3]) or 'none'})",
+        ]
+    else:
+        wrong = [
+            f"{key!r} is {_kind(tensor)}, not {_kind(expected[key])}"
+            for key, tensor in state.items()
+            if _kind(tensor) != _kind(expected[key])
+        ][:3]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit the network of config.json: {', '.join(wrong)}; take config.json and "
+            "model.safetensors from the same checkpoint"
+        )
+    network.load_state_dict(state)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {'floating-point' if tensor.is_floating_point() else 'whole'} numbers"

@@ -113,7 +113,7 @@ def draw(num_places: Mapping[str, int], views: int, seed: int) -> list[Album]:
         views: of a training place in each direction.
         seed: of everything.
     """
-    albums = []
+    albums: list[Album] = []
     rng = np.random.default_rng(seed)
     for split, num in num_places.items():
         cities = [city for city in CITIES if city.split == split]

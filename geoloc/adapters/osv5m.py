@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geoloc.adapters.clip_vision import ClipVision, find_clip_vision, read_clip_vision
+from geoloc.adapters.adapted import Adapted, fill
+from geoloc.adapters.clip_vision import KNOWN, ClipVision, find_clip_vision, read_clip_vision
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from geoloc.images.preprocess import Preprocess
@@ -29,15 +29,6 @@ from geoloc.models.network import GeoNetwork
 from quadtree import Quadtree
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A published checkpoint in our terms, as `Geolocalizer` takes it."""
-
-    network: GeoNetwork
-    preprocess: Preprocess
-    quadtree: Quadtree | None
 
 
 def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
@@ -77,20 +68,32 @@ def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
     return _adapt(file, find_clip_vision(tower, folder), quadtree, scale, preprocess)
 
 
-def adapt_training_checkpoint(path: Path, tower: str | Path, quadtree: Quadtree | None = None) -> Adapted:
+def is_training_checkpoint(file: ForeignTensors) -> bool:
+    """Whether the names are those that OSV-5M's trainer writes."""
+    return file.has("model.backbone.") and file.has("model.mid.")
+
+
+def adapt_training_checkpoint(
+    file: ForeignTensors, tower: str | Path | None, quadtree: Quadtree | None = None
+) -> Adapted:
     """The model in a checkpoint that OSV-5M's trainer wrote (`last.ckpt`).
 
     Args:
-        path: of the file.
+        file: its tensors.
         tower: the image tower's name on the Hub, or a folder with transformers' config.json of it.
         quadtree: for a model with cells.
 
     Raises:
-        ConfigError: the tower is unknown, or the model has cells and no quadtree was given.
-        CheckpointError: the file holds more than tensors and plain values, or a tensor is missing or left over.
+        ConfigError: the tower is unknown or not given, or the model has cells and no quadtree was given.
+        CheckpointError: a tensor is missing or left over.
         FingerprintMismatchError: the quadtree is another one.
     """
-    return _adapt(ForeignTensors.read(path), find_clip_vision(str(tower)), quadtree, 1.2, None)
+    if tower is None:
+        raise ConfigError(
+            f"{file.origin} does not tell which image tower it was trained with, and QuickGELU or GELU is not in its "
+            f"tensors: give tower= one of {', '.join(KNOWN)}, or a folder with transformers' config.json of it"
+        )
+    return _adapt(file, find_clip_vision(str(tower)), quadtree, 1.2, None)
 
 
 _INTERPOLATIONS: Mapping[Any, Any] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -123,15 +126,10 @@ def _adapt(
         cells = (quadtree.bounds_deg, quadtree.center_latlon_deg)  # type: ignore[assignment]
     tower = Backbone(backbone, load_pretrained=False)
     network = GeoNetwork(config, tower, *cells)
-    try:
-        network.load_state_dict(state | of_heads)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file.origin} does not fit the network that its shapes describe: {error}"
-        ) from error
+    fill(network, state | of_heads, file.origin)
     size = tower.preprocess_defaults.size_px
     default = Preprocess(image_size_px=size, mean=_CLIP_MEAN, std=_CLIP_STD)
-    return Adapted(network.eval(), preprocess or default, quadtree if config.cells is not None else None)
+    return Adapted(network, preprocess or default, quadtree if config.cells is not None else None)
 
 
 def _read_heads(

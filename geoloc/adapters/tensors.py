@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
-import torch
 from torch import Tensor
 
 from geoloc.errors import CheckpointError
+from geoloc.models.state_dict import read_tensors
 
 
 class ForeignTensors:
@@ -27,26 +26,17 @@ class ForeignTensors:
 
     @classmethod
     def read(cls, path: Path) -> ForeignTensors:
-        """Read a .safetensors file, a state dict of torch.save, or a Lightning checkpoint's `state_dict`.
+        """Read a file as `geoloc.models.state_dict.read_tensors` does.
 
         Raises:
             CheckpointError: it cannot be read, or holds more than tensors and plain values.
         """
-        try:
-            if path.suffix == ".safetensors":
-                return cls(safetensors.torch.load_file(path), str(path))
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a foreign file can fail in any way
-            raise CheckpointError(
-                f"{path} was to be read as tensors and plain values only (safetensors, or torch.load with "
-                f"weights_only), and nothing else is ever unpickled: {error}. Where you trust the file, load it with "
-                "its own code and save its state_dict with safetensors.torch.save_file"
-            ) from error
-        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-            found = found["state_dict"]
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise CheckpointError(f"{path} holds no tensors by name; save the model's state_dict alone")
-        return cls(found, str(path))
+        return cls(read_tensors(path), str(path))
+
+    @property
+    def names(self) -> list[str]:
+        """Of what was not taken."""
+        return list(self._tensors)
 
     def has(self, prefix: str) -> bool:
         """Whether a name that was not taken starts with this."""
@@ -81,6 +71,12 @@ class ForeignTensors:
         """
         self.shape(name)
         return self._tensors.pop(name)
+
+    def take_all(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors whose names start with this, by the rest of their names."""
+        return {
+            n.removeprefix(prefix): self._tensors.pop(n) for n in list(self._tensors) if n.startswith(prefix)
+        }
 
     def drop(self, *prefixes: str) -> None:
         """Leave out what our network has no use for."""

@@ -19,6 +19,7 @@ from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.hub import pull as _pull
 from geoloc.cli.hub import push as _push
 from geoloc.cli.localize import localize as _localize
+from geoloc.cli.published import models as _models
 from geoloc.cli.quadtree import quadtree_app
 from geoloc.cli.reference import reference_app
 from geoloc.cli.train import train as _train
@@ -36,6 +37,7 @@ app.command()(_batch)
 app.command()(_train)
 app.command()(_push)
 app.command()(_pull)
+app.command()(_models)
 app.add_typer(data_app, name="data")
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")

@@ -36,7 +36,7 @@ def cached(repo_id: str, kind: Kind, *, revision: str | None = None, subfolder: 
     found = find(repo_id, kind, revision, subfolder)
     snapshots = cache_of(repo_id, kind) / "snapshots"
     folder = snapshots / "--".join([found.commit, *subfolder.split("/")]).rstrip("-")
-    if not _is_whole(folder):
+    if not is_whole(folder):
         published = read(found)
         shutil.rmtree(folder, ignore_errors=True)  # damaged: its good files come again
         others = [path.parent for path in snapshots.glob(f"*/{MANIFEST_NAME}")]
@@ -87,7 +87,7 @@ def kind_of(repo_id: str, revision: str | None = None) -> Kind:
     raise AssertionError("unreachable")
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether all that a cached manifest lists is there, byte for byte; what is not is received anew."""
     with suppress(NotFoundError, IntegrityError):
         verify_manifest(folder)

@@ -41,6 +41,10 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
+class NotOursError(NotFoundError):
+    """A repository without a manifest: nothing that geoloc has published."""
+
+
 @dataclass(frozen=True)
 class Found:
     """One commit of a repository, or of a folder in it.
@@ -215,7 +219,8 @@ def read(found: Found) -> Published:
     """The manifest of a commit; what it promises is checked as far as that goes without the files.
 
     Raises:
-        NotFoundError: there is none, so it was not published by geoloc; or the Hub cannot be reached.
+        NotOursError: there is none, so it was not published by geoloc.
+        NotFoundError: the Hub cannot be reached.
         IntegrityError: it is none of ours, or names a file that we do not fetch; the message says which and why.
     """
     from huggingface_hub.errors import EntryNotFoundError
@@ -225,7 +230,7 @@ def read(found: Found) -> Published:
         try:
             receive(found.url(MANIFEST_NAME), path, MAX_MANIFEST_BYTES, str(found), MANIFEST_NAME)
         except EntryNotFoundError as error:
-            raise NotFoundError(
+            raise NotOursError(
                 f"{found} has no {MANIFEST_NAME}, so it is nothing that geoloc has published: check the name, the "
                 "revision and the subfolder; to publish your own, push it with geoloc"
             ) from error
@@ -247,6 +252,11 @@ def check_names(repo_id: str, revision: str | None = None, subfolder: str = "") 
         raise ConfigError(f"{revision!r} is no revision: give a branch, a tag, a commit or refs/pr/N")
     if subfolder and not _NAME.fullmatch(subfolder):
         raise ConfigError(f"{subfolder!r} is no folder of a repository: give a relative name such as a/b")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file's name is a relative one that stays inside its folder."""
+    return _NAME.fullmatch(name) is not None
 
 
 def cache_of(repo_id: str, kind: Kind) -> Path:
@@ -278,7 +288,7 @@ def check_files(origin: str, kind: Kind, files: Mapping[str, Mapping[str, Any]])
     folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     for name, promised in files.items():
         suffix = PurePosixPath(name).suffix
-        if not _NAME.fullmatch(name):
+        if not is_plain_name(name):
             refuse(name, "which is no plain name inside the folder")
         if name == MANIFEST_NAME or name in folders:
             refuse(name, "which is the manifest itself or a folder of other files")

@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.hub.card import Source
 from geoloc.hub.push import Pushed, PushOptions
-from geoloc.hub.resolve import resolve
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode, load_query_views
 from geoloc.localize.calibrate import Calibration, log_softmax
 from geoloc.localize.cells import cell_radius_km, points_in_cells
-from geoloc.localize.checkpoint import Checkpoint, Exported, Saved, read_checkpoint, write_checkpoint
+from geoloc.localize.checkpoint import Checkpoint, Exported, Saved, write_checkpoint
 from geoloc.localize.coarse import CoarseGrid, coarsened
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.mixture import atoms_of, candidates_of, posterior_of
 from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate, Prediction
 from geoloc.localize.publish import push_checkpoint
+from geoloc.localize.published import read_model
 from geoloc.localize.retrieve import Retriever
 from geoloc.localize.weigh import RerankerConfig, Weigher
 from geoloc.models.onnx.runner import OnnxRunner
@@ -131,8 +131,12 @@ class Geolocalizer:
         subfolder: str = "",
         device: Any = "cpu",
         num_threads: int | None = None,
+        **options: Any,
     ) -> Geolocalizer:
-        """Load a model: a bundled name ("earthview"), a folder, or a Hub id.
+        """Load a model: a bundled name ("earthview"), a folder, a Hub id, or what others have published.
+
+        `geoloc models` lists systems of others whose files are read ("osv5m/baseline", …): by a name there, or by the
+        path of a folder or file in their format, which is told by what is in it.
 
         Nothing but the checkpoint is read or downloaded, and nothing in it is unpickled or imported. What came from the
         Hub stays in a cache, so that a second time needs no network; HF_HUB_OFFLINE=1 forbids asking it.
@@ -144,6 +148,8 @@ class Geolocalizer:
             device: where its tensors go, as torch names it; an exported model stays on the CPU.
             num_threads: CPU threads of the network (of all of torch, where it is a torch network); None leaves it to
                 the library.
+            options: of a published file that leaves something open, see `geoloc.adapters.options.Options`: `quadtree`,
+                `tower`, `image_size_px`, ….
 
         Raises:
             NotFoundError: there is no such model, or it is not here and the Hub cannot be reached.
@@ -153,7 +159,7 @@ class Geolocalizer:
                 none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        checkpoint, saved = read_checkpoint(resolve(name, revision, subfolder), device, num_threads)
+        checkpoint, saved = read_model(name, revision, subfolder, options, device, num_threads)
         model = cls(
             checkpoint.name,
             checkpoint.network,

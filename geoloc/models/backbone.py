@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,6 +27,7 @@ from geoloc.models.aggregation import FeatureMap
 from geoloc.models.config import BackboneConfig
 from geoloc.models.fine_tune import FineTune, block_names, eval_frozen, let_train, path_to, trunk_of
 from geoloc.models.lora import merged
+from geoloc.models.state_dict import read_tensors
 from geoloc.torchvision_cpu import ensure_importable
 
 ensure_importable()  # open_clip imports torchvision
@@ -381,7 +381,7 @@ def _load_local(tower: nn.Module, path: Path, keys_of_whole: set[str]) -> None:
         path: a .safetensors file, or one of torch.save that holds tensors only.
         keys_of_whole: of the tower before it was reduced; what the file has beyond these is an error.
     """
-    file = _read_tensors(path)
+    file = read_tensors(path)
     needed = tower.state_dict().keys()
     # Files older than PyTorch 1.0 do not count batches; the count is not used with a fixed momentum.
     required = {key for key in needed if not key.endswith("num_batches_tracked")}
@@ -407,24 +407,6 @@ def _load_local(tower: nn.Module, path: Path, keys_of_whole: set[str]) -> None:
         raise CheckpointError(
             f"{path} does not fit the tower: {error}; choose the architecture it was saved from"
         ) from None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; nothing in the file is unpickled but tensors."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file can fail in any way
-        raise CheckpointError(
-            f"{path} holds no plain state dict, and nothing else is loaded; save the model's state_dict() "
-            f"with safetensors. {error}"
-        ) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path} holds more than tensors by name; save the model's state_dict() alone")
-    return found
 
 
 # --- Features -----------------------------------------------------------------------------------------------

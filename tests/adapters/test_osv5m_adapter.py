@@ -8,7 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from geoloc.adapters.osv5m import Adapted, adapt_hub, adapt_training_checkpoint
+from geoloc.adapters.adapted import Adapted
+from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint
+from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from quadtree import Quadtree, build_quadtree
 
@@ -24,7 +26,9 @@ def adapted(name: str) -> Adapted:
     if name == "baseline":
         return adapt_hub(TINY / name, tree())
     tower = TINY / ("baseline/tower_gelu" if name == "regression" else "tower_quick")
-    return adapt_training_checkpoint(TINY / f"{name}.ckpt", tower, None if name == "regression" else tree())
+    return adapt_training_checkpoint(
+        ForeignTensors.read(TINY / f"{name}.ckpt"), tower, None if name == "regression" else tree()
+    )
 
 
 @pytest.mark.parametrize("name", ["baseline", "box", "shared", "regression"])
@@ -58,7 +62,9 @@ def test_preprocessing_is_read_from_the_config() -> None:
 
 def test_the_activation_matters() -> None:
     """The trap that this pins: the same tensors with the other GELU give other numbers."""
-    wrong = adapt_training_checkpoint(TINY / "box.ckpt", TINY / "baseline" / "tower_gelu", tree())
+    wrong = adapt_training_checkpoint(
+        ForeignTensors.read(TINY / "box.ckpt"), TINY / "baseline" / "tower_gelu", tree()
+    )
     with torch.inference_mode():
         features = wrong.network.double()(PEER["images"].double()).features
     assert (features - PEER["box.features"]).abs().max() > 1e-3
@@ -87,7 +93,7 @@ def test_another_quadtree_is_refused() -> None:
     with pytest.raises(FingerprintMismatchError, match="cells of the given quadtree"):
         adapt_hub(TINY / "baseline", other)
     with pytest.raises(ConfigError, match="give quadtree="):
-        adapt_training_checkpoint(TINY / "box.ckpt", TINY / "tower_quick")
+        adapt_training_checkpoint(ForeignTensors.read(TINY / "box.ckpt"), TINY / "tower_quick")
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -97,5 +103,5 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": {}, "hyper_parameters": Canary()}, tmp_path / "last.ckpt")
     with pytest.raises(CheckpointError, match="save its state_dict with safetensors"):
-        adapt_training_checkpoint(tmp_path / "last.ckpt", "openai/clip-vit-base-patch32")
+        ForeignTensors.read(tmp_path / "last.ckpt")
     assert not (tmp_path / "canary").exists()

@@ -122,6 +122,14 @@ class HubServer:
         return sum(method == "PUT" for method, _, _ in self.requests)
 
 
+def _blob(name: str, data: bytes) -> dict[str, Any]:
+    """What the Hub says of a file when it is asked for metadata."""
+    found: dict[str, Any] = {"size": len(data), "blobId": git_blob_hash(data)}
+    if name.endswith(LFS_SUFFIXES):
+        found["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+    return found
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -186,7 +194,10 @@ class _Handler(BaseHTTPRequestHandler):
         sha = repository.find(rest or "main")
         if sha is None:
             return self._json({"error": "no revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
-        siblings = [{"rfilename": name} for name in sorted(repository.commits[sha])]
+        siblings = [
+            {"rfilename": name} | (_blob(name, data) if self.query.get("blobs") else {})
+            for name, data in sorted(repository.commits[sha].items())
+        ]
         return self._json({"id": repo_id, "sha": sha, "private": repository.private, "siblings": siblings})
 
     def _resolve(self, kind: str, repo_id: str, repository: Repository, rest: str | None) -> None:

@@ -1,0 +1,82 @@
+"""A folder or file of somebody else's becomes a network of ours: by its format, never by a class path in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from geoloc.adapters.adapted import Adapted
+from geoloc.adapters.options import Options
+from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_training_checkpoint
+from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
+from geoloc.adapters.registry import OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
+from geoloc.adapters.tensors import ForeignTensors
+from geoloc.errors import CheckpointError, NotFoundError
+from geoloc.hub.foreign import pinned
+from quadtree import Quadtree
+
+
+def adapt(path: Path, options: Options) -> Adapted:
+    """The model in a folder or file.
+
+    Args:
+        path: as it was published.
+        options: what it does not tell.
+
+    Raises:
+        CheckpointError: it has none of the formats that we know, or a tensor is missing or left over.
+        ConfigError: it leaves something open that an option must say, or is a network that we do not have.
+        FingerprintMismatchError: the quadtree is not the one that it was trained with.
+        NotFoundError: there is no such file, or something that it needs cannot be reached.
+    """
+    config = read_config(path / "config.json")
+    if {"model", "transform"} <= config.keys():
+        return adapt_hub(path, _osv5m_cells(options))
+    weights = weights_of(path)
+    file = ForeignTensors.read(weights)
+    if is_training_checkpoint(file):
+        tree = None if options.quadtree is None else _osv5m_cells(options)
+        return adapt_training_checkpoint(file, options.tower, tree)
+    if is_place_recognition(file):
+        return adapt_place_recognition(file, options)
+    raise CheckpointError(
+        f"{weights} has none of the formats that geoloc reads (its tensors begin with {', '.join(file.names[:3])}): "
+        "see `geoloc models` for those"
+    )
+
+
+def weights_of(path: Path) -> Path:
+    """The file of tensors: the path itself, or the only one in the folder.
+
+    Raises:
+        NotFoundError: there is none, or it is not clear which.
+    """
+    if path.is_file():
+        return path
+    named = [path / name for name in WEIGHTS if (path / name).is_file()]
+    suffixes = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+    found = named[:1] or [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+    if len(found) != 1:
+        raise NotFoundError(
+            f"{path} holds {len(found)} files of tensors ({', '.join(f.name for f in found[:4]) or 'none'}): give "
+            f"the path "
+            "of the one that is meant"
+        )
+    return found[0]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json, where there is one that is a table."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _osv5m_cells(options: Options) -> Quadtree:
+    path = options.quadtree if options.quadtree is not None else pinned(OSV5M_CELLS_URL, OSV5M_CELLS_SHA256)
+    if not Path(path).is_file():
+        raise NotFoundError(f"there is no table of cells {path}")
+    return Quadtree.read_osv5m_csv(path)

@@ -1,0 +1,26 @@
+"""What those who load a published file say beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a published file does not tell, for those who load it to say.
+
+    Attributes:
+        quadtree: OSV-5M's table of cells, a .csv; None takes the published one where a model has as many cells.
+        tower: the image tower, where a file leaves open which: its name on the Hub, or a folder with transformers'
+            files of it.
+        image_size_px: side of the pictures; None is what the model was published for.
+        pooled_size: rows and columns that a Conv-AP leaves.
+        aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac".
+    """
+
+    quadtree: str | Path | None = None
+    tower: str | Path | None = None
+    image_size_px: int | None = None
+    pooled_size: tuple[int, int] | None = None
+    aggregation: str | None = None

@@ -1,0 +1,207 @@
+"""Checkpoints of place recognition: CosPlace, EigenPlaces, the VG benchmark, GSV-Cities with Conv-AP, and MixVPR.
+
+    CosPlace, EigenPlaces   backbone.N (torchvision's parts, counted), aggregation.1.p, aggregation.3 (all MIT)
+    VG benchmark            the same backbone; aggregation… of GeM, NetVLAD, CRN or RRM, aggregation.1 a last layer
+    GSV-Cities, MixVPR      backbone.model.… (torchvision's or timm's names), aggregator.…
+
+Bare state dicts and trainers' checkpoints alike. Which trunk and which aggregation is read off names and shapes. They
+become one embedding for photos and street references. Embeddings of ours have length 1; those of the VG benchmark's GeM
+without a last layer have not, so that its ranking by distance and ours by cosine differ a little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+
+from geoloc.adapters.adapted import Adapted, fill
+from geoloc.adapters.options import Options
+from geoloc.adapters.tensors import ForeignTensors
+from geoloc.adapters.torchvision_names import read_trunk
+from geoloc.errors import CheckpointError, ConfigError
+from geoloc.images.preprocess import Interpolation, Preprocess, Resize
+from geoloc.models.backbone import Backbone
+from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, NetworkConfig
+from geoloc.models.network import GeoNetwork
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """An aggregation as it was found.
+
+    Attributes:
+        aggregation: fields of an AggregationConfig.
+        state: by our names, within the head.
+        dim: of the vectors; None is what the aggregation makes of the trunk's channels.
+        image_size_px: that it was published for.
+        resize: likewise.
+    """
+
+    aggregation: dict[str, Any]
+    state: dict[str, Tensor]
+    dim: int | None
+    image_size_px: int
+    resize: Resize = "shortest"
+    interpolation: Interpolation = "bilinear"
+
+
+def is_place_recognition(file: ForeignTensors) -> bool:
+    """Whether names are those of one of these formats."""
+    names = ("backbone.", "module.backbone.")
+    return any(file.has(name) for name in names)
+
+
+def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
+    """The model in a file.
+
+    Args:
+        file: its tensors.
+        options: `image_size_px`; `pooled_size` of a Conv-AP (2 x 2 without); `aggregation` of a file of the VG
+            benchmark whose aggregation has no tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing or left over.
+        ConfigError: it is a trunk or an aggregation that we do not have.
+    """
+    file.remove_prefix("module.")  # of torch's DataParallel
+    trunk, state, stride_px = read_trunk(file, "backbone.")
+    head = (
+        _read_aggregator(file, options, stride_px)
+        if file.has("aggregator.")
+        else _read_aggregation(file, options)
+    )
+    file.finish()
+    size = options.image_size_px or head.image_size_px
+    backbone = Backbone(BackboneConfig(**trunk, features="map", image_size_px=size), load_pretrained=False)
+    aggregation = AggregationConfig(**head.aggregation)
+    dim = head.dim or backbone.feature_dim * (
+        aggregation.clusters if aggregation.kind in ("netvlad", "crn") else 1
+    )
+    config = NetworkConfig(
+        backbone=backbone.config,
+        embeddings={"query": EmbeddingHeadConfig(dim, aggregation=aggregation)},
+        street_as_query=True,
+    )
+    of_head = {f"embeddings.query.{name}": tensor for name, tensor in head.state.items()}
+    of_trunk = {f"backbone.tower.trunk.{name}": tensor for name, tensor in state.items()}
+    network = fill(GeoNetwork(config, backbone), of_trunk | of_head, file.origin)
+    preprocess = Preprocess(
+        image_size_px=size,
+        resize=head.resize,
+        interpolation=head.interpolation,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    return Adapted(network, preprocess)
+
+
+def _read_aggregation(file: ForeignTensors, options: Options) -> _Head:
+    """CosPlace's, EigenPlaces' and the VG benchmark's."""
+    if file.has("aggregation.3."):
+        fc = _linear(file, "aggregation.3.")
+        state = {"pool.p": file.take("aggregation.1.p")} | {f"fc.{part}": t for part, t in fc.items()}
+        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 512)
+    prefix, dim, fc = "aggregation.", None, {}
+    if file.has("aggregation.1.weight"):
+        fc = _linear(file, "aggregation.1.")
+        prefix, dim = "aggregation.0.", len(fc["bias"])
+    kind, state = _read_vg_pool(file, prefix, options)
+    if fc and kind == {"kind": "gem"}:
+        raise ConfigError(
+            f"{file.origin} does not tell whether its GeM is normalised before the last layer (the benchmark's "
+            f"--l2), so "
+            "it cannot be read"
+        )
+    if dim is not None:
+        kind["fc_dim"] = dim
+    return _Head(kind, state | {f"fc.{part}": t for part, t in fc.items()}, dim, 480)
+
+
+def _read_vg_pool(
+    file: ForeignTensors, prefix: str, options: Options
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if file.has(f"{prefix}conv.weight"):
+        assign = file.take(f"{prefix}conv.weight")
+        state = {"pool.assign.weight": assign.flatten(1), "pool.centres": file.take(f"{prefix}centroids")}
+        kind: dict[str, Any] = {"kind": "netvlad", "clusters": len(assign)}
+        if file.has(f"{prefix}crn."):
+            summed = _linear(file, f"{prefix}crn.acc_w.")
+            if not (bool((summed["weight"] == 1).all()) and bool((summed["bias"] == 0).all())):
+                raise CheckpointError(
+                    f"{file.origin} has a trained {prefix}crn.acc_w, which the published CRN has not"
+                )
+            for number, size in enumerate((3, 5, 7)):
+                for part, tensor in _linear(file, f"{prefix}crn.filter_{size}_{size}.").items():
+                    state[f"pool.filters.{number}.{part}"] = tensor
+            kind["kind"] = "crn"
+        return kind, state
+    if file.has(f"{prefix}ln1."):
+        names = {"norm": "ln1", "mlp.0": "fc1", "mlp.2": "fc2", "out_norm": "ln2"}
+        return {"kind": "rrm"}, {
+            f"pool.{ours}.{part}": tensor
+            for ours, theirs in names.items()
+            for part, tensor in _linear(file, f"{prefix}{theirs}.").items()
+        }
+    for place, is_normalised in ((1, True), (0, False)):
+        if file.has(f"{prefix}{place}.p"):
+            kind = {"kind": "gem"} | ({"normalize_positions": True} if is_normalised else {})
+            return kind, {"pool.p": file.take(f"{prefix}{place}.p")}
+    if options.aggregation not in ("spoc", "mac", "rmac"):
+        raise ConfigError(
+            f"{file.origin} has no tensors of an aggregation: say which one it was trained with, aggregation= 'spoc', "
+            "'mac' or 'rmac'"
+        )
+    return {"kind": options.aggregation, "normalize_positions": True}, {}
+
+
+def _read_aggregator(file: ForeignTensors, options: Options, stride_px: int) -> _Head:
+    """GSV-Cities' and MixVPR's."""
+    prefix = "aggregator."
+    if file.has(f"{prefix}channel_pool."):
+        project = _linear(file, f"{prefix}channel_pool.")
+        rows, columns = options.pooled_size or (2, 2)
+        out = len(project["bias"])
+        kind: dict[str, Any] = {"kind": "convap", "pooled_size": (rows, columns), "out_channels": out}
+        state = {f"pool.project.{part}": tensor for part, tensor in project.items()}
+        # Its README: the 4096 numbers were trained with bicubic pictures, the 8192 with bilinear ones.
+        return _Head(
+            kind, state, out * rows * columns, 320, "squash", "bicubic" if out == 1024 else "bilinear"
+        )
+    if file.has(f"{prefix}row_proj."):
+        return _read_mixvpr(file, prefix, stride_px)
+    if file.has(f"{prefix}gem."):
+        fc = _linear(file, f"{prefix}fc.")
+        state = {"pool.p": file.take(f"{prefix}gem.p")} | {f"fc.{part}": t for part, t in fc.items()}
+        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 320, "squash")
+    return _Head({"kind": "gem"}, {"pool.p": file.take(f"{prefix}p")}, None, 320, "squash")
+
+
+def _read_mixvpr(file: ForeignTensors, prefix: str, stride_px: int) -> _Head:
+    state, depth = {}, 0
+    while file.has(f"{prefix}mix.{depth}."):
+        for ours, number in (("norm", 0), ("mlp.0", 1), ("mlp.2", 3)):
+            for part, tensor in _linear(file, f"{prefix}mix.{depth}.mix.{number}.").items():
+                state[f"pool.mixers.{depth}.{ours}.{part}"] = tensor
+        depth += 1
+    for ours, theirs in (("channel_projection", "channel_proj"), ("row_projection", "row_proj")):
+        for part, tensor in _linear(file, f"{prefix}{theirs}.").items():
+            state[f"pool.{ours}.{part}"] = tensor
+    rows, positions = state["pool.row_projection.weight"].shape
+    side = isqrt(positions)
+    if side * side != positions:
+        raise CheckpointError(f"{file.origin} mixes {positions} positions, which is no square map")
+    out = len(state["pool.channel_projection.bias"])
+    kind: dict[str, Any] = {"kind": "mixvpr", "mix_depth": depth, "out_rows": rows, "out_channels": out}
+    if depth:
+        kind["mlp_ratio"] = len(state["pool.mixers.0.mlp.0.bias"]) / positions
+    return _Head(kind, state, out * rows, side * stride_px, "squash")
+
+
+def _linear(file: ForeignTensors, prefix: str) -> dict[str, Tensor]:
+    """Weight and bias of a layer."""
+    return {part: file.take(f"{prefix}{part}") for part in ("weight", "bias")}

@@ -1,0 +1,150 @@
+"""What is published and what we make of it: where it is, under which licences, for which pictures, whose numbers.
+
+Facts only; nothing here loads a model, and PyTorch is not needed to read the list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Gives = Literal["coordinates", "places of a gallery", "countries and cities", "embeddings", "nothing yet"]
+
+OSV5M_CELLS_URL: Final = (
+    "https://raw.githubusercontent.com/gastruc/osv5m/4e6075387ecde4255410785ffb83830c9aa099f6/"
+    "utils/quadtree_10_1000.csv"
+)
+OSV5M_CELLS_SHA256: Final = "c08a6f4f903bdfaf94c0c73bf7ae3a00d028a939a659089789703da4d877f796"
+OSV5M_NUM_CELLS: Final = 11_399
+
+WEIGHTS: Final = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # of a repository on the Hub, the first that there is
+
+_VPR_NUMBERS = "R@1 within 25 m on Pitts30k, MSLS and others, in its README and paper"
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """One entry.
+
+    Attributes:
+        name: what it is called here; for `from_pretrained` where `is_fetched`.
+        gives: what a photo becomes.
+        weights: where they are.
+        code_licence: of its authors' code.
+        weights_licence: of the weights, as their authors state it.
+        pictures: the preprocessing that it is loaded with.
+        numbers: where its published numbers come from.
+        adapter: the module that reads it.
+        files: of a repository on the Hub, the patterns of names that are fetched; empty where it is given by path.
+        revision: the commit that is fetched; None is not pinned, so that the main branch is, unless one is asked for.
+        how: to load it, or why it cannot be.
+    """
+
+    name: str
+    gives: Gives
+    weights: str
+    code_licence: str
+    weights_licence: str
+    pictures: str
+    numbers: str
+    adapter: str
+    files: tuple[str, ...] = field(default=())
+    revision: str | None = None
+    how: str = ""
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether its name is that of a repository on the Hub that `from_pretrained` fetches."""
+        return bool(self.files)
+
+
+MODELS: Final[tuple[PublishedModel, ...]] = (
+    PublishedModel(
+        name="osv5m/baseline",
+        gives="coordinates",
+        weights="Hub: osv5m/baseline (not pinned: give revision=)",
+        code_licence="MIT",
+        weights_licence="MIT",
+        pictures="224 px, shorter side bicubic, centre; CLIP mean and std",
+        numbers="GeoScore 3361, mean 1814 km on OSV-5M's test: its model card",
+        adapter="osv5m",
+        files=("config.json", "model.safetensors"),
+        how="its 11,399 cells come from gastruc/osv5m at commit 4e60753, checked by sha256; or give quadtree=",
+    ),
+    PublishedModel(
+        name="osv5m-training",
+        gives="coordinates",
+        weights="a .ckpt that OSV-5M's trainer wrote, by path",
+        code_licence="MIT",
+        weights_licence="whoever trained it",
+        pictures="the tower's size, shorter side bicubic, centre; CLIP mean and std",
+        numbers="OSV-5M's paper (Astruc et al., CVPR 2024), by experiment",
+        adapter="osv5m",
+        how="give tower= its image tower's name on the Hub, and quadtree= where it classifies cells",
+    ),
+    PublishedModel(
+        name="cosplace",
+        gives="embeddings",
+        weights="github.com/gmberton/CosPlace, release v1.0: {backbone}_{dim}_cosplace.pth, by path",
+        code_licence="MIT",
+        weights_licence="MIT (trained on Street View pictures, see its issue 35)",
+        pictures="512 px, shorter side bilinear, centre; ImageNet mean and std; published at native sizes",
+        numbers=_VPR_NUMBERS,
+        adapter="place_recognition",
+        how="give the file's path",
+    ),
+    PublishedModel(
+        name="eigenplaces",
+        gives="embeddings",
+        weights="github.com/gmberton/EigenPlaces, release v1.0: {backbone}_{dim}_eigenplaces.pth, by path",
+        code_licence="MIT",
+        weights_licence="MIT (trained on Street View pictures)",
+        pictures="512 px, shorter side bilinear, centre; ImageNet mean and std; published at native sizes",
+        numbers=_VPR_NUMBERS,
+        adapter="place_recognition",
+        how="give the file's path",
+    ),
+    PublishedModel(
+        name="conv-ap",
+        gives="embeddings",
+        weights="linked from github.com/amaralibey/gsv-cities: resnet50_ConvAP_….ckpt, by path",
+        code_licence="none stated in its repository",
+        weights_licence="none stated in its repository",
+        pictures="320 x 320 px, squashed, bilinear (the one of 4096 numbers bicubic); ImageNet mean and std",
+        numbers=_VPR_NUMBERS,
+        adapter="place_recognition",
+        how="give the file's path, and pooled_size= where it is not (2, 2)",
+    ),
+    PublishedModel(
+        name="mixvpr",
+        gives="embeddings",
+        weights="linked from github.com/amaralibey/MixVPR: resnet50_MixVPR_….ckpt, by path",
+        code_licence="none stated in its repository",
+        weights_licence="none stated in its repository",
+        pictures="320 x 320 px, squashed, bilinear; ImageNet mean and std",
+        numbers=_VPR_NUMBERS + "; MSLS on 740 queries",
+        adapter="place_recognition",
+        how="give the file's path",
+    ),
+    PublishedModel(
+        name="vg-benchmark",
+        gives="embeddings",
+        weights="the zoo of github.com/gmberton/deep-visual-geo-localization-benchmark, by path",
+        code_licence="MIT",
+        weights_licence="MIT (trained on Street View pictures)",
+        pictures="480 px, shorter side bilinear, centre; ImageNet mean and std; published at 480 x 640",
+        numbers="Berton et al., CVPR 2022, and its README",
+        adapter="place_recognition",
+        how="give the file's path; ResNets and VGG-16 with GeM, SPoC, MAC, R-MAC, NetVLAD, CRN and RRM. "
+        "Not: AlexNet and CCT "
+        "(timm has neither), ViT, PCA (which its files do not hold)",
+    ),
+)
+
+
+def find_published(name: str) -> PublishedModel | None:
+    """The entry of a name; letters' case does not matter."""
+    return next((model for model in MODELS if model.name.lower() == name.lower()), None)

@@ -1,0 +1,53 @@
+"""Tensors by name out of a file of somebody else's: safetensors, or what torch.save wrote; never anything else.
+
+PyTorch's reader is asked for tensors and plain values alone (`weights_only`), so that no file can run code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from geoloc.errors import CheckpointError
+
+# A trainer's file holds the network's tensors under one of these, and much else beside them: Lightning's and the VG
+# benchmark's.
+_NETWORKS = ("state_dict", "model_state_dict")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The network's tensors in a .safetensors file, a state dict, or a trainer's checkpoint that holds one.
+
+    Raises:
+        CheckpointError: it holds something else, or more than tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(_plain_numpy()):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can fail in any way
+        raise CheckpointError(
+            f"{path} holds no plain state dict, and nothing but tensors and plain values is ever unpickled: "
+            f"{error}. Where "
+            "you trust the file, load it with its own code and save its state_dict with safetensors.torch.save_file"
+        ) from error
+    if isinstance(found, dict):
+        found = next((found[key] for key in _NETWORKS if isinstance(found.get(key), dict)), found)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path} holds more than tensors by name; save the model's state_dict() alone")
+    return found
+
+
+def _plain_numpy() -> list[Any]:
+    """Arrays and numbers of NumPy, which trainers keep their metrics in: data, as a tensor is."""
+    multiarray = np._core.multiarray  # type: ignore[attr-defined]
+    made_by = [multiarray._reconstruct, multiarray.scalar]
+    by_old_name = [(make, f"numpy.core.multiarray.{make.__name__}") for make in made_by]
+    kinds = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u8", "b1")]
+    return [*made_by, *by_old_name, np.ndarray, np.dtype, *kinds]

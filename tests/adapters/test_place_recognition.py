@@ -1,0 +1,133 @@
+"""Each peer's own code ran once outside the repository; the fixture has what it answered, see fixtures/HOW.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from named_numbers import digest, pictures, state_of
+from torch import Tensor
+
+from geoloc import Geolocalizer, ReferenceDatabase
+from geoloc.adapters.options import Options
+from geoloc.adapters.place_recognition import adapt_place_recognition
+from geoloc.adapters.tensors import ForeignTensors
+from geoloc.errors import CheckpointError, ConfigError
+from geoloc.reference.rows import ReferenceRows
+
+MADE: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "place_recognition.json").read_text())
+
+
+def state(name: str) -> dict[str, Tensor]:
+    return state_of(MADE[name]["tensors"], MADE[name]["gain"])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_same_vectors_as_the_peer(name: str) -> None:
+    theirs, made = state(name), MADE[name]
+    assert digest(theirs) == made["sha256"]
+    kind = name.split()[-1] if name.split()[-1] in ("spoc", "mac", "rmac") else None
+    options = Options(image_size_px=made["image_size_px"], aggregation=kind)
+    network = adapt_place_recognition(ForeignTensors(theirs, name), options).network
+    with torch.inference_mode():
+        ours = network.embed_images(pictures(made["image_size_px"]), "query")
+        assert torch.equal(ours, network.embed_images(pictures(made["image_size_px"]), "street"))
+    expected = torch.tensor(made["output"]) / torch.tensor(made["norms"])[:, None]
+    torch.testing.assert_close(ours[:, : expected.shape[1]], expected, rtol=0, atol=1e-6)
+    assert float((ours[0] - ours[1]).norm()) > 5e-3  # the pictures differ in it
+
+
+@pytest.mark.parametrize(
+    ("name", "size_px", "resize", "timm", "crop"),
+    [
+        ("cosplace ResNet18 32", 512, "shortest", "resnet18", None),
+        ("cosplace VGG16 16", 512, "shortest", "vgg16", "features.28"),
+        ("mixvpr resnet18", 64, "squash", "resnet18", "layer3"),
+        ("gsv convap resnet18", 320, "squash", "resnet18", None),
+        ("vg resnet18conv4 netvlad", 480, "shortest", "resnet18", "layer3"),
+    ],
+)
+def test_what_a_file_was_published_for(
+    name: str, size_px: int, resize: str, timm: str, crop: str | None
+) -> None:
+    adapted = adapt_place_recognition(ForeignTensors(state(name), name), Options())
+    tower = adapted.network.config.backbone
+    assert (adapted.preprocess.image_size_px, adapted.preprocess.resize) == (size_px, resize)
+    assert (tower.timm, tower.crop_after) == (timm, crop)
+    assert adapted.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+NAME = "vg resnet18conv4 gem"
+
+
+def test_batches_need_not_be_counted() -> None:
+    old = {n: t for n, t in state(NAME).items() if not n.endswith("num_batches_tracked")}
+    adapt_place_recognition(ForeignTensors(old, NAME), Options(image_size_px=64))
+
+
+def test_what_does_not_fit_is_named() -> None:
+    for change, message in (
+        ({"aggregation.9.weight": torch.zeros(1)}, r"aggregation\.9\.weight"),
+        ({"backbone.6.7.conv1.weight": torch.zeros(1)}, "trunk that we do not know"),
+        ({"backbone.4.0.strange": torch.zeros(1)}, r"layer1\.0\.strange"),
+        ({"backbone.4.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, r"layer1\.0\.conv1\.weight"),
+    ):
+        with pytest.raises((CheckpointError, ConfigError), match=message):
+            adapt_place_recognition(ForeignTensors(state(NAME) | change, NAME), Options(image_size_px=64))
+    lacking = {n: t for n, t in state(NAME).items() if n != "backbone.4.0.conv1.weight"}
+    with pytest.raises(CheckpointError, match=r"layer1\.0\.conv1\.weight"):
+        adapt_place_recognition(ForeignTensors(lacking, NAME), Options(image_size_px=64))
+
+
+def test_what_a_file_leaves_open_must_be_said() -> None:
+    with pytest.raises(ConfigError, match="say which one it was trained with"):
+        adapt_place_recognition(ForeignTensors(state("vg resnet18conv4 spoc"), "file"), Options())
+    after = {
+        n.replace("aggregation.0.1.p", "aggregation.0.0.p"): t
+        for n, t in state("vg resnet18conv4 gem fc").items()
+    }
+    with pytest.raises(ConfigError, match="--l2"):
+        adapt_place_recognition(ForeignTensors(after, "file"), Options())
+
+
+def test_a_trained_sum_is_no_crn_of_the_benchmark() -> None:
+    name = "vg resnet18conv4 crn"
+    changed = state(name) | {"aggregation.crn.acc_w.bias": torch.ones(1)}
+    with pytest.raises(CheckpointError, match="acc_w"):
+        adapt_place_recognition(ForeignTensors(changed, name), Options())
+
+
+@pytest.mark.parametrize("form", ["bare", "trainer", "parallel"])
+def test_files_localize_by_their_references(form: str, tmp_path: Path) -> None:
+    tensors: Any = state(NAME)
+    if form == "parallel":
+        tensors = {f"module.{n}": t for n, t in tensors.items()}
+    if form == "trainer":  # as the benchmark's trainer writes it, its metrics as NumPy keeps them
+        tensors = {
+            "epoch_num": 3,
+            "model_state_dict": tensors,
+            "recalls": np.ones(5),
+            "best_r5": np.float64(9.0),
+        }
+    torch.save(tensors, tmp_path / "best_model.pth")
+    model = Geolocalizer.from_pretrained(tmp_path / "best_model.pth", image_size_px=64)
+    database = ReferenceDatabase.create(tmp_path / "refs", model=model)
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (80, 100, 3), np.uint8) for _ in range(3)]
+    places = np.array([[55.7, 13.2], [0.0, -180.0], [-33.9, 151.2]])
+    vectors = model.embed_reference(torch.stack([model.load(photo) for photo in photos]), "street")
+    database.append(ReferenceRows(places, source="street", key=["a", "b", "c"]), vectors)
+    for photo, key in zip(photos, "abc", strict=True):
+        best = max(
+            model.localize(photo, reference=database, places=False).candidates,
+            key=lambda c: c.similarity or 0,
+        )
+        assert best.key == key
+        assert best.similarity == pytest.approx(1, abs=1e-4)
+    model.save_pretrained(tmp_path / "ours")
+    again = Geolocalizer.from_pretrained(tmp_path / "ours")
+    np.testing.assert_allclose(
+        again.embed_reference(model.load(photos[0])[None], "street"), vectors[:1], atol=1e-5
+    )

@@ -77,12 +77,12 @@ def verify(
     for kind, num in findings.counts.items():
         if num > findings.num_named:
             say(f"{kind}: {num - findings.num_named:,} more")
-    south, west = table.latlon_deg.min(0).tolist() if len(table) else (0.0, 0.0)
-    north, east = table.latlon_deg.max(0).tolist() if len(table) else (0.0, 0.0)
     say(f"{'samples':<12}{len(table):,}")
     say(f"{'columns':<12}{', '.join(table.columns.column_names)}")
-    say(f"{'latitudes':<12}{south:.4f} to {north:.4f}")
-    say(f"{'longitudes':<12}{west:.4f} to {east:.4f}")
+    if len(table):
+        (south, west), (north, east) = table.latlon_deg.min(0).tolist(), table.latlon_deg.max(0).tolist()
+        say(f"{'latitudes':<12}{south:.4f} to {north:.4f}")
+        say(f"{'longitudes':<12}{west:.4f} to {east:.4f}")
     say(f"{'findings':<12}{', '.join(f'{num:,} {kind}' for kind, num in findings.counts.items()) or 'none'}")
     if findings:
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -45,6 +45,7 @@ def assemble(
     *,
     stretches: Mapping[str, Any] | None = None,
     where: Where | None = None,
+    remedy: Callable[[int], str] = lambda row: "",
 ) -> SampleTable:
     """Check the rows of a layout, and make the table of those that are good.
 
@@ -55,6 +56,7 @@ def assemble(
         findings: gets a finding for every row that is left out.
         stretches: `image_offset` and `image_num_bytes`, for members of tars.
         where: names rows; None says the lines of the points' file.
+        remedy: what more there is to say of a row without an image, beginning with its own punctuation.
 
     Raises:
         BadTableError: a column of numbers holds something else; names the line.
@@ -83,7 +85,7 @@ def assemble(
     leave_out(
         "missing image",
         image_files.is_null().to_numpy(zero_copy_only=False),
-        lambda row: f"there is no image file for the id {points.ids[row]!r} in {root}",
+        lambda row: f"there is no image file for the id {points.ids[row]!r} in {root}{remedy(row)}",
     )
     columns = {"key": ids, "image_file": image_files, **(stretches or {}), **_described(points)}
     table = pa.table(columns).filter(pa.array(good))

@@ -7,7 +7,9 @@ A split is a city, or several with commas between them; the empty one is all. A 
 cities may have as many places as they like.
 """
 
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from geoloc.errors import BadTableError, NotFoundError
 
 SPLITS: Final = ("", "*")
 COLUMNS: Final = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
+_LATLON: Final = re.compile(r"^(.*?_\d{7,}_\d{4}_\d{2}_\d{3,}_)[^_]*_[^_]*_")
 
 
 def gsv_cities_stem(
@@ -65,8 +68,23 @@ def read(folder: Path, split: str, findings: Findings) -> SampleTable:
             places += [f"{path} {place}" for place in where_rows_are(path, own)]
         return places
 
-    files = ImageTree(folder, "Images").find(pa.array(points.ids, pa.string()))
-    return assemble(folder, points, files, findings, where=where)
+    tree = ImageTree(folder, "Images")
+    files = tree.find(pa.array(points.ids, pa.string()))
+
+    @cache
+    def by_all_but_position() -> dict[str, str]:
+        return {_LATLON.sub(r"\1", Path(name).stem): name for name in tree.files.to_pylist()}
+
+    def remedy(row: int) -> str:
+        name = by_all_but_position().get(_LATLON.sub(r"\1", points.ids[row]))
+        if name is None:
+            return ": bring it, or take the row out of the table"
+        return (
+            f", but there is {name}: latitude or longitude were written anew, and names repeat them to the last digit; "
+            "take the table as it came"
+        )
+
+    return assemble(folder, points, files, findings, where=where, remedy=remedy)
 
 
 def _tables(folder: Path, split: str) -> list[Path]:

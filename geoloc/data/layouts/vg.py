@@ -36,6 +36,7 @@ FIELDS: Final = (
 )
 PATTERN: Final = "@UTM_east@UTM_north@zone@letter@latitude@longitude@…@.jpg"
 MAX_DISAGREEMENT_M: Final = 5.0  # between UTM and degrees; five decimals of a degree are good to 0.8 m
+_BAND_SLACK_DEG: Final = 0.5  # towns are kept in one band as they are in one zone
 
 Texts = NDArray[np.object_]
 BoolArray = NDArray[np.bool_]
@@ -163,7 +164,8 @@ class _Names:
             self._numbers, ("east", "north", "zone", "latitude", "longitude")
         )
         degrees = np.stack([latitude, longitude], -1)
-        has_degrees, has_metres = np.isfinite(degrees).all(-1), np.isfinite(east) & np.isfinite(north)
+        has_degrees = np.isfinite(latitude) & np.isfinite(longitude)
+        has_metres = np.isfinite(east) & np.isfinite(north)
         zone, is_north, has_zone = self._zones(zone, latitude)
         self._leave_out(
             "bad coordinate",
@@ -172,12 +174,20 @@ class _Names:
                 "its name says neither the UTM zone (number and letter) nor latitude and longitude: give the zone of "
                 "all such images as --utm-epsg, 326 and its number in the north, 327 and its number in the south; "
                 "where the metres are in no true zone, any one will do, but for this set alone"
+                + (
+                    f"; if {east[row]:g} and {north[row]:g} are degrees, they belong after the fifth @"
+                    if abs(east[row]) <= 90 and abs(north[row]) <= 180
+                    else ""
+                )
             ),
         )
         self._leave_out(
             "bad coordinate",
             ~has_metres & ~has_degrees,
-            lambda row: "its name has neither UTM east and north nor latitude and longitude",
+            lambda row: (
+                "its name has neither UTM east and north nor latitude and longitude: add one of the two, or take it "
+                "out of the folder"
+            ),
         )
         rows = np.flatnonzero(self.is_good & has_metres & has_zone)
         found = np.full_like(degrees, np.nan)
@@ -187,8 +197,12 @@ class _Names:
         self._leave_out(
             "bad coordinate",
             is_nowhere,
-            lambda row: f"UTM has no east {east[row]:.2f}, north {north[row]:.2f}",
+            lambda row: (
+                f"UTM has no east {east[row]:.2f}, north {north[row]:.2f}, the first being up to 1,000,000 m and the "
+                "second up to 10,000,000: correct them, or empty them where latitude and longitude are given"
+            ),
         )
+        self._check_bands(found, has_degrees)
         is_both = self.is_good & np.isfinite(found).all(-1) & has_degrees & (np.abs(latitude) <= 90)
         apart_m = np.zeros(len(east))
         apart_m[is_both] = haversine_km(found[is_both], degrees[is_both]) * 1000
@@ -215,7 +229,8 @@ class _Names:
             is_wrong | ~(is_band | is_empty),
             lambda row: (
                 f"there is no UTM zone {self.texts['zone'][row].as_py()}{letters[row]}: zones are 1 to {NUM_ZONES}, "
-                f"letters are {BANDS[0]} to {BANDS[-1]} without I and O"
+                f"letters are {BANDS[0]} to {BANDS[-1]} without I and O; correct it, or empty both where latitude and "
+                "longitude are given"
             ),
         )
         is_north = np.where(is_empty, latitude >= 0, letters >= "N")
@@ -227,6 +242,29 @@ class _Names:
             np.where(is_asked, self.zone[0], zone),
             np.where(is_asked, self.zone[1], is_north),
             has_zone | is_asked,
+        )
+
+    def _check_bands(self, found: FloatArray, has_degrees: BoolArray) -> None:
+        """Letters of bands far from where the metres lead: most often an S that was to say "south".
+
+        N passes, which says "north" in either sense; so does what the degrees in the name confirm or refute.
+        """
+        rows = np.flatnonzero(self.is_good & np.isfinite(found).all(-1) & ~has_degrees)
+        letters = np.char.upper(
+            np.asarray(self.texts["letter"].to_numpy(zero_copy_only=False), np.object_).astype(np.str_)
+        )
+        fits = np.ones(len(letters), np.bool_)
+        fits[rows] = (letters[rows] == "N") | (letters[rows] == "")
+        for shift_deg in (-_BAND_SLACK_DEG, _BAND_SLACK_DEG):
+            fits[rows] |= utm_band(found[rows, 0] + shift_deg) == letters[rows]
+        self._leave_out(
+            "bad coordinate",
+            ~fits,
+            lambda row: (
+                f"its letter {letters[row]} is the band of latitudes from {8 * BANDS.index(letters[row]) - 80} on, and "
+                f"its metres would lie at {found[row, 0]:.1f}: correct the metres, or the letter, which is M or an "
+                "earlier one in the south"
+            ),
         )
 
     def _numbers(self, name: str) -> FloatArray:

@@ -92,9 +92,11 @@ def test_gsv_cities_findings_name_the_city_s_table_and_line(tmp_path):
         f"bad coordinate: {csv} line 5: (95.0, 0.0) is no place on Earth",
         f"duplicate id: {csv} line 4: the id '{key}' was there before, in {csv} line 3",
         f"missing image: {csv} line 2: there is no image file for the id "
-        f"'London_0000007_2015_06_312_51.5_-0.1200_a_b' in {folder}",
+        f"'London_0000007_2015_06_312_51.5_-0.1200_a_b' in {folder}, but there is Images/London/"
+        "London_0000007_2015_06_312_51.50_-0.1200_a_b.JPG: latitude or longitude were written anew, and names repeat "
+        "them to the last digit; take the table as it came",
         f"missing image: {csv} line 5: there is no image file for the id "
-        f"'London_0000008_2015_01_000_95_0_z' in {folder}",
+        f"'London_0000008_2015_01_000_95_0_z' in {folder}: bring it, or take the row out of the table",
     ]
 
 
@@ -227,6 +229,11 @@ def test_vg_findings_name_the_file(tmp_path):
         "@552893@4172700@10@I@@@p@.jpg": "bad coordinate: {}: there is no UTM zone 10I: zones are 1 to 60",
         "@552893@4172700@@@@@p@.jpg": "bad coordinate: {}: its name says neither the UTM zone (number and letter) nor",
         "@552893@4172700@10@@@@p@.jpg": "bad coordinate: {}: its name says neither the UTM zone",
+        "@48.1@2.3@.jpg": "bad coordinate: {}: its name says neither the UTM zone (number and letter) nor",
+        "@334000@6252000@56@S@@@p@.jpg": (
+            "bad coordinate: {}: its letter S is the band of latitudes from 32 on, and its metres would lie at 56.4: "
+            "correct the metres, or the letter, which is M or an earlier one in the south"
+        ),
         "@@@10@S@@@p@.jpg": "bad coordinate: {}: its name has neither UTM east and north nor latitude and longitude",
         "@552893@14172700@10@S@@@p@.jpg": "bad coordinate: {}: UTM has no east 552893.00, north 14172700.00",
         "@552893@4172700@11@S@37.7@-122.4@p@.jpg": "bad coordinate: {}: its UTM coordinates are 5",
@@ -237,11 +244,27 @@ def test_vg_findings_name_the_file(tmp_path):
     table, findings = check_layout("vg", folder)
     assert table.keys.to_pylist() == [f"train/{good}"]
     assert len(findings) == len(bad)
+    assert "if 48.1 and 2.3 are degrees, they belong after the fifth @" in str(findings.named)
     texts = [f"{finding.kind}: {finding.text}" for finding in findings.named]
     for name, complaint in bad.items():
         assert any(text.startswith(complaint.format(folder / "train" / name)) for text in texts), name
-    with pytest.raises(BadTableError, match=r"12 rows cannot be used, and 1 can; .*verify vg"):
+    with pytest.raises(BadTableError, match=r"14 rows cannot be used, and 1 can; .*verify vg"):
         open_layout("vg", folder)
+
+
+def test_vg_letters(tmp_path):
+    """N may say north; a town may keep the band of its other half; degrees count more than a letter."""
+    folder = vg(
+        tmp_path,
+        "@552893@4172700@10@N@@@p@.jpg",
+        "@552893@4430000@10@S@@@p@.jpg",  # 40.02 N, and S ends at 40
+        "@552893@4172700@10@T@37.70000@-122.40000@p@.jpg",
+        "@552893@4460000@10@S@@@p@.jpg",  # 40.3 N
+        "@552893@4500000@10@S@@@p@.jpg",  # 40.7 N
+    )
+    table, findings = check_layout("vg", folder)
+    assert sorted(table.latlon_deg[:, 0].round(1)) == [37.7, 37.7, 40.0, 40.3]
+    assert [finding.text.split(": ")[1][:12] for finding in findings.named] == ["its letter S"]
 
 
 def test_vg_tolerates_rounded_degrees_and_no_more(tmp_path):
@@ -279,6 +302,11 @@ def test_verify_and_shard(tmp_path):
     assert done.exit_code == 1
     assert "IMG_1.jpg: its name is not like" in done.output
     assert "1 bad metadata" in done.output
+    assert "latitudes   37.7000 to 37.7000" in done.output
+    done = run("verify", "vg", vg(tmp_path / "none", "IMG_1.jpg"))
+    assert done.exit_code == 1
+    assert "samples     0" in done.output
+    assert "latitudes" not in done.output  # of nothing
     done = run("shard", "vg", folder, tmp_path / "s", "--utm-epsg", 32610, "--drop-bad", "--workers", 0)
     assert "2 samples in 1 shard, 1 sample left out" in done.output
     assert {sample.heading_deg for sample in open_layout("webdataset", tmp_path / "s")} == {90.0, None}

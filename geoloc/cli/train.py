@@ -115,7 +115,7 @@ def train_experiment(values: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # the recipe shares its batch among threads itself
         described = from_plain(earthview.EarthviewExperiment, experiment, "experiment")
         model = earthview.run(described, run_folder, values["threads"])
-    elif recipe in ("osv5m", "statewide"):
+    elif recipe in ("osv5m", "places", "places_soup", "statewide"):
         from geoloc.train.trainer import MachineConfig
 
         machine = from_plain(MachineConfig, values["machine"], "machine")
@@ -124,6 +124,19 @@ def train_experiment(values: dict[str, Any]) -> None:
 
             model = osv5m.run(
                 from_plain(osv5m.Osv5mExperiment, experiment, "experiment"), name, run_folder, machine
+            )
+        elif recipe == "places":
+            from geoloc.train import places
+            from geoloc.train.place_experiment import PlacesExperiment
+
+            model = places.run(
+                from_plain(PlacesExperiment, experiment, "experiment"), name, run_folder, machine
+            )
+        elif recipe == "places_soup":
+            from geoloc.train import place_soup
+
+            model = place_soup.run(
+                from_plain(place_soup.SoupExperiment, experiment, "experiment"), name, run_folder, machine
             )
         else:
             from geoloc.train import statewide
@@ -136,6 +149,8 @@ def train_experiment(values: dict[str, Any]) -> None:
         if not is_first_rank():
             return
     else:
-        raise ConfigError(f"recipe is {recipe!r}; known are 'earthview', 'osv5m' and 'statewide'")
+        raise ConfigError(
+            f"recipe is {recipe!r}; known are 'earthview', 'osv5m', 'places', 'places_soup' and 'statewide'"
+        )
     model.save_pretrained(values["checkpoint"], half=recipe == "earthview")
     say(f"saved {values['checkpoint']}; `geoloc localize PHOTO --model {values['checkpoint']}` uses it")

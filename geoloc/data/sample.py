@@ -12,7 +12,7 @@ Every layout yields this and nothing else. A table holds columns, no pictures: a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -199,6 +199,25 @@ class SampleTable:
             self.root, self.columns.take(pa.array(rows)), self.latlon_deg[rows], self.fingerprint
         )
 
+    @classmethod
+    def joined(cls, tables: Sequence[Self]) -> Self:
+        """The samples of several tables, one after another, without cells; a column that one lacks is empty there."""
+        root = os.path.commonpath([table.root for table in tables])
+        parts = []
+        for table in tables:
+            columns = table.columns
+            if "cell_id" in columns.column_names:
+                columns = columns.drop_columns(["cell_id"])
+            place, prefix = columns.column_names.index("image_file"), os.path.relpath(table.root, root)
+            files = pc.binary_join_element_wise(prefix, columns["image_file"].cast(pa.string()), "/")
+            parts.append(columns.set_column(place, "image_file", files))
+        plain = [part.cast(pa.schema([(f.name, _plain(f.type)) for f in part.schema])) for part in parts]
+        return cls(
+            root,
+            pa.concat_tables(plain, promote_options="default"),
+            np.concatenate([table.latlon_deg for table in tables]),
+        )
+
     # Labels
 
     def with_cells(self, tree: Quadtree) -> Self:
@@ -316,6 +335,10 @@ def _type_of(name: str) -> pa.DataType:
     if name == "key":
         return pa.string()
     return pa.int64() if name in ("image_offset", "image_num_bytes", "cell_id") else pa.float64()
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from geoloc.errors import ConfigError
 
-Role = Literal["heads", "backbone", "last_blocks", "lora"]
+Role = Literal["heads", "backbone", "last_blocks", "lora", "classifiers"]
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,17 @@ class LearningRates:
         backbone: a pretrained tower that trains as a whole.
         last_blocks: a tower of which only the last blocks train.
         lora: low-rank updates of a tower.
+        classifiers: of classes that only training knows; the default is CosPlace's.
     """
 
     heads: float = 2e-4
     backbone: float = 2e-5
     last_blocks: float = 5e-5
     lora: float = 1e-4
+    classifiers: float = 1e-2
 
     def __post_init__(self) -> None:
-        for role in ("heads", "backbone", "last_blocks", "lora"):
+        for role in get_args(Role):
             if not getattr(self, role) > 0:
                 raise ConfigError(f"lr.{role} is {getattr(self, role)}; it must be positive")
 

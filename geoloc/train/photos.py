@@ -17,6 +17,35 @@ _MAX_DEPTH = 20  # a cell of 20 m by 40 m
 
 
 @dataclass(frozen=True)
+class PhotoSet:
+    """All photos of a table or of a split.
+
+    Attributes:
+        path: a table of samples (.parquet), or the folder of a layout.
+        layout: of the folder; see `geoloc.data.layouts`.
+        split: of the layout; null takes its first.
+    """
+
+    path: str
+    layout: str | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_layout(self.path, self.layout)
+
+    def open(self) -> SampleTable:
+        """The photos.
+
+        Raises:
+            NotFoundError: there is no such file or folder.
+            BadTableError: it is no table of samples, or a row of the layout is broken.
+        """
+        if self.layout is None:
+            return SampleTable.read(self.path)
+        return open_layout(self.layout, self.path, self.split)
+
+
+@dataclass(frozen=True)
 class PhotosConfig:
     """Photos with positions.
 
@@ -44,11 +73,7 @@ class PhotosConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"data.validation_share is {self.validation_share}; it must be in [0, 1)")
-        if (self.layout is None) != self.path.endswith(".parquet"):
-            raise ConfigError(
-                f"data.path is {self.path!r} with data.layout {self.layout!r}: a .parquet table of samples has no "
-                "layout, and a folder needs one"
-            )
+        _check_layout(self.path, self.layout)
 
     def open(self) -> tuple[SampleTable, SampleTable | None]:
         """The training photos, and those held out.
@@ -84,4 +109,12 @@ class PhotosConfig:
         cells = tree.assign(table.latlon_deg)
         return split_by_cells(
             np.asarray(table.latlon_deg), cells, share=share, buffer_km=self.buffer_km, seed=seed
+        )
+
+
+def _check_layout(path: str, layout: str | None) -> None:
+    if (layout is None) != path.endswith(".parquet"):
+        raise ConfigError(
+            f"data.path is {path!r} with data.layout {layout!r}: a .parquet table of samples has no layout, and a "
+            "folder needs one"
         )

@@ -140,7 +140,10 @@ class MachineConfig:
 
 
 class Task(Protocol):
-    """What is trained: an `nn.Module` with these methods."""
+    """What is trained: an `nn.Module` with these methods.
+
+    One whose batches leave out some of the parameters has a true attribute `leaves_out_parameters`, for DDP.
+    """
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Named, weighted losses of one batch, scalars; their sum is minimised."""
@@ -238,7 +241,7 @@ def fit(
         # Lightning advises on what was decided here.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
-        trainer = _trainer(config, machine, run, loop)
+        trainer = _trainer(task, config, machine, run, loop)
         if trainer.is_global_zero:
             run.note_environment()
         feed = _Feed(data, trainer, config, machine)
@@ -249,18 +252,23 @@ def fit(
     return loop.result()
 
 
-def _trainer(config: TrainerConfig, machine: MachineConfig, run: RunFolder, loop: _Loop) -> Trainer:
+def _trainer(
+    task: Task, config: TrainerConfig, machine: MachineConfig, run: RunFolder, loop: _Loop
+) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logger = (
         TensorBoardLogger(run.folder, name=None, version="tensorboard")
         if machine.logger == "tensorboard"
         else False
     )
+    strategy: str = machine.strategy
+    if strategy == "ddp" and getattr(task, "leaves_out_parameters", False):
+        strategy = "ddp_find_unused_parameters_true"
     return Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=machine.strategy,
+        strategy=strategy,
         precision="32-true" if config.precision == "32" else config.precision,
         max_steps=config.num_steps,
         max_epochs=-1,  # steps count, and an epoch is the data's own business

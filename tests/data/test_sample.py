@@ -110,3 +110,23 @@ def test_impossible_places_and_files_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(BadTableError, match="is no Parquet file"):
         SampleTable.read(tmp_path / "x.parquet")
+
+
+def test_tables_one_after_another(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(name.encode())
+    first = SampleTable(
+        tmp_path / "a", {"key": ["1"], "image_file": ["x.jpg"], "city": ["Lund"], "is_night": [1.0]}, [[1, 2]]
+    )
+    second = SampleTable(
+        tmp_path / "b", {"key": ["2"], "image_file": ["x.jpg"], "heading_deg": [7.0]}, [[3, 4]]
+    )
+    both = SampleTable.joined([first.with_cells(tiny_quadtree()), second])
+    assert [both[row].image.read() for row in (0, 1)] == [b"a", b"b"]
+    assert both.latlon_deg.tolist() == [[1, 2], [3, 4]]
+    assert [both[row].city for row in (0, 1)] == ["Lund", None]
+    assert [both[row].heading_deg for row in (0, 1)] == [None, 7.0]
+    assert np.isnan(both.numbers("is_night")[1])
+    assert both.fingerprint is None
+    assert len(SampleTable.joined([both, both])) == 4

@@ -1,0 +1,244 @@
+"""What place recognition minimises: a classifier over a group of places, pairs of a batch, or mined tuples.
+
+Beside that, photos of another domain (night) may teach the backbone not to tell the domains apart. Knows nothing about
+files.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from geoloc.errors import ConfigError
+from geoloc.metrics.recall import WithoutPositive, retrieval_recall
+from geoloc.models.backbone import Backbone
+from geoloc.models.fine_tune import FineTune
+from geoloc.models.losses import class_loss
+from geoloc.models.losses.margins import MARGIN_LOGITS
+from geoloc.models.losses.pairs import BATCH_LOSSES, MINERS, TUPLE_LOSSES
+from geoloc.models.network import GeoNetwork
+from geoloc.train.domains import DomainAutoencoder, DomainDiscriminator
+from geoloc.train.optimise import Role
+from geoloc.train.ranks import of_all_ranks
+
+PlaceLoss: TypeAlias = Callable[["PlaceTask", Tensor, Mapping[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """A loss or miner by its name, and its numbers where they are not the published ones.
+
+    Attributes:
+        kind: its name.
+        options: such as scale, margin or temperature.
+    """
+
+    kind: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, known: Mapping[str, Callable[..., Any]], where: str) -> Callable[..., Any]:
+        """The function with these numbers.
+
+        Raises:
+            ConfigError: there is none of this name, or it has no such number.
+        """
+        if self.kind not in known:
+            raise ConfigError(f"{where}.kind is {self.kind!r}; known are {', '.join(known)}")
+        has = {
+            name: parameter.default
+            for name, parameter in inspect.signature(known[self.kind]).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        if unknown := sorted(self.options.keys() - has.keys()):
+            raise ConfigError(
+                f"{where} {self.kind!r} has no {unknown[0]!r}; it has {', '.join(has) or 'no numbers to set'}"
+            )
+        options = {name: type(has[name])(value) for name, value in self.options.items()}
+        return partial(known[self.kind], **options)
+
+
+@dataclass(frozen=True)
+class DomainsConfig:
+    """How photos of a target domain, such as night, take part; defaults are those of CosPlace's fork.
+
+    Attributes:
+        kind: "grl" is a discriminator whose gradient is reversed, "aada" an autoencoder with two aims.
+        images: of the target in every batch, of all devices together.
+        weight: of the discriminator's loss, or γ of the autoencoder's; null is 0.1 and 0.01.
+        margin: beyond which the autoencoder need rebuild target features no worse.
+    """
+
+    kind: Literal["grl", "aada"]
+    images: int = 6
+    weight: float | None = None
+    margin: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or (self.weight is not None and not self.weight > 0):
+            raise ConfigError(f"{self}: domains.images is at least 1, and a weight positive")
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """How validation counts.
+
+    Attributes:
+        radius_m: within which a photo of the database is right, on the ellipsoid.
+        at: k of recall@k.
+        without_positive: a query without any right photo is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
+    """
+
+    radius_m: float = 25.0
+    at: tuple[int, ...] = (1, 5, 10, 20)
+    without_positive: WithoutPositive = "left_out"
+
+    def __post_init__(self) -> None:
+        if not self.radius_m > 0 or not self.at or min(self.at) < 1:
+            raise ConfigError(f"{self}: recall.radius_m is positive, and each of recall.at at least 1")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What validation knows: D photos of the database come first, then Q queries.
+
+    Attributes:
+        num_database: D.
+        positives: of each query, rows of the database.
+        recall: how it counts.
+    """
+
+    num_database: int
+    positives: Sequence[NDArray[np.int64]]
+    recall: RecallConfig
+
+
+class PlaceTask(nn.Module):
+    """A network whose embeddings of one place are alike.
+
+    A batch is a dict: "image" (B, 3, S, S), "row" (B,), and what the loss reads; with domains "target" (T, 3, S, S) and
+    "is_night" (B,).
+
+    Args:
+        network: with the embedding "query".
+        fine_tune: which of its backbone's parameters train.
+        loss: see `group_loss`, `batch_loss` and `tuple_loss`.
+        class_counts: of each group's classifier; none for the other losses.
+        domains: see `DomainsConfig`.
+        truth: of the validation set.
+    """
+
+    def __init__(
+        self,
+        network: GeoNetwork,
+        fine_tune: FineTune,
+        loss: PlaceLoss,
+        class_counts: Sequence[int] = (),
+        domains: DomainsConfig | None = None,
+        truth: Truth | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.domains, self.truth = network, domains, truth
+        self._fine_tune, self._loss = fine_tune, loss
+        if isinstance(network.backbone, Backbone):
+            network.backbone.fine_tune(fine_tune)
+        dim = network.config.embeddings["query"].dim
+        self.classifiers = nn.ParameterList(
+            nn.init.xavier_uniform_(torch.empty(count, dim)) for count in class_counts
+        )
+        # A batch is of one group, so the others' classifiers have no gradient.
+        self.leaves_out_parameters = len(class_counts) > 1
+        width = int(network.backbone.feature_dim)  # type: ignore[arg-type]
+        self.discriminator = DomainDiscriminator(width) if domains and domains.kind == "grl" else None
+        self.autoencoder = DomainAutoencoder(width) if domains and domains.kind == "aada" else None
+
+    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """Every parameter's name and role."""
+        of_backbone: Role = "last_blocks" if self._fine_tune.mode == "last_blocks" else "backbone"
+        for name, parameter in self.named_parameters():
+            if name.startswith("classifiers."):
+                yield name, parameter, "classifiers"
+            elif not name.startswith("network.backbone."):
+                yield name, parameter, "heads"
+            else:
+                yield name, parameter, "lora" if ".lora_" in name else of_backbone
+
+    def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Of the places, and of the domains."""
+        images = batch["image"]
+        if self.domains is None:
+            return {"places": self._loss(self, self.network.embed_images(images, "query"), batch)}
+        features, embeddings = self.network.with_embeddings(torch.cat([images, batch["target"]]), "query")
+        own, target = features.split([len(images), len(batch["target"])])
+        places = self._loss(self, embeddings[: len(images)], batch)
+        return {"places": places, "domains": self._domain_loss(own, target, batch["is_night"])}
+
+    def _domain_loss(self, own: Tensor, target: Tensor, is_night: Tensor) -> Tensor:
+        assert self.domains is not None
+        if self.discriminator is not None:
+            # Photos that were turned into night are of the domain that they look like.
+            domain = torch.cat(
+                [is_night.long(), torch.ones(len(target), dtype=torch.long, device=target.device)]
+            )
+            loss = class_loss(self.discriminator(torch.cat([own, target])), domain)
+            return (0.1 if self.domains.weight is None else self.domains.weight) * loss
+        assert self.autoencoder is not None
+        weight = 0.01 if self.domains.weight is None else self.domains.weight
+        return self.autoencoder.losses(own, target, margin=self.domains.margin, weight=weight).total()
+
+    def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The "embedding", and "row" of the batch."""
+        return {"embedding": self.network.embed_images(batch["image"], "query"), "row": batch["row"]}
+
+    def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
+        """Recall of the queries among the photos of the database, and how many queries have no right one."""
+        assert self.truth is not None
+        vectors = predicted["embedding"][predicted["row"].argsort()].float().numpy()
+        split, recall = self.truth.num_database, self.truth.recall
+        return retrieval_recall(
+            vectors[split:], vectors[:split], self.truth.positives, recall.at, recall.without_positive
+        )
+
+
+def group_loss(config: LossConfig) -> PlaceLoss:
+    """Cross-entropy of the classes of the batch's "group", by "class_id" (B,)."""
+    logits = config.of(MARGIN_LOGITS, "classes.loss")
+
+    def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        classifier = task.classifiers[batch["group"]]
+        return class_loss(logits(embeddings, classifier, batch["class_id"]), batch["class_id"])
+
+    return loss
+
+
+def batch_loss(config: LossConfig, miner: LossConfig | None) -> PlaceLoss:
+    """Over the pairs of all ranks' batches, by "place" (B,); a miner says which of them count."""
+    of_pairs = config.of(BATCH_LOSSES, "places.loss")
+    mine = None if miner is None else miner.of(MINERS, "places.miner")
+
+    def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        all_embeddings, places = of_all_ranks(embeddings), of_all_ranks(batch["place"])
+        pairs = None if mine is None else mine(all_embeddings, places)
+        value: Tensor = of_pairs(all_embeddings, places, pairs)
+        return value
+
+    return loss
+
+
+def tuple_loss(config: LossConfig, num_negatives: int) -> PlaceLoss:
+    """Over tuples: 2 + N rows of the batch after one another are a query, its positive and its negatives."""
+    of_tuples = config.of(TUPLE_LOSSES, "tuples.loss")
+
+    def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        tuples = embeddings.unflatten(0, (-1, 2 + num_negatives))
+        value: Tensor = of_tuples(tuples[:, 0], tuples[:, 1], tuples[:, 2:])
+        return value
+
+    return loss

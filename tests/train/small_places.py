@@ -82,7 +82,11 @@ SMALLER = {
         "experiment.trainer.num_steps=3",
         "dim=16",
     ],
-    "gsv": ["experiment.batch_size=16", "experiment.trainer.precision='32'", "experiment.trainer.num_steps=2"],
+    "gsv": [
+        "experiment.batch_size=16",
+        "experiment.trainer.precision='32'",
+        "experiment.trainer.num_steps=2",
+    ],
     "vgbench": [
         "experiment.tuples.mining={queries_per_refresh: 4, negatives: 3, pool: 12}",
         "experiment.batch_size=2",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,13 +23,17 @@ class Gallery:
 
     Attributes:
         latlon_deg: (n, 2).
-        encode: (m, 2) degrees -> (m, dim), of unit length.
+        encode: (m, 2) degrees -> (m, dim), of any length.
+        logit_scale: times a cosine, it is the logarithm of a place's odds.
+        fingerprint: digest of what `encode` is made of.
         provenance: of the coordinates.
         licence: of the coordinates.
     """
 
     latlon_deg: NDArray[np.float64]
     encode: Callable[[NDArray[np.float64]], Tensor]
+    logit_scale: float
+    fingerprint: str
     provenance: str
     licence: str
 
@@ -47,6 +53,16 @@ class Adapted:
     preprocess: Preprocess
     quadtree: Quadtree | None = None
     gallery: Gallery | None = None
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors by name."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def fill(network: GeoNetwork, state: dict[str, Tensor], origin: str) -> GeoNetwork:

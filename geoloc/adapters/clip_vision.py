@@ -20,6 +20,8 @@ from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import ConfigError
 from geoloc.models.config import BackboneConfig
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class ClipVision:

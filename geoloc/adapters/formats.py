@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from geoloc.adapters.adapted import Adapted
+from geoloc.adapters.geoclip import MODEL_TYPE, adapt_package, adapt_release
 from geoloc.adapters.options import Options
 from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_training_checkpoint
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
@@ -33,6 +34,10 @@ def adapt(path: Path, options: Options) -> Adapted:
     config = read_config(path / "config.json")
     if {"model", "transform"} <= config.keys():
         return adapt_hub(path, _osv5m_cells(options))
+    if config.get("model_type") == MODEL_TYPE:
+        return adapt_release(path, options)
+    if (path / "gps_gallery").is_dir():
+        return adapt_package(path, options)
     weights = weights_of(path)
     file = ForeignTensors.read(weights)
     if is_training_checkpoint(file):

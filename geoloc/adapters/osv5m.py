@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from geoloc.adapters.adapted import Adapted, fill
-from geoloc.adapters.clip_vision import KNOWN, ClipVision, find_clip_vision, read_clip_vision
+from geoloc.adapters.clip_vision import (
+    CLIP_MEAN,
+    CLIP_STD,
+    KNOWN,
+    ClipVision,
+    find_clip_vision,
+    read_clip_vision,
+)
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from geoloc.images.preprocess import Preprocess
@@ -27,8 +34,6 @@ from geoloc.models.backbone import Backbone
 from geoloc.models.config import CellHeadConfig, NetworkConfig, OffsetHeadConfig, RegressionHeadConfig
 from geoloc.models.network import GeoNetwork
 from quadtree import Quadtree
-
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
@@ -128,7 +133,7 @@ def _adapt(
     network = GeoNetwork(config, tower, *cells)
     fill(network, state | of_heads, file.origin)
     size = tower.preprocess_defaults.size_px
-    default = Preprocess(image_size_px=size, mean=_CLIP_MEAN, std=_CLIP_STD)
+    default = Preprocess(image_size_px=size, mean=CLIP_MEAN, std=CLIP_STD)
     return Adapted(network, preprocess or default, quadtree if config.cells is not None else None)
 
 

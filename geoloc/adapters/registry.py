@@ -22,6 +22,9 @@ WEIGHTS: Final = (
     "pytorch_model.bin",
 )  # of a repository on the Hub, the first that there is
 
+CLIP_L14: Final = "openai/clip-vit-large-patch14"
+CLIP_TOWER_FILES: Final = ("config.json", "model.safetensors")
+
 _VPR_NUMBERS = "R@1 within 25 m on Pitts30k, MSLS and others, in its README and paper"
 
 
@@ -41,6 +44,7 @@ class PublishedModel:
         files: of a repository on the Hub, the patterns of names that are fetched; empty where it is given by path.
         revision: the commit that is fetched; None is not pinned, so that the main branch is, unless one is asked for.
         how: to load it, or why it cannot be.
+        package: a folder inside an installed Python package that holds it; the package is not imported.
     """
 
     name: str
@@ -54,6 +58,7 @@ class PublishedModel:
     files: tuple[str, ...] = field(default=())
     revision: str | None = None
     how: str = ""
+    package: str = ""
 
     @property
     def is_fetched(self) -> bool:
@@ -84,6 +89,31 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         numbers="OSV-5M's paper (Astruc et al., CVPR 2024), by experiment",
         adapter="osv5m",
         how="give tower= its image tower's name on the Hub, and quadtree= where it classifies cells",
+    ),
+    PublishedModel(
+        name="geoclip",
+        gives="places of a gallery",
+        weights="the Python package geoclip; image tower, Hub: openai/clip-vit-large-patch14 (not pinned)",
+        code_licence="MIT",
+        weights_licence="MIT; trained on MP-16 (Flickr); the tower: MIT",
+        pictures="224 px, shorter side bicubic, centre; CLIP mean and std",
+        numbers="Im2GPS3k 34.5 % within 25 km and others: its paper and README",
+        adapter="geoclip",
+        how="pip install --no-deps geoclip; tower= a folder with the image tower, else it is fetched. "
+        "The 100,000 places are encoded once and cached",
+        package="geoclip/model",
+    ),
+    PublishedModel(
+        name="VicenteVivanco/geoclip-geolocation",
+        gives="places of a gallery",
+        weights="Hub: VicenteVivanco/geoclip-geolocation (not pinned: give revision=); tower at the commit it names",
+        code_licence="MIT",
+        weights_licence="MIT; trained on MP-16 (Flickr); the tower: MIT",
+        pictures="224 px, shorter side bicubic, centre; CLIP mean and std",
+        numbers="Im2GPS3k 34.5 % within 25 km and others: its paper and README",
+        adapter="geoclip",
+        files=("config.json", "model.safetensors", "*.csv"),
+        how="tower= a folder with the image tower, else it is fetched, too",
     ),
     PublishedModel(
         name="cosplace",

@@ -33,6 +33,15 @@ class ForeignTensors:
         """
         return cls(read_tensors(path), str(path))
 
+    @staticmethod
+    def read_one(path: Path) -> Tensor:
+        """The only tensor of a file, which has no name.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        return read_tensors(path, bare=True)["tensor"]
+
     @property
     def names(self) -> list[str]:
         """Of what was not taken."""

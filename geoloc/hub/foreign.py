@@ -81,10 +81,10 @@ def pinned(url: str, sha256: str) -> Path:
         NotFoundError: it cannot be reached, or offline mode forbids asking.
         IntegrityError: something else is there now.
     """
-    from huggingface_hub import cached_assets_path, constants, is_offline_mode
+    from huggingface_hub import is_offline_mode
 
     name = Path(urlsplit(url).path).name
-    path = cached_assets_path("geoloc", "pinned", sha256[:16], assets_dir=constants.HF_ASSETS_CACHE) / name
+    path = cache_for("pinned", sha256[:16]) / name
     if path.is_file() and sha256_of(path) == sha256:
         return path
     if is_offline_mode():
@@ -107,6 +107,13 @@ def pinned(url: str, sha256: str) -> Path:
     with atomic_write(path, "wb") as file:
         file.write(data)
     return path
+
+
+def cache_for(*names: str) -> Path:
+    """A folder of the cache for what is made of what was received; it is made."""
+    from huggingface_hub import cached_assets_path, constants
+
+    return cached_assets_path("geoloc", *names, assets_dir=constants.HF_ASSETS_CACHE)
 
 
 def _listed(found: Found, patterns: Sequence[str]) -> dict[str, Any]:

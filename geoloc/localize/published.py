@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geoloc.adapters.options import Options
-from geoloc.adapters.registry import WEIGHTS, find_published
-from geoloc.errors import ConfigError
-from geoloc.files import sha256_of
+from geoloc.adapters.registry import WEIGHTS, PublishedModel, find_published
+from geoloc.errors import ConfigError, NotFoundError
 from geoloc.hub.foreign import foreign, is_foreign
 from geoloc.hub.repository import NotOursError
 from geoloc.hub.resolve import resolve
@@ -66,6 +66,8 @@ def _path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
         return path
     published = find_published(str(name))
     if published is not None and not path.is_dir():
+        if published.package:
+            return _in_package(published)
         if not published.is_fetched:
             raise ConfigError(
                 f"{published.name} is no repository: {published.how}. It is at {published.weights}"
@@ -78,35 +80,48 @@ def _path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
         return foreign(str(name), ("config.json", *WEIGHTS[:1]), revision=revision, subfolder=subfolder)
 
 
+def _in_package(published: PublishedModel) -> Path:
+    package, _, inner = published.package.partition("/")
+    spec = find_spec(package)  # without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError(
+            f"the package {package} is not installed; or give its folder {inner!r}: {published.how}"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / inner
+
+
 def _is_of_others(folder: Path) -> bool:
     """Whether a folder is one that geoloc has not saved; ours without its manifest is ours, and broken."""
-    return (
-        is_foreign(folder)
-        and not (folder / "calibration.json").exists()
-        and any(file.is_file() for file in folder.glob("*"))
-    )
+    return is_foreign(folder) and not (folder / "calibration.json").exists() and any(folder.iterdir())
 
 
 def _read_foreign(
     name: str, path: Path, options: Options, device: Any, num_threads: int | None
 ) -> tuple[Checkpoint, Saved]:
     # Here, since they need torch, which an exported model does without.
-    from geoloc.adapters.formats import adapt, weights_of
-    from geoloc.localize.weights import ready
+    from geoloc.adapters.formats import adapt
+    from geoloc.localize.gallery import gallery_database, gallery_weigher
+    from geoloc.localize.weights import digest_when_written, ready, self_contained
 
     adapted = adapt(path, options)
-    network = adapted.network
-    preprocess = adapted.preprocess.to_dict()
-    parts = [sha256_of(weights_of(path)), to_plain(network.config), preprocess]
+    network = ready(adapted.network, device, num_threads)
+    # As of a checkpoint of ours, so that references stay valid when the model is saved as one.
+    parts = [digest_when_written(network), to_plain(self_contained(network)), adapted.preprocess.to_dict()]
     embedding_fingerprint = _digest(parts)
     tree = None if adapted.quadtree is None else adapted.quadtree.fingerprint
+    reranker = reference = None
+    if (gallery := adapted.gallery) is not None:
+        reference = gallery_database(gallery, embedding_fingerprint)
+        reranker = gallery_weigher(gallery)
     checkpoint = Checkpoint(
         name,
-        ready(network, device, num_threads),
+        network,
         adapted.preprocess,
         adapted.quadtree,
         Calibration(),
         _card(name, adapted),
+        reranker,
+        reference,
     )
     return checkpoint, Saved(_digest([embedding_fingerprint, tree]), embedding_fingerprint)
 

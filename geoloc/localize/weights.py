@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,21 @@ def write_network(network: GeoNetwork, path: Path, *, half: bool) -> None:
     Raises:
         CheckpointError: a weight is too large for float16.
     """
-    state = {key: t.detach().cpu() for key, t in unfolded_state_dict(network, merged(network)).items()}
+    state = _plain_state(network)
     if half:
         state = {key: _halved(key, tensor) for key, tensor in state.items()}
-    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
-    state = {key: t.clone(memory_format=torch.contiguous_format) for key, t in state.items()}
     safetensors.torch.save_file(state, path)
+
+
+def digest_when_written(network: GeoNetwork) -> str:
+    """sha256 of the file that `write_network` would write."""
+    return hashlib.sha256(safetensors.torch.save(_plain_state(network))).hexdigest()
+
+
+def _plain_state(network: GeoNetwork) -> dict[str, Tensor]:
+    state = unfolded_state_dict(network, merged(network))
+    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
+    return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in state.items()}
 
 
 def _halved(key: str, tensor: Tensor) -> Tensor:

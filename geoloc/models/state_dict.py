@@ -20,8 +20,12 @@ from geoloc.errors import CheckpointError
 _NETWORKS = ("state_dict", "model_state_dict")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
     """The network's tensors in a .safetensors file, a state dict, or a trainer's checkpoint that holds one.
+
+    Args:
+        path: of the file.
+        bare: one tensor alone is wanted, which has no name; it is called "tensor".
 
     Raises:
         CheckpointError: it holds something else, or more than tensors and plain values.
@@ -37,6 +41,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{error}. Where "
             "you trust the file, load it with its own code and save its state_dict with safetensors.torch.save_file"
         ) from error
+    if bare and isinstance(found, Tensor):
+        found = {"tensor": found}
     if isinstance(found, dict):
         found = next((found[key] for key in _NETWORKS if isinstance(found.get(key), dict)), found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):

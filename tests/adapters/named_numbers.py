@@ -24,9 +24,11 @@ def state_of(shapes: Mapping[str, Sequence[int]], gain: float) -> dict[str, Tens
 def _numbers(name: str, shape: tuple[int, ...], gain: float) -> NDArray[np.generic]:
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
+    u = 2 * np.random.default_rng(zlib.crc32(name.encode())).random(shape, np.float32) - 1
+    if name.endswith("logit_scale"):
+        return np.asarray(4 + u / 2, np.float32)
     if "acc_w" in name:  # CRN's sum, which was never trained
         return np.full(shape, float(name.endswith("weight")), np.float32)
-    u = 2 * np.random.default_rng(zlib.crc32(name.encode())).random(shape, np.float32) - 1
     if name.endswith("running_var"):
         return np.asarray(1 + u / 2)
     if name.endswith(".p"):

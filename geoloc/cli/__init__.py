@@ -16,6 +16,7 @@ from geoloc.cli.batch import batch as _batch
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.data import data_app
 from geoloc.cli.evaluate import evaluate as _evaluate
+from geoloc.cli.export import export_app
 from geoloc.cli.hub import pull as _pull
 from geoloc.cli.hub import push as _push
 from geoloc.cli.localize import localize as _localize
@@ -39,6 +40,7 @@ app.command()(_push)
 app.command()(_pull)
 app.command()(_models)
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")
 

@@ -49,14 +49,11 @@ def load_model(name: str, device: str, num_threads: int | None) -> "Geolocalizer
         ConfigError: the device cannot be used.
         GeolocError: as `Geolocalizer.from_pretrained`.
     """
-    import torch
-
     from geoloc import Geolocalizer
 
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
-    check_device(device)
-    return Geolocalizer.from_pretrained(name, device=device)
+    if device != "cpu":  # an exported model on the CPU needs no torch
+        check_device(device)
+    return Geolocalizer.from_pretrained(name, device=device, num_threads=num_threads)
 
 
 def check_device(name: str) -> None:

@@ -159,7 +159,11 @@ class Geolocalizer:
                 none.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        checkpoint, saved = read_model(name, revision, subfolder, options, device, num_threads)
+        return cls.of_checkpoint(*read_model(name, revision, subfolder, options, device, num_threads))
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint, saved: Saved | None = None) -> Geolocalizer:
+        """The model of a checkpoint in memory, and what identifies it, if it is on the disk."""
         model = cls(
             checkpoint.name,
             checkpoint.network,

@@ -144,7 +144,9 @@ class RegressionHead(nn.Module):
         if self.config.kind == "squared_angles":
             return angles_to_latlon_rad(raw.square())
         x, y, z = raw.unbind(-1)
-        return torch.stack([torch.atan2(z, torch.hypot(x, y)), torch.atan2(y, x)], -1)
+        return torch.stack(
+            [torch.atan2(z, torch.linalg.vector_norm(raw[..., :2], dim=-1)), torch.atan2(y, x)], -1
+        )
 
 
 _REGRESSION_WIDTHS = {"unit_vector": 3, "tanh": 2, "angles": 4, "squared_angles": 4}

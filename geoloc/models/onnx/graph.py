@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geoloc.errors import CheckpointError, ConfigError
+from geoloc.errors import CheckpointError, MissingDependencyError
 
 IMAGES, VIEWS, FEATURES = "images", "views", "features"
 HEADS = ("cell_logits", "offsets", "latlon_rad")
@@ -47,7 +47,7 @@ def read_graph(path: Path) -> CheckedGraph:
 
     Raises:
         CheckpointError: it is too large, no ONNX, refers to other files, or uses what our graphs do not.
-        ConfigError: onnx is not installed.
+        MissingDependencyError: onnx or onnxruntime is not installed.
     """
     onnx = import_onnx()
     size = path.stat().st_size
@@ -98,13 +98,13 @@ def import_onnx() -> Any:
     """The package onnx.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingDependencyError: it is not installed.
     """
     try:
         import onnx
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
+        raise MissingDependencyError(
             f"exported models need onnx and onnxruntime ({error}): pip install 'geoloc-vision[onnx]'"
         ) from error
     return onnx

@@ -32,7 +32,7 @@ class OnnxRunner:
 
     Raises:
         CheckpointError: the graph is damaged, does what ours do not, or does not fit the config.
-        ConfigError: onnx or onnxruntime is not installed.
+        MissingDependencyError: onnx or onnxruntime is not installed.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from geoloc.adapters.options import Options
 from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_training_checkpoint
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
 from geoloc.adapters.registry import OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
+from geoloc.adapters.statewide import adapt_statewide, is_statewide
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, NotFoundError
 from geoloc.hub.foreign import pinned
@@ -43,6 +44,8 @@ def adapt(path: Path, options: Options) -> Adapted:
     if is_training_checkpoint(file):
         tree = None if options.quadtree is None else _osv5m_cells(options)
         return adapt_training_checkpoint(file, options.tower, tree)
+    if is_statewide(file):
+        return adapt_statewide(file, options)
     if is_place_recognition(file):
         return adapt_place_recognition(file, options)
     raise CheckpointError(
@@ -61,7 +64,8 @@ def weights_of(path: Path) -> Path:
         return path
     named = [path / name for name in WEIGHTS if (path / name).is_file()]
     suffixes = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-    found = named[:1] or [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+    inner = [file for part in (path, path / "weights") if part.is_dir() for file in sorted(part.iterdir())]
+    found = named[:1] or [file for file in inner if file.suffix in suffixes]
     if len(found) != 1:
         raise NotFoundError(
             f"{path} holds {len(found)} files of tensors ({', '.join(f.name for f in found[:4]) or 'none'}): give "

@@ -172,6 +172,18 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         "Not: AlexNet and CCT "
         "(timm has neither), ViT, PCA (which its files do not hold)",
     ),
+    PublishedModel(
+        name="fferflo/statewide-geoloc-nomassgis",
+        gives="embeddings",
+        weights="Hub: fferflo/statewide-geoloc-nomassgis (not pinned: give revision=)",
+        code_licence="MIT",
+        weights_licence="none stated in its code's repository; see its page",
+        pictures="384 px, shorter side bilinear, centre; ImageNet mean and std; published: photos padded to 480 x 640",
+        numbers="Recall@1 < 50 m of 61.05 % in Massachusetts: its README",
+        adapter="statewide",
+        files=("weights/last.safetensors",),
+        how="or by the path of its trainer's or database's file; aerial references have 4 views, 0.2 to 1.6 m a pixel",
+    ),
 )
 
 

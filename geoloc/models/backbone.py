@@ -214,9 +214,18 @@ class _Source:
             for norm in tower.modules():
                 if isinstance(norm, _BatchNorm):
                     norm.eps = self.config.batch_norm_eps
+        if self.config.tanh_gelu:
+            _approximate_gelu(tower)
         if hasattr(tower, "output_tokens"):
             tower.output_tokens = False  # CoCa's tower would return its tokens, too
         return cast(nn.Module, tower)
+
+
+def _approximate_gelu(tower: nn.Module) -> None:
+    for parent in list(tower.modules()):
+        for name, child in parent.named_children():
+            if type(child).__name__ == "GELU":  # torch's, and timm's of the same name
+                setattr(parent, name, nn.GELU(approximate="tanh"))
 
 
 def _find(config: BackboneConfig) -> _Source:

@@ -50,6 +50,7 @@ class BackboneConfig:
         crop_blocks: the same by depth: how many blocks, or stages of a convolutional trunk, are kept.
         final_norm: of a "map": a transformer's last layer norm is kept, which is otherwise left out.
         batch_norm_eps: overrides that of all batch norms: torchvision's EfficientNet-B5 to B7 have 1e-3, timm's 1e-5.
+        tanh_gelu: all GELUs are the tanh approximation, as Flax has it: for weights that were trained so.
     """
 
     architecture: str | None = None
@@ -62,6 +63,7 @@ class BackboneConfig:
     crop_blocks: int | None = field(default=None, metadata=_LATER)
     final_norm: bool = field(default=False, metadata=_LATER)
     batch_norm_eps: float | None = field(default=None, metadata=_LATER)
+    tanh_gelu: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
         given = [name for name in ("architecture", "custom", "timm") if getattr(self, name) is not None]

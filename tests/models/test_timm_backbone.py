@@ -117,6 +117,17 @@ def test_every_parameter_is_needed(name: str, options: dict[str, Any]) -> None:
     assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
 
 
+def test_gelu_by_its_tanh_approximation() -> None:
+    exact, approximate = tower("test_vit"), tower("test_vit", tanh_gelu=True)
+    approximate.load_state_dict(exact.state_dict())
+    kinds = [str(m) for m in approximate.modules() if "GELU" in type(m).__name__]
+    assert kinds
+    assert set(kinds) == {"GELU(approximate='tanh')"}
+    with torch.no_grad():
+        difference = (exact(images()) - approximate(images())).abs().max()
+    assert 0 < difference < 1e-2
+
+
 def test_a_cropped_transformer_is_the_whole_one_stopped() -> None:
     whole, cropped = tower("test_vit"), tower("test_vit", crop_blocks=2, final_norm=True)
     trunk = trunk_of(whole)

@@ -8,6 +8,7 @@ from typing import Any
 
 from geoloc.adapters.adapted import Adapted
 from geoloc.adapters.geoclip import MODEL_TYPE, adapt_package, adapt_release
+from geoloc.adapters.megaloc import adapt_megaloc, is_megaloc
 from geoloc.adapters.options import Options
 from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_training_checkpoint
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
@@ -46,6 +47,8 @@ def adapt(path: Path, options: Options) -> Adapted:
         return adapt_training_checkpoint(file, options.tower, tree)
     if is_statewide(file):
         return adapt_statewide(file, options)
+    if is_megaloc(file):
+        return adapt_megaloc(file, options)
     if is_place_recognition(file):
         return adapt_place_recognition(file, options)
     raise CheckpointError(

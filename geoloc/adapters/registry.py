@@ -173,6 +173,18 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         "(timm has neither), ViT, PCA (which its files do not hold)",
     ),
     PublishedModel(
+        name="gberton/MegaLoc",
+        gives="embeddings",
+        weights="Hub: gberton/MegaLoc (not pinned: give revision=)",
+        code_licence="MIT",
+        weights_licence="MIT, by its repository",
+        pictures="322 x 322 px, squashed, bilinear; ImageNet mean and std; image_size_px= another multiple of 14",
+        numbers=_VPR_NUMBERS,
+        adapter="megaloc",
+        files=("model.safetensors",),
+        how="its vectors have 8448 numbers: a database of int8 takes 8.5 GB a million",
+    ),
+    PublishedModel(
         name="fferflo/statewide-geoloc-nomassgis",
         gives="embeddings",
         weights="Hub: fferflo/statewide-geoloc-nomassgis (not pinned: give revision=)",

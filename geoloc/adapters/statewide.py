@@ -22,7 +22,7 @@ from geoloc.models.network import GeoNetwork
 
 _PICTURES_PX = 384  # of the aerial views
 _NUM_VIEWS = 4  # at 0.2, 0.4, 0.8 and 1.6 m a pixel
-_TRUNKS = {  # channels of the stem, blocks of each stage
+_TRUNKS: dict[tuple[int, tuple[int, ...]], str] = {  # channels of the stem, blocks of each stage
     (96, (3, 3, 9, 3)): "convnext_tiny",
     (128, (3, 3, 27, 3)): "convnext_base",
     (24, (1, 2, 4, 2)): "test_convnext",

@@ -153,17 +153,21 @@ class AggregationConfig:
     Attributes:
         kind: of Statewide, for views of a place: "spatial_softmax" weighs every position of every view; "mean",
             "smd", "safa", "sample4geo" and "two_tokens" are its alternatives. For one street photo: "gem", "spoc",
-            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "seqpool", and "cosplace", which is
-            GeM of normalised positions and a linear layer. All are described in `geoloc.models.aggregation`.
+            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "seqpool", "optimal_transport"
+            (SALAD), and "cosplace", which is GeM of normalised positions and a linear layer. All are
+            described in `geoloc.models.aggregation`.
         heads: of "spatial_softmax", "smd" and "safa"; the embedding's dim is a multiple of it.
         num_views: pictures of one place, such as 4 aerial views at growing ground resolution.
         normalize_positions: of "gem", "spoc", "mac" and "rmac": each position at length 1 before pooling, the VG
             benchmark's default.
-        clusters: of "netvlad" and "crn".
+        clusters: of "netvlad", "crn" and "optimal_transport".
         pooled_size: rows and columns that "convap" leaves.
-        out_channels: that "convap" and "mixvpr" project to; None makes what the embedding's dim needs.
+        out_channels: that "convap" and "mixvpr" project to; None makes what the embedding's dim needs. Of a cluster of
+            "optimal_transport"; None is 128.
         out_rows: that "mixvpr" leaves of all positions.
         mix_depth: mixers of "mixvpr".
+        token_dim: of the class token's part of "optimal_transport".
+        hidden_dim: of the perceptrons of "optimal_transport".
         mlp_ratio: of a mixer's hidden layer to the number of positions.
         fc_dim: width of a linear layer that follows a kind for street photos; "cosplace" has one of the embedding's
             dim by itself.
@@ -189,6 +193,7 @@ class AggregationConfig:
         "cls",
         "seqpool",
         "cosplace",
+        "optimal_transport",
     ] = "spatial_softmax"
     heads: int = 64
     num_views: int = 1
@@ -199,6 +204,8 @@ class AggregationConfig:
     out_rows: int = field(default=4, metadata=_LATER)
     mix_depth: int = field(default=4, metadata=_LATER)
     mlp_ratio: float = field(default=1.0, metadata=_LATER)
+    token_dim: int = field(default=256, metadata=_LATER)
+    hidden_dim: int = field(default=512, metadata=_LATER)
     fc_dim: int | None = field(default=None, metadata=_LATER)
     pca: bool = field(default=False, metadata=_LATER)
 
@@ -209,10 +216,12 @@ class AggregationConfig:
             raise ConfigError(
                 f"num_views is {self.num_views}, but {self.kind!r} reads one picture: use 'spatial_softmax'"
             )
-        counts = (self.clusters, *self.pooled_size, self.out_rows, self.out_channels or 1, self.fc_dim or 1)
+        counts = [self.clusters, *self.pooled_size, self.out_rows, self.out_channels or 1, self.fc_dim or 1]
+        counts += [self.token_dim, self.hidden_dim]
         if min(counts) < 1 or self.mix_depth < 0 or not self.mlp_ratio > 0:
             raise ConfigError(
-                "clusters, pooled_size, out_channels, out_rows, mlp_ratio and fc_dim must be positive, and mix_depth "
+                "clusters, pooled_size, out_channels, out_rows, mlp_ratio, fc_dim, token_dim and hidden_dim must "
+                "be positive, mix_depth "
                 "not negative"
             )
         if (self.fc_dim is not None or self.pca) and self.kind in (*_OF_VIEWS, "two_tokens"):

@@ -3,6 +3,7 @@
 maps.py       what an aggregation reads
 statewide.py  the six of Statewide, for views of a place together
 pooling.py    one number a channel, or one token: GeM, SPoC, MAC, R-MAC, RRM, the class token, SeqPool
+transport.py  positions dealt out to clusters: SALAD's optimal transport
 vlad.py       what differs from cluster centres: NetVLAD, CRN
 mixing.py     maps made small and laid out: Conv-AP, MixVPR
 whitening.py  PCA as a linear layer
@@ -25,6 +26,7 @@ from geoloc.models.aggregation.pooling import (
     SumPooling,
 )
 from geoloc.models.aggregation.scale import EmbeddingScale
+from geoloc.models.aggregation.transport import OptimalTransport
 from geoloc.models.aggregation.vlad import CRN, NetVLAD, local_descriptors
 from geoloc.models.aggregation.whitening import MAX_DESCRIPTORS, fit_pca
 
@@ -40,6 +42,7 @@ __all__ = [
     "MaxPooling",
     "MixVPR",
     "NetVLAD",
+    "OptimalTransport",
     "RegionalMaxPooling",
     "ResidualRetrieval",
     "SequencePooling",

@@ -26,6 +26,7 @@ from geoloc.models.aggregation.statewide import (
     SpatialSoftmax,
     TwoTokens,
 )
+from geoloc.models.aggregation.transport import OptimalTransport
 from geoloc.models.aggregation.vlad import CRN, NetVLAD
 from geoloc.models.config import AggregationConfig, EmbeddingHeadConfig
 
@@ -75,6 +76,7 @@ def build_aggregation(
 def _build_for_streets(
     config: AggregationConfig, dim: int, channels: int, map_size: tuple[int, int], num_tokens: int
 ) -> nn.Module:
+    height, width = map_size
     if config.kind in _BY_CHANNEL:
         return _BY_CHANNEL[config.kind](channels, normalize_positions=config.normalize_positions)
     if config.kind == "cosplace":
@@ -87,6 +89,15 @@ def _build_for_streets(
     if config.kind == "mixvpr":
         out_channels = config.out_channels or dim // config.out_rows
         return MixVPR(channels, map_size, out_channels, config.out_rows, config.mix_depth, config.mlp_ratio)
+    if config.kind == "optimal_transport":
+        if not num_tokens or height * width <= config.clusters:
+            raise ConfigError(
+                f"'optimal_transport' needs a class token and more positions than its {config.clusters} clusters; "
+                f"found "
+                f"{num_tokens} tokens and {height * width} positions: use a ViT, larger pictures, or fewer clusters"
+            )
+        cluster_dim = config.out_channels or 128
+        return OptimalTransport(channels, config.clusters, cluster_dim, config.token_dim, config.hidden_dim)
     if config.kind == "cls" and not num_tokens:
         raise ConfigError(
             "'cls' reads the class token, but this backbone has none: use a ViT that has, or the aggregation 'gem'"

@@ -2,11 +2,11 @@
 
     python scripts/compare_recipes.py --steps 400
 
-Makes both layouts (scripts/make_earthview_dataset.py) unless they are there, and trains every recipe and its untrained
-twin (ImageNet's trunk, heads as drawn) two at a time, each on one core, with the same trunk and places held out by cells
-with a buffer. Statewide's is `statewide_boston` (photos and views share the trunk), without hard examples and with three
-times the steps; its recall is of the own cell of 50 km. A run that is there is read again, or goes on if it was killed.
-Needs the extras `earthview` and `train`.
+Makes both layouts (scripts/make_earthview_dataset.py) unless they are there, and trains every recipe and its
+untrained twin (ImageNet's trunk, heads as drawn) two at a time, each on one core, with the same trunk and places held
+out by cells with a buffer. Statewide's is `statewide_boston` (photos and views share the trunk), without hard examples
+and with three times the steps; its recall is of the own cell of 50 km. A run that is there is read again, or goes on if
+it was killed. Needs the extras `earthview` and `train`.
 """
 
 import argparse

@@ -114,7 +114,7 @@ def read_clip_vision(
         for part in ("weight", "bias"):
             qkv = [file.take(f"{old}self_attn.{of}_proj.{part}") for of in "qkv"]
             state[f"{block}attn.in_proj_{part}"] = torch.cat(qkv)
-            for new_name, old_name in _BLOCK.items():
+            for new_name, old_name in BLOCK.items():
                 state[f"{block}{new_name}.{part}"] = file.take(f"{old}{old_name}.{part}")
     embed_dim = width
     if features == "projected":
@@ -133,7 +133,7 @@ def read_clip_vision(
     return BackboneConfig(custom=custom, features=features), {f"tower.{k}": t for k, t in state.items()}
 
 
-_BLOCK = {
+BLOCK = {
     "attn.out_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",

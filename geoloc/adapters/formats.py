@@ -14,6 +14,8 @@ from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_train
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
 from geoloc.adapters.registry import OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
 from geoloc.adapters.statewide import adapt_statewide, is_statewide
+from geoloc.adapters.streetclip import MODEL_TYPE as CLIP_TYPE
+from geoloc.adapters.streetclip import adapt_images
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, NotFoundError
 from geoloc.hub.foreign import pinned
@@ -38,6 +40,8 @@ def adapt(path: Path, options: Options) -> Adapted:
         return adapt_hub(path, _osv5m_cells(options))
     if config.get("model_type") == MODEL_TYPE:
         return adapt_release(path, options)
+    if config.get("model_type") == CLIP_TYPE:
+        return adapt_images(path, options)
     if (path / "gps_gallery").is_dir():
         return adapt_package(path, options)
     weights = weights_of(path)

@@ -116,6 +116,19 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         how="tower= a folder with the image tower, else it is fetched, too",
     ),
     PublishedModel(
+        name="geolocal/StreetCLIP",
+        gives="countries and cities",
+        weights="Hub: geolocal/StreetCLIP (not pinned: give revision=)",
+        code_licence="none published",
+        weights_licence="CC-BY-NC 4.0",
+        pictures="336 px, shorter side bicubic, centre; CLIP mean and std",
+        numbers="Im2GPS and Im2GPS3k: its paper (Haas et al., 2023) and model card",
+        adapter="streetclip",
+        files=("config.json", "model.safetensors"),
+        how="geoloc.localize.zero_shot.ZeroShot.from_pretrained chooses among names; Geolocalizer has its "
+        "image side as an embedding",
+    ),
+    PublishedModel(
         name="cosplace",
         gives="embeddings",
         weights="github.com/gmberton/CosPlace, release v1.0: {backbone}_{dim}_cosplace.pth, by path",
@@ -195,6 +208,18 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         adapter="statewide",
         files=("weights/last.safetensors",),
         how="or by the path of its trainer's or database's file; aerial references have 4 views, 0.2 to 1.6 m a pixel",
+    ),
+    PublishedModel(
+        name="PLONK",
+        gives="nothing yet",
+        weights="Hub: nicolas-dufour/PLONK_YFCC, PLONK_OSV_5M, PLONK_iNaturalist, also _flow and _diffusion",
+        code_licence="MIT",
+        weights_licence="by their pages; the OSV-5M ones need StreetCLIP's tower (CC-BY-NC 4.0)",
+        pictures="YFCC and iNaturalist: 336 px for DINOv2 ViT-L/14 with registers; OSV-5M: StreetCLIP's",
+        numbers="GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)",
+        adapter="",
+        how="not read: it samples places on the sphere by steps of a flow, and geoloc has no head that samples; "
+        "its answers are draws, which a posterior of ours would have to be built from",
     ),
 )
 

@@ -46,7 +46,7 @@ def read_model(
         As `Geolocalizer.from_pretrained`.
     """
     said = _checked(options or {})
-    path = _path_of(name, revision, subfolder)
+    path = path_of(name, revision, subfolder)
     if path.is_file() or _is_of_others(path):
         return _read_foreign(str(name), path, said, device, num_threads)
     if said != Options():
@@ -58,7 +58,8 @@ def read_model(
     return read_checkpoint(path, device, num_threads)
 
 
-def _path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
+def path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
+    """The folder or file behind a name, fetched if it is not here."""
     path = Path(name).expanduser()
     if path.is_file():
         if revision is not None or subfolder:

@@ -25,7 +25,8 @@ class TextTowerConfig:
     Attributes:
         architecture: an open_clip model name.
         pretrained: its tag. A frozen tower of random weights says little.
-        custom: instead of a name, `{"embed_dim": …, "text_cfg": {…}}` as open_clip describes text towers.
+        custom: instead of a name, `{"embed_dim": …, "text_cfg": {…}}` as open_clip describes text towers, and perhaps
+            `quick_gelu`.
     """
 
     architecture: str | None = None
@@ -53,7 +54,11 @@ class TextTower(nn.Module):
         if config.custom is not None:
             try:
                 text_cfg = dict(config.custom["text_cfg"])
-                self.tower: nn.Module = _build_text_tower(config.custom["embed_dim"], text_cfg)
+                self.tower: nn.Module = _build_text_tower(
+                    config.custom["embed_dim"],
+                    text_cfg,
+                    quick_gelu=bool(config.custom.get("quick_gelu")),
+                )
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigError(
                     f"open_clip cannot build the text tower {dict(config.custom)}: {error}"

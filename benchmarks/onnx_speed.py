@@ -1,11 +1,15 @@
 """What an exported network gains: onnxruntime in float32 and in 8 bits against eager torch; the start without torch.
 
     python benchmarks/onnx_speed.py
+    python benchmarks/onnx_speed.py --calibration-images CALIBRATION --views VIEWS
 
 ViT-B/32 with random weights (the time is the same) and a regression head, one thread, photo-like pictures; the sides
 run in turn in one process, and the ratios are of medians. Without a cell head, whose answers could change, all
-convolutions and products with weights of the backbone are in 8 bits. Goal: at least 2 in 8 bits. Then `earthview`, exported in float32, answers one photo in a fresh process, from its start to its
-end: within 2 s.
+convolutions and products with weights of the backbone are in 8 bits. Goal: at least 2 in 8 bits. Then `earthview`,
+exported in float32, answers one photo in a fresh process, from its start to its end: within 2 s.
+
+The second form exports `earthview` in 8 bits, with ranges from one folder of pictures, and compares answers on another,
+such as `scripts/make_earthview_views.py` writes. Goal: the same most probable cell for 99 %.
 """
 
 import argparse
@@ -30,6 +34,7 @@ from geoloc.models.network import GeoNetwork
 from geoloc.models.onnx.export import trace
 from geoloc.models.onnx.quantise import quantise
 from geoloc.models.onnx.runner import OnnxRunner
+from quadtree.sphere import haversine_km
 
 DEMO = Path(__file__).parents[1] / "demo" / "images"
 ANSWER = """
@@ -116,6 +121,25 @@ def start(rounds: int) -> None:
             print(f"{kind}: {statistics.median(took):.2f} s ({said[0]}, {said[1]})")
 
 
+def agree(calibration: Path, views: Path) -> None:
+    """Answers of `earthview` in 8 bits against its own."""
+    model = Geolocalizer.from_pretrained("earthview")
+    pictures = sorted(path for path in views.iterdir() if path.suffix in (".png", ".jpg"))
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "exported"
+        report = export_onnx(model, exported, [*sorted(calibration.iterdir())], int8=True)
+        twin = Geolocalizer.from_pretrained(exported)
+        told, again = (side.localize(pictures, places=False) for side in (model, twin))
+    same = np.mean([a.cell_path == b.cell_path for a, b in zip(told, again, strict=True)])
+    points = [[(answer.lat, answer.lon) for answer in side] for side in (told, again)]
+    apart_km = haversine_km(*points)
+    print(f"in 8 bits: {report.num_quantised} of {report.num_operators} operators with weights")
+    print(
+        f"{len(pictures)} views: same most probable cell {same:.1%}; answers apart {np.median(apart_km):.2f} km in the "
+        f"median, {np.quantile(apart_km, 0.9):.0f} km at 90 %"
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -123,8 +147,13 @@ def main() -> None:
     )
     parser.add_argument("--architecture", default="ViT-B-32", help="an open_clip model name")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calibration-images", type=Path, help="for the second form")
+    parser.add_argument("--views", type=Path, help="for the second form")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.calibration_images and arguments.views:
+        agree(arguments.calibration_images, arguments.views)
+        return
     compare(arguments.architecture, arguments.rounds)
     start(arguments.rounds)
 

@@ -48,7 +48,7 @@ def adapt(path: Path, options: Options) -> Adapted:
     file = ForeignTensors.read(weights)
     if is_training_checkpoint(file):
         tree = None if options.quadtree is None else _osv5m_cells(options)
-        return adapt_training_checkpoint(file, options.tower, tree)
+        return adapt_training_checkpoint(file, options.tower, tree, options.lora_alpha)
     if is_statewide(file):
         return adapt_statewide(file, options)
     if is_megaloc(file):

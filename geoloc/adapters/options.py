@@ -16,6 +16,7 @@ class Options:
             files of it.
         image_size_px: side of the pictures; None is what the model was published for.
         pooled_size: rows and columns that a Conv-AP leaves.
+        lora_alpha: of OSV-5M's training checkpoints with LoRA.
         aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac".
     """
 
@@ -23,4 +24,5 @@ class Options:
     tower: str | Path | None = None
     image_size_px: int | None = None
     pooled_size: tuple[int, int] | None = None
+    lora_alpha: float | None = None
     aggregation: str | None = None

@@ -35,6 +35,8 @@ from geoloc.models.config import CellHeadConfig, NetworkConfig, OffsetHeadConfig
 from geoloc.models.network import GeoNetwork
 from quadtree import Quadtree
 
+LORA_ALPHA = 256.0  # of its only experiment with LoRA, whose rank is 32
+
 
 def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
     """The model in a folder of the Hub's format: config.json with `model` and `transform`, and model.safetensors.
@@ -79,7 +81,10 @@ def is_training_checkpoint(file: ForeignTensors) -> bool:
 
 
 def adapt_training_checkpoint(
-    file: ForeignTensors, tower: str | Path | None, quadtree: Quadtree | None = None
+    file: ForeignTensors,
+    tower: str | Path | None,
+    quadtree: Quadtree | None = None,
+    lora_alpha: float | None = None,
 ) -> Adapted:
     """The model in a checkpoint that OSV-5M's trainer wrote (`last.ckpt`).
 
@@ -87,6 +92,7 @@ def adapt_training_checkpoint(
         file: its tensors.
         tower: the image tower's name on the Hub, or a folder with transformers' config.json of it.
         quadtree: for a model with cells.
+        lora_alpha: that LoRA was trained with, which a checkpoint does not hold; None is its experiment's.
 
     Raises:
         ConfigError: the tower is unknown or not given, or the model has cells and no quadtree was given.
@@ -98,7 +104,14 @@ def adapt_training_checkpoint(
             f"{file.origin} does not tell which image tower it was trained with, and QuickGELU or GELU is not in its "
             f"tensors: give tower= one of {', '.join(KNOWN)}, or a folder with transformers' config.json of it"
         )
-    return _adapt(file, find_clip_vision(str(tower)), quadtree, 1.2, None)
+    return _adapt(
+        file,
+        find_clip_vision(str(tower)),
+        quadtree,
+        1.2,
+        None,
+        LORA_ALPHA if lora_alpha is None else lora_alpha,
+    )
 
 
 _INTERPOLATIONS: Mapping[Any, Any] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -110,8 +123,15 @@ def _adapt(
     quadtree: Quadtree | None,
     scale: float,
     preprocess: Preprocess | None,
+    lora_alpha: float = LORA_ALPHA,
 ) -> Adapted:
     file.remove_prefix("model.")
+    _merge_lora(file, lora_alpha)
+    for other, what in (("backbone.resnet.", "transformers' ResNet-50"), ("backbone.dino.", "DINOv2")):
+        if file.has(other):
+            raise ConfigError(
+                f"{file.origin} has {what} as its image tower, which geoloc does not read from OSV-5M yet"
+            )
     prefix = "backbone.clip."
     if file.has(f"{prefix}text_model."):  # StreetCLIP's image embedding
         file.drop(f"{prefix}text_model.", f"{prefix}text_projection.", f"{prefix}logit_scale")
@@ -135,6 +155,25 @@ def _adapt(
     size = tower.preprocess_defaults.size_px
     default = Preprocess(image_size_px=size, mean=CLIP_MEAN, std=CLIP_STD)
     return Adapted(network, preprocess or default, quadtree if config.cells is not None else None)
+
+
+def _merge_lora(file: ForeignTensors, alpha: float) -> None:
+    """Add what PEFT keeps beside the attentions' projections: W + alpha / r B A (Hu et al., 2022)."""
+    prefix = "backbone.base_model.model."
+    if not file.has(prefix):
+        return
+    for name in file.names:
+        if name.endswith(".lora_A.default.weight"):
+            layer = name.removesuffix(".lora_A.default.weight")
+            down, up = file.take(name), file.take(f"{layer}.lora_B.default.weight")
+            weight = file.take(f"{layer}.base_layer.weight")
+            merged = weight.double() + alpha / len(down) * up.double() @ down.double()
+            file.put(f"{layer}.weight", merged.to(weight.dtype))
+            if file.has(f"{layer}.base_layer.bias"):
+                file.put(f"{layer}.bias", file.take(f"{layer}.base_layer.bias"))
+    rest = {f"backbone.{name}": tensor for name, tensor in file.take_all(prefix).items()}
+    for name, tensor in rest.items():
+        file.put(name, tensor)
 
 
 def _read_heads(

@@ -88,7 +88,8 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         pictures="the tower's size, shorter side bicubic, centre; CLIP mean and std",
         numbers="OSV-5M's paper (Astruc et al., CVPR 2024), by experiment",
         adapter="osv5m",
-        how="give tower= its image tower's name on the Hub, and quadtree= where it classifies cells",
+        how="give tower= its image tower's name on the Hub, quadtree= where it classifies cells, lora_alpha= "
+        "where not 256. Not: ResNet-50 and DINOv2 towers, classes of countries, regions or cities",
     ),
     PublishedModel(
         name="geoclip",

@@ -81,6 +81,10 @@ class ForeignTensors:
         self.shape(name)
         return self._tensors.pop(name)
 
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Add what was made of others, to be taken by a name of the format."""
+        self._tensors[name] = tensor
+
     def take_all(self, prefix: str) -> dict[str, Tensor]:
         """All tensors whose names start with this, by the rest of their names."""
         return {

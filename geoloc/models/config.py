@@ -239,15 +239,12 @@ class EmbeddingHeadConfig:
         aggregation: if given, the vector is made from the backbone's feature maps instead of from its features;
             then there are no hidden layers.
         layers: see `Layers`.
-        gallery_scale: if given, the softmax of this times the cosines with a gallery of places is a posterior over
-            them (the logit scale of CLIP and GeoCLIP).
     """
 
     dim: int = 256
     hidden_dims: tuple[int, ...] = ()
     aggregation: AggregationConfig | None = field(default=None, metadata=_LATER)
     layers: Layers = field(default="group_norm", metadata=_LATER)
-    gallery_scale: float | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
@@ -257,8 +254,6 @@ class EmbeddingHeadConfig:
             raise ConfigError(
                 f"hidden_dims is {list(self.hidden_dims)}, but layers is 'identity': leave it out"
             )
-        if self.gallery_scale is not None and not 0 < self.gallery_scale < math.inf:
-            raise ConfigError(f"an embedding's gallery_scale is {self.gallery_scale}; it must be positive")
         if self.aggregation is None:
             return
         if self.hidden_dims:

@@ -22,16 +22,25 @@ def tree() -> Quadtree:
     return Quadtree.read_osv5m_csv(TINY / "quadtree.csv")
 
 
+GELU, QUICK = TINY / "baseline" / "tower_gelu", TINY / "tower_quick"
+TOWERS = (
+    dict.fromkeys(("regression", "angle", "multi"), GELU)
+    | dict.fromkeys(("box", "shared", "lora"), QUICK)
+    | {"streetclip": TINY / "street"}
+)
+
+
 def adapted(name: str) -> Adapted:
     if name == "baseline":
         return adapt_hub(TINY / name, tree())
-    tower = TINY / ("baseline/tower_gelu" if name == "regression" else "tower_quick")
-    return adapt_training_checkpoint(
-        ForeignTensors.read(TINY / f"{name}.ckpt"), tower, None if name == "regression" else tree()
-    )
+    file = ForeignTensors.read(TINY / f"{name}.ckpt")
+    has_cells = name in ("box", "shared")
+    return adapt_training_checkpoint(file, TOWERS[name], tree() if has_cells else None, lora_alpha=32.0)
 
 
-@pytest.mark.parametrize("name", ["baseline", "box", "shared", "regression"])
+@pytest.mark.parametrize(
+    "name", ["baseline", "box", "shared", "regression", "angle", "multi", "lora", "streetclip"]
+)
 def test_the_same_numbers_as_the_peer(name: str) -> None:
     network = adapted(name).network.double()  # as the peer ran, or rounding alone were 1e-5 degrees
     with torch.inference_mode():
@@ -85,6 +94,23 @@ def test_a_tensor_too_many_or_too_few_is_named(tmp_path: Path, change: str, mess
     safetensors.torch.save_file(state, path)
     with pytest.raises(CheckpointError, match=message):
         adapt_hub(folder, tree())
+
+
+@pytest.mark.parametrize(("tower", "name"), [("resnet", "ResNet-50"), ("dino", "DINOv2")])
+def test_a_tower_that_is_not_read_is_named(tower: str, name: str) -> None:
+    file = ForeignTensors(
+        {f"model.backbone.{tower}.x": torch.zeros(1), "model.mid.mlp.0.bias": torch.zeros(1)}, "last.ckpt"
+    )
+    with pytest.raises(ConfigError, match=name):
+        adapt_training_checkpoint(file, QUICK)
+
+
+def test_lora_needs_its_alpha() -> None:
+    """Without being told, the only experiment's is taken, which here is another one."""
+    assumed = adapt_training_checkpoint(ForeignTensors.read(TINY / "lora.ckpt"), QUICK)
+    with torch.inference_mode():
+        features = assumed.network.double()(PEER["images"].double()).features
+    assert (features - PEER["lora.features"]).abs().max() > 1e-3
 
 
 def test_another_quadtree_is_refused() -> None:

@@ -96,6 +96,11 @@ class Weigher:
         self.config = config
         self.parameters = {name: np.asarray(values, np.float64) for name, values in parameters.items()}
 
+    def plain(self) -> Weigher:
+        """The same without the network over candidates: plain fusion as it was fitted."""
+        bare = replace(self.config, hidden_dim=0)
+        return Weigher(bare, {name: self.parameters[name] for name in bare.shapes()})
+
     def weigh(self, evidence: Evidence) -> Weighed:
         """The mixture of each query."""
         has_any = np.asarray(evidence.present.any(-1), np.float64)

@@ -78,3 +78,16 @@ def test_without_parameters_it_is_the_first_guess_of_plain_fusion():
     found = Weigher(RerankerConfig()).weigh(evidence)
     assert np.array_equal(found.weight, expected.weight)
     assert np.array_equal(found.cell_weight, expected.cell_weight)
+
+
+def test_plain_is_that_of_the_fitted_network():
+    torch.manual_seed(0)
+    reranker = Reranker(RerankerConfig(hidden_dim=8)).double()
+    for parameter in reranker.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    evidence = made_up(1)
+    parameters = {name: tensor.numpy() for name, tensor in reranker.state_dict().items()}
+    found = Weigher(reranker.config, parameters).plain().weigh(evidence)
+    expected = reranker.plain().weigh(evidence)
+    assert np.allclose(found.weight, expected.weight, rtol=1e-5, atol=1e-9)
+    assert np.allclose(found.cell_weight, expected.cell_weight, rtol=1e-5, atol=1e-9)

@@ -218,9 +218,9 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         weights_licence="by their pages; the OSV-5M ones need StreetCLIP's tower (CC-BY-NC 4.0)",
         pictures="YFCC and iNaturalist: 336 px for DINOv2 ViT-L/14 with registers; OSV-5M: StreetCLIP's",
         numbers="GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)",
-        adapter="",
-        how="not read: it samples places on the sphere by steps of a flow, and geoloc has no head that samples; "
-        "its answers are draws, which a posterior of ours would have to be built from",
+        adapter="plonk",
+        how="not read by from_pretrained: it draws places, and geoloc has no head that draws. "
+        "geoloc.adapters.plonk has its sampler on the sphere for features that are there; not its _flow and _diffusion",
     ),
 )
 

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from geoloc.cli.console import check_folder, count, km, say
-from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, TopKOption
+from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
 from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from geoloc.batch.work import LocalizeWork
     from geoloc.data.tables import PointTable
     from geoloc.evaluate.benchmarks import Benchmark
+    from geoloc.evaluate.pictures import PredictionPicture
     from geoloc.evaluate.report import EvaluationRun
     from geoloc.images.query import QueryMode
     from geoloc.metrics.protocols import Protocol
@@ -47,6 +51,16 @@ def evaluate(
         ),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Where the benchmark lies.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="vg, msls-740: the folder of the queries; test/queries by default."),
+    ] = None,
+    utm_epsg: Annotated[
+        int | None,
+        typer.Option(
+            "--utm-epsg", help="vg, msls-740: EPSG code of the zone of images that do not say theirs."
+        ),
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A B", help="Two tables of predictions: what B gains over A."),
@@ -55,8 +69,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--protocol",
-            help="geodesic, osv5m, plonk, pigeon, geoclip, im2gps, yfcc, vpr-25m, msls-740 or statewide; "
-            "geodesic, or the benchmark's own, if none is named.",
+            help="geodesic, osv5m, plonk, pigeon, geoclip, im2gps, yfcc, vpr-25m, cosplace, msls-740 or "
+            "statewide; geodesic, or the benchmark's own, if none is named.",
         ),
     ] = None,
     output: Annotated[
@@ -80,6 +94,27 @@ def evaluate(
         Path | None,
         typer.Option("--images", help="Folder of the images, for the pictures of the worst cases."),
     ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures",
+            min=0,
+            metavar="N",
+            help="Write pictures of the first N queries beside their best candidates, right ones framed green, wrong "
+            "ones red; they are in the report's folder.",
+        ),
+    ] = 0,
+    only_wrong: Annotated[
+        bool, typer.Option("--only-wrong", help="Pictures only of queries whose best candidate is wrong.")
+    ] = False,
+    reference_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference-images",
+            metavar="DIR",
+            help="Folder below which the keys of street references are files, for --pictures; --data by default.",
+        ),
+    ] = None,
     gallery: Annotated[
         list[Path] | None,
         typer.Option(
@@ -99,7 +134,14 @@ def evaluate(
     reference: ReferenceOption = "own",
     query: QueryOption = "central_crop",
     batch_size: BatchSizeOption = 16,
-    top_k: TopKOption = 10,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            "--top-k",
+            min=1,
+            help="Candidates of each image; as many as the protocol's recall asks for, or 10.",
+        ),
+    ] = None,
     engine: EngineOption = Engine.LOCAL,
     workers: WorkersOption = 0,
     gpus_per_worker: GpusOption = 0.0,
@@ -119,10 +161,17 @@ def evaluate(
     from geoloc.metrics.protocols import get_protocol
 
     _check_ways(predictions, truth, model, benchmark, data, compare, output)
+    if not pictures and (only_wrong or reference_images is not None):
+        raise ConfigError(
+            "--only-wrong and --reference-images are about pictures: say how many by --pictures"
+        )
+    photos = _photos_folder(reference_images or data, output) if pictures else None
     if benchmark is None and (reference, query) != ("own", "central_crop"):
         raise ConfigError(
             "--reference and --query are about a model: name one with --model, and a --benchmark"
         )
+    if benchmark is None and (split is not None or utm_epsg is not None):
+        raise ConfigError("--split and --utm-epsg are about a --benchmark")
     rules = get_protocol(protocol) if protocol else None
     columns = Columns(id=id_column, latitude=latitude_column, longitude=longitude_column)
     true_columns = Columns(
@@ -139,6 +188,7 @@ def evaluate(
     crew = Crew(engine, workers, gpus_per_worker)
     facts: dict[str, Any] = {}
     warnings: list[str] = []
+    database: NDArray[np.float64] | None = None
     if benchmark is not None:
         assert model is not None
         assert data is not None
@@ -150,10 +200,12 @@ def evaluate(
         options = WorkOptions(
             query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
         )
-        found = load_benchmark(benchmark, data)
+        found = load_benchmark(benchmark, data, split, utm_epsg=utm_epsg)
         rules = rules or get_protocol(found.protocol)
         warnings += found.warnings
         true_table, find_image = found.truth, found.find_image
+        database = found.gallery_latlon_deg if rules.needs_positive else None
+        top_k = top_k or (max(rules.recall_at) if rules.retrieval else 10)
         work = LocalizeWork(model, options, reference=reference, top_k=top_k)
         table = _localize(work, found, output, crew)
         facts = _facts_of(work)
@@ -167,7 +219,13 @@ def evaluate(
         rules = rules or get_protocol("geodesic")
         true_table, table = read_points(truth, true_columns), read_points(predictions, columns)
         find_image = _finder(images)
-    matched = match(true_table, table, wanted)
+    if rules.needs_positive and database is None:
+        warnings.append(
+            f"The protocol {rules.name} leaves out queries without a positive; where the database's images are is not "
+            "known here, so they are misses."
+        )
+    radius_m = min(rules.recall_within_m)
+    matched = match(true_table, table, wanted, database_latlon_deg=database, within_m=radius_m)
     for path in gallery or ():
         facts.setdefault("gallery", "")
         facts["gallery"] = ", ".join(filter(None, [facts["gallery"], path.name]))
@@ -175,6 +233,13 @@ def evaluate(
         warnings += leakage_warnings(
             matched.truth_latlon_deg, known.latlon_deg, path.name, leakage_within_m or RADII_M
         )
+
+    shown: list[PredictionPicture] = []
+    if photos is not None:  # before the scoring: it may have to be refused
+        from geoloc.evaluate.pictures import prediction_pictures
+
+        finders = {"find_image": find_image, "find_reference": _finder(photos)}
+        shown = prediction_pictures(matched, rules, pictures, only_wrong=only_wrong, **finders)
 
     from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS
     from geoloc.evaluate.report import EvaluationRun
@@ -192,7 +257,8 @@ def evaluate(
         )
         run = EvaluationRun.of(matched, evaluation, warnings=warnings, facts=facts, find_image=find_image)
         if output is not None:
-            run.write(output, title=title or f"{table.path.name} against {true_table.path.name}")
+            title = title or f"{table.path.name} against {true_table.path.name}"
+            run.write(output, title=title, pictures=shown)
     _print(run, output)
 
 
@@ -244,6 +310,17 @@ def _read_subset(path: Path | None) -> list[str] | None:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path} of ids; check the path")
     return [line for line in path.read_text("utf-8").splitlines() if line]
+
+
+def _photos_folder(folder: Path | None, output: Path | None) -> Path:
+    """Where photos of references are, for pictures in the report."""
+    if output is None or folder is None:
+        raise ConfigError(
+            "--pictures needs --output, where the report goes, and --reference-images, the folder of the photos"
+        )
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no folder {folder} of references' photos; check --reference-images")
+    return folder
 
 
 def _finder(folder: Path | None) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
     from geoloc.reference.build import BuildReport
     from geoloc.reference.database import ReferenceDatabase
+    from geoloc.reference.photos import Photos
 
 TOLD_PROBLEMS = 5  # on the screen; the report in the database has a thousand
 
@@ -82,6 +83,20 @@ _Metadata = Annotated[
         "Without it, the JSON in tars or the photos' EXIF counts."
     ),
 ]
+_Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="How the data set of --street lies on the disk, as of `geoloc data verify`: vg, gsv_cities, … Keys are "
+        "those of its samples."
+    ),
+]
+_Split = Annotated[
+    str | None, typer.Option(help="Of a data set with a --layout: of vg a folder, such as test/database.")
+]
+_Utm = Annotated[
+    int | None,
+    typer.Option("--utm-epsg", help="--layout vg: EPSG code of the zone of images that do not say theirs."),
+]
 _Columns = Annotated[
     list[str],
     typer.Option("--column", metavar="OURS=THEIRS", help="A column with another name, latitude=lat."),
@@ -125,6 +140,9 @@ class _Inputs:
         value_range: _ValueRange = None,
         metadata: _Metadata = None,
         columns: _Columns = [],  # noqa: B006
+        layout: _Layout = None,
+        split: _Split = None,
+        utm_epsg: _Utm = None,
         licence: _Licence = "",
         batch_size: _Batch = 16,
         device: _Device = "cpu",
@@ -135,7 +153,7 @@ class _Inputs:
         from geoloc.reference.aerial import CellGrid, open_region, open_sources
         from geoloc.reference.aerial.references import AerialSettings
         from geoloc.reference.locations import read_locations
-        from geoloc.reference.photos import open_photos
+        from geoloc.reference.photos import Photos, open_photos
 
         if not aerial and not street and locations is None:
             raise ConfigError("there is nothing to add: give --aerial, --street or --locations")
@@ -145,6 +163,12 @@ class _Inputs:
             )
         if metadata is not None and not street:
             raise ConfigError("--metadata is about photos: add --street")
+        if layout is not None and (not street or metadata is not None or columns):
+            raise ConfigError(
+                "--layout says where --street's photos were taken: add --street, and no --metadata"
+            )
+        if layout is None and (split is not None or utm_epsg is not None):
+            raise ConfigError("--split and --utm-epsg are about a data set: say how it lies by --layout")
         gsd, names = _numbers("--gsd-m-per-px", gsd_m_per_px), dict(map(_renaming, columns))
         self._model = model, device, threads
         self._batch_size = batch_size
@@ -168,7 +192,11 @@ class _Inputs:
                 "mercator": mercator,
                 "min_coverage": min_coverage,
             }
-        self._photos = [open_photos(photos, metadata, names) for photos in street]
+        self._photos: list[Photos]
+        if layout is None:
+            self._photos = [open_photos(photos, metadata, names) for photos in street]
+        else:
+            self._photos = [_samples(layout, folder, split, utm_epsg) for folder in street]
         self._locations: dict[str, Any] | None = None
         if locations is not None:
             latlon_deg, vectors, keys = read_locations(locations)
@@ -370,6 +398,13 @@ def _tell(report: "BuildReport") -> None:
             say(f"  … and {report.num_problems - number:,} more: builds/{report.name}.json", file=sys.stderr)
             break
         say(f"  {name}: {reason}", file=sys.stderr)
+
+
+def _samples(layout: str, folder: Path, split: str | None, utm_epsg: int | None) -> "Photos":
+    from geoloc.data.layouts import open_layout
+    from geoloc.reference.photos import SamplePhotos
+
+    return SamplePhotos(open_layout(layout, folder, split, utm_epsg=utm_epsg))
 
 
 def _size(num_bytes: int) -> str:

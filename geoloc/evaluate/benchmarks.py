@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.data.layouts import im2gps, osv5m, statewide, yfcc
+from geoloc.data.layouts import im2gps, open_layout, osv5m, statewide, yfcc
 from geoloc.data.layouts.files import only_table, usual_columns
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.tables import PointTable, read_points
-from geoloc.errors import BadTableError, ConfigError, NotFoundError
+from geoloc.errors import ConfigError, NotFoundError
 from geoloc.images.exif import read_exif_latlon_deg
 from geoloc.localize.inputs import ImageFile, find_images
 
@@ -58,17 +58,26 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class _Kind:
-    load: Callable[[Path], "Benchmark"]
+    load: Callable[..., "Benchmark"]
     protocol: str
     num_images: int | None
     layout: str
+    split: str | None = None  # the usual one, where there are several
 
 
-def load_benchmark(name: str, folder: str | Path) -> Benchmark:
+def load_benchmark(
+    name: str, folder: str | Path, split: str | None = None, *, utm_epsg: int | None = None
+) -> Benchmark:
     """Find a benchmark in a folder (or, for "csv", a table).
 
+    Args:
+        name: see `BENCHMARKS`.
+        folder: where it lies.
+        split: of place recognition, the folder of the queries; None takes "test/queries".
+        utm_epsg: of place recognition, the zone of images that do not say theirs.
+
     Raises:
-        ConfigError: no benchmark of that name; lists those that there are, with their layouts.
+        ConfigError: no benchmark of that name; lists those that there are, with their layouts. Or it has no splits.
         NotFoundError: the folder or its table is not there; says what it should contain.
         BadTableError: its table is broken.
     """
@@ -78,7 +87,15 @@ def load_benchmark(name: str, folder: str | Path) -> Benchmark:
     kind, folder = BENCHMARKS[name], Path(folder)
     if not folder.exists():
         raise NotFoundError(f"there is no {folder}; for {name} it should contain {kind.layout}")
-    found = kind.load(folder)
+    if kind.split is None:
+        if split is not None or utm_epsg is not None:
+            having = ", ".join(known for known, kind in BENCHMARKS.items() if kind.split is not None)
+            raise ConfigError(
+                f"{name} has one split and its own coordinates: --split and --utm-epsg are for {having}"
+            )
+        found = kind.load(folder)
+    else:
+        found = kind.load(folder, split or kind.split, utm_epsg)
     warnings = list(found.warnings)
     if kind.num_images is not None and len(found.truth) != kind.num_images:
         warnings.append(
@@ -143,60 +160,17 @@ def _folder(folder: Path) -> Benchmark:
 # --- Place recognition ------------------------------------------------------------------------------------
 
 
-def _vg(folder: Path) -> Benchmark:
-    """images/test/{queries,database}/@E@N@ZONE@BAND@LAT@LON@….jpg, of the deep VG benchmark and its downloader."""
-    base = next(
-        (
-            base
-            for base in (folder / "images" / "test", folder / "test", folder)
-            if (base / "queries").is_dir()
-        ),
-        None,
-    )
-    if base is None:
-        raise NotFoundError(f"{folder} has no images/test/queries with files named @easting@northing@…")
-    queries = sorted((base / "queries").rglob("@*"))
-    database = sorted((base / "database").rglob("@*"))
-    truth = PointTable(folder, np.array([path.name for path in queries], np.object_), vg_latlon_deg(queries))
-    gallery = vg_latlon_deg(database) if database else None
-    return _benchmark(truth, {path.name: path for path in queries}, gallery_latlon_deg=gallery)
-
-
-def vg_latlon_deg(paths: Sequence[Path]) -> NDArray[np.float64]:
-    """Positions that file names state, (n, 2): the degrees where they are in the name, else UTM with its zone.
-
-    Raises:
-        BadTableError: a name holds neither degrees nor a zone; names it.
-    """
-    from geoloc.geo.wgs84 import unproject
-
-    latlon_deg = np.full((len(paths), 2), np.nan)
-    by_zone: dict[int, list[tuple[int, float, float]]] = {}
-    for row, path in enumerate(paths):
-        fields = path.name.split("@")[1:]
-        try:
-            if len(fields) > 5 and fields[4] and fields[5]:
-                latlon_deg[row] = float(fields[4]), float(fields[5])
-                continue
-            easting, northing, zone, band = (
-                float(fields[0]),
-                float(fields[1]),
-                int(fields[2]),
-                fields[3].upper(),
-            )
-            if not (1 <= zone <= 60 and band in "CDEFGHJKLMNPQRSTUVWX" and band):
-                raise ValueError
-        except (ValueError, IndexError):
-            raise BadTableError(
-                f"{path.name!r} states no position: expected @easting@northing@zone@band@latitude@longitude@…, "
-                "with the degrees or the zone filled in"
-            ) from None
-        # Bands from N on lie north of the equator.
-        by_zone.setdefault((32600 if band >= "N" else 32700) + zone, []).append((row, easting, northing))
-    for epsg, entries in by_zone.items():
-        rows = [entry[0] for entry in entries]
-        latlon_deg[rows] = unproject(epsg, np.array([entry[1:] for entry in entries]))
-    return latlon_deg
+def _vg(folder: Path, split: str, utm_epsg: int | None) -> Benchmark:
+    """Queries of the Deep VG benchmark and of SF-XL with the folder `database` beside theirs; ids are file names."""
+    queries = open_layout("vg", folder, split, utm_epsg=utm_epsg)
+    paths = [Path(queries.place(row).path) for row in range(len(queries))]
+    truth = PointTable(folder, np.array([path.name for path in paths], np.object_), queries.latlon_deg)
+    beside = "/".join([*split.split("/")[:-1], "database"])
+    try:
+        database = open_layout("vg", folder, beside, utm_epsg=utm_epsg).latlon_deg
+    except NotFoundError:
+        database = None
+    return _benchmark(truth, {path.name: path for path in paths}, gallery_latlon_deg=database)
 
 
 def _statewide(folder: Path) -> Benchmark:
@@ -206,6 +180,8 @@ def _statewide(folder: Path) -> Benchmark:
     return _benchmark(truth, paths)
 
 
+_VG_LAYOUT: Final = "images/test/queries and database with @UTM@ names"
+
 BENCHMARKS: Final[Mapping[str, _Kind]] = MappingProxyType(
     {
         "osv5m": _Kind(_osv5m, "osv5m", 210_122, "test.csv and the unpacked images/test"),
@@ -213,8 +189,8 @@ BENCHMARKS: Final[Mapping[str, _Kind]] = MappingProxyType(
         "im2gps3k": _Kind(_im2gps, "im2gps", 2_997, "info.json or im2gps3k_places365.csv, and images/"),
         "yfcc4k": _Kind(_yfcc, "yfcc", 4_536, "info.txt or yfcc4k_places365.csv, and images/"),
         "yfcc26k": _Kind(_yfcc, "yfcc", 25_600, "yfcc25600_places365.csv and images"),
-        "vg": _Kind(_vg, "vpr-25m", None, "images/test/queries and database with @UTM@ names"),
-        "msls-740": _Kind(_vg, "msls-740", 740, "images/test/queries and database with @UTM@ names"),
+        "vg": _Kind(_vg, "vpr-25m", None, _VG_LAYOUT, "test/queries"),
+        "msls-740": _Kind(_vg, "msls-740", 740, _VG_LAYOUT, "test/queries"),
         "statewide": _Kind(_statewide, "statewide", None, "dataset.json, latlons.npz and images/"),
         "csv": _Kind(
             _csv, "geodesic", None, "a table with id, latitude, longitude, and the images beside it"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from geoloc.data.tables import PointTable, Strings
 from geoloc.errors import BadTableError
-from geoloc.metrics.protocols import Protocol
+from geoloc.geo.near import rows_within_m
+from geoloc.metrics.protocols import VPR_RADIUS_M, Protocol
 from quadtree.sphere import wrap_longitude_deg
 
 NUM_EXAMPLES: Final = 10
@@ -23,6 +24,7 @@ PROBLEMS: Final = {
     "truth_without_position": "rows of the truth with an empty or NaN coordinate; not evaluated",
     "truth_out_of_range": "rows of the truth with a latitude outside [-90, 90] or an infinite value; not evaluated",
     "truth_duplicated": "further rows of the truth with an id that was there before; not evaluated",
+    "without_positive": "queries without a reference of the database within the protocol's radius; not evaluated",
     "missing": "images of the truth without a row in the predictions; no prediction",
     "nan": "predictions with an empty or NaN coordinate; no prediction",
     "out_of_range": "predictions with a latitude outside [-90, 90] or an infinite value; no prediction",
@@ -122,7 +124,14 @@ class Matched:
         return np.asarray(values[self.prediction_row], dtype=np.object_)
 
 
-def match(truth: PointTable, predictions: PointTable, subset: Iterable[str] | None = None) -> Matched:
+def match(
+    truth: PointTable,
+    predictions: PointTable,
+    subset: Iterable[str] | None = None,
+    *,
+    database_latlon_deg: NDArray[np.float64] | None = None,
+    within_m: float = VPR_RADIUS_M,
+) -> Matched:
     """Find the prediction of each image of the truth.
 
     Longitudes beyond 180 are wrapped on both sides; a latitude beyond 90 is a problem.
@@ -131,6 +140,9 @@ def match(truth: PointTable, predictions: PointTable, subset: Iterable[str] | No
         truth: decides which images there are.
         predictions: in any order.
         subset: ids to evaluate; None is all.
+        database_latlon_deg: (m, 2) where the references are that could be found: images without one near them are
+            left out; None leaves none out.
+        within_m: what is near, metres on WGS84, the radius included.
 
     Raises:
         BadTableError: no image of the truth can be evaluated, or an id of the subset is not in it.
@@ -152,6 +164,17 @@ def match(truth: PointTable, predictions: PointTable, subset: Iterable[str] | No
         problems.add("outside_subset", truth.ids[truth_row[~inside]])
         truth_row = truth_row[inside]
         true_ids = pa.array(truth.ids[truth_row], pa.string())
+    if database_latlon_deg is not None:
+        near = rows_within_m(truth.latlon_deg[truth_row], database_latlon_deg, within_m)
+        has_positive = np.array([len(rows) > 0 for rows in near], bool)
+        problems.add("without_positive", truth.ids[truth_row[~has_positive]])
+        truth_row = truth_row[has_positive]
+        true_ids = pa.array(truth.ids[truth_row], pa.string())
+        if not len(truth_row):
+            raise BadTableError(
+                f"no image of {truth.path} has one of the {len(database_latlon_deg):,} references within "
+                f"{within_m:g} m: check that queries and database are of the same place"
+            )
     if not len(truth_row):
         raise BadTableError(f"{truth.path} has no image that can be evaluated among {len(truth)} rows")
     predicted_row = _first_rows(predictions.ids)

@@ -1,5 +1,7 @@
 """The report of an evaluation, a folder that appears at once: metrics.json, metrics.md, images.parquet, report.html.
 
+Where pictures of predictions are asked for, they are in it, too, and report.html links to them.
+
     run = EvaluationRun.of(matched, evaluation)
     run.write("report/")
 
@@ -9,8 +11,8 @@ A manifest lists the files, so that writing again replaces the folder, and never
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +24,7 @@ from geoloc import __version__
 from geoloc.errors import BadImageError
 from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import Matched
+from geoloc.evaluate.pictures import FindImage, PredictionPicture
 from geoloc.files import replace_folder, sha256_of, write_manifest
 from geoloc.geo.places import load_places
 from geoloc.images.decode import decode_image
@@ -33,8 +36,6 @@ MAX_MAP_IMAGES: Final = 4000
 NUM_CURVE_POINTS: Final = 400
 NUM_WORST: Final = 12
 THUMBNAIL_PX: Final = 320
-
-FindImage = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,15 @@ class EvaluationRun:
         }
         return cls(matched, matched.distance_km(protocol), metrics, find_image)
 
-    def write(self, folder: str | Path, *, title: str = "Evaluation") -> None:
+    def write(
+        self, folder: str | Path, *, title: str = "Evaluation", pictures: Sequence[PredictionPicture] = ()
+    ) -> None:
         """Write the report; an earlier one in that folder is replaced at once.
+
+        Args:
+            folder: folders above it are made.
+            title: the heading.
+            pictures: of predictions, to be files in `pictures/` to which the page links.
 
         Raises:
             OutputMismatchError: the folder holds files that no report has written.
@@ -102,7 +110,9 @@ class EvaluationRun:
             (temporary / "metrics.json").write_text(text + "\n", encoding="utf-8")
             (temporary / "metrics.md").write_text(to_markdown(self.metrics, title), encoding="utf-8")
             pq.write_table(self.table(), temporary / "images.parquet", compression="zstd")
-            write_report_html(temporary / "report.html", self.metrics, self._shown(), title=title)
+            links = _write_pictures(temporary, pictures)
+            shown = replace(self._shown(), pictures=links)
+            write_report_html(temporary / "report.html", self.metrics, shown, title=title)
             write_manifest(temporary, kind="evaluation")
 
     def table(self) -> Any:
@@ -260,6 +270,18 @@ def _named_file(path: Path) -> str:
 
 def _off(distance_km: float) -> str:
     return "no prediction" if np.isnan(distance_km) else f"{distance_km:,.1f} km off"
+
+
+def _write_pictures(folder: Path, pictures: Sequence[PredictionPicture]) -> list[tuple[str, str]]:
+    """Their files below the folder, each with its line of text."""
+    if pictures:
+        (folder / "pictures").mkdir()
+    links = []
+    for number, picture in enumerate(pictures, 1):
+        name = f"pictures/{number:04}.jpg"
+        (folder / name).write_bytes(picture.jpeg())
+        links.append((name, picture.line))
+    return links
 
 
 def _thumbnail_jpeg(path: Path) -> bytes | None:

@@ -48,6 +48,8 @@ class Protocol:
         preprocessing: what the peer does to the image before its model, in words.
         recall_at: numbers of candidates N of recall@N, where the predictions list candidates.
         retrieval: recall@N is the protocol's headline: predictions without candidates get a recall@1.
+        needs_positive: queries without a reference within the smallest radius are left out, where the database is
+            known; otherwise each of them is a miss.
         recall_within_m: radii in which a candidate is right, metres; 0 means the cell that contains the image.
     """
 
@@ -65,6 +67,7 @@ class Protocol:
     recall_at: tuple[int, ...] = (1, 5, 10)
     recall_within_m: tuple[float, ...] = (CITY_RADIUS_M,)
     retrieval: bool = False
+    needs_positive: bool = False
 
     def facts(self) -> dict[str, object]:
         """All the rules in plain JSON values, as a report prints them."""
@@ -85,6 +88,7 @@ class Protocol:
             "subset": self.subset,
             "num_images": self.num_images,
             "preprocessing": self.preprocessing,
+            "without_positive": ("left out" if self.needs_positive else "a miss") if self.retrieval else None,
         }
 
 
@@ -152,8 +156,19 @@ _ALL = (
         recall_at=(1, 5, 10, 20),
         recall_within_m=(VPR_RADIUS_M,),
         retrieval=True,
+        needs_positive=True,
         subset="queries with at least one positive in the database",
         preprocessing="state the image size: 322 (DINOv2), 384 (BoQ), 320 (MixVPR)",
+    ),
+    Protocol(
+        name="cosplace",
+        description="CosPlace (CVPR 2022): vpr-25m over all queries; one without a positive is a miss.",
+        thresholds_km=(0.025,),
+        strict=False,
+        recall_at=(1, 5, 10, 20),
+        recall_within_m=(VPR_RADIUS_M,),
+        retrieval=True,
+        preprocessing="the photo at its own size in the paper's evaluation: state the size",
     ),
     Protocol(
         name="msls-740",

@@ -18,17 +18,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from geoloc.errors import BadImageError, ConfigError, IntegrityError, NotFoundError
 from geoloc.files import safe_join
 from geoloc.images import read_exif_heading_deg, read_exif_latlon_deg
 from geoloc.images.decode import IMAGE_SUFFIXES, read_image_bytes
-from geoloc.images.places import tar_samples
+from geoloc.images.places import ImagePlace, tar_samples
 from quadtree import InvalidCoordinateError, validate_latlon_deg
 
 _MAX_JSON_BYTES: Final = 2**20
@@ -219,6 +221,51 @@ class TarPhotos(Photos):
     def facts(self) -> dict[str, Any]:  # noqa: D102
         sized = [f"{sample.key} {sample.picture.num_bytes}" for sample in self._samples]
         return {"samples_sha256": _digest(sized), "table_sha256": _digest([json.dumps(self._table)])}
+
+
+class Sample(Protocol):
+    """What `SamplePhotos` asks of a sample: `geoloc.data.sample` says what its fields are."""
+
+    @property
+    def image(self) -> ImagePlace: ...  # noqa: D102
+    @property
+    def latlon_deg(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def heading_deg(self) -> float | None: ...  # noqa: D102
+
+
+class Samples(Protocol):
+    """What `SamplePhotos` asks of a table of samples."""
+
+    latlon_deg: NDArray[np.float64]
+
+    @property
+    def keys(self) -> pa.Array: ...  # noqa: D102
+    def __getitem__(self, row: int) -> Sample: ...
+
+
+class SamplePhotos(Photos):
+    """The samples of a data set in one of the layouts that training knows, under their own keys.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self.keys = samples.keys.to_pylist()
+        if not self.keys:
+            raise NotFoundError("the data set has no photo: check its path and split")
+
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        sample = self._samples[number]
+        latitude, longitude = sample.latlon_deg
+        known = {"latitude": latitude, "longitude": longitude, "heading_deg": sample.heading_deg}
+        return sample.image.read(), known
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        positions = hashlib.sha256(np.ascontiguousarray(self._samples.latlon_deg).tobytes())
+        return {"keys_sha256": _digest(self.keys), "latlon_sha256": positions.hexdigest()}
 
 
 def open_photos(

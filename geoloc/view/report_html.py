@@ -60,6 +60,7 @@ class ReportImages:
         cdf_km: (k,) distances in km, ascending, and
         cdf_share: (k,) the share of all images within them.
         worst: the largest errors.
+        pictures: files beside the page that show predictions, each with a line of text.
         num_images: of which the map's are a sample.
     """
 
@@ -70,6 +71,7 @@ class ReportImages:
     cdf_share: Sequence[float]
     worst: Sequence[WorstCase] = field(default_factory=tuple)
     num_images: int = 0
+    pictures: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
 
 def write_report_html(
@@ -97,6 +99,7 @@ def write_report_html(
             _confusion(metrics),
             *(_breakdown(name, groups) for name, groups in metrics.get("breakdowns", {}).items()),
             _worst(images),
+            _pictures(images),
             _rules(metrics),
         )
         if part
@@ -304,6 +307,13 @@ def _worst(images: ReportImages) -> str:
     if not images.worst:
         return ""
     return f'<section><h2>Worst cases</h2><div class="worst">{"".join(map(_figure, images.worst))}</div></section>'
+
+
+def _pictures(images: ReportImages) -> str:
+    if not images.pictures:
+        return ""
+    lines = [f'<li><a href="{_escaped(file)}">{_escaped(line)}</a></li>' for file, line in images.pictures]
+    return _section("Predictions in pictures", f"<ol>{''.join(lines)}</ol>")
 
 
 def _figure(case: WorstCase) -> str:

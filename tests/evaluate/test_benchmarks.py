@@ -8,7 +8,7 @@ from PIL import Image
 
 from geoloc.data.layouts.statewide import statewide_stem
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
-from geoloc.evaluate.benchmarks import BENCHMARKS, load_benchmark, vg_latlon_deg
+from geoloc.evaluate.benchmarks import BENCHMARKS, load_benchmark
 
 
 def picture(path):
@@ -113,7 +113,7 @@ def test_vg_names(tmp_path):
     by_name = positions(found)
     for from_utm, from_degrees in (names[:2], names[2:]):
         assert by_name[from_utm] == pytest.approx(by_name[from_degrees], abs=1e-6)
-    assert found.gallery_latlon_deg.tolist() == [list(lund)]
+    assert found.gallery_latlon_deg == pytest.approx(np.array([lund]), abs=1e-6)
     assert (found.protocol, len(found.images)) == ("vpr-25m", 4)
     assert load_benchmark("msls-740", tmp_path).warnings == [
         f"The benchmark msls-740 has 740 images, and {tmp_path.name} lists 4."
@@ -124,8 +124,25 @@ def test_vg_names(tmp_path):
     "name", ["@1@2@.jpg", "@1@2@99@U@@.jpg", "@1@2@33@@@.jpg", "@a@b@33@U@@.jpg", "@1@2@33@UU@@.jpg"]
 )
 def test_a_name_without_a_position(tmp_path, name):
-    with pytest.raises(BadTableError, match=r"states no position: expected @easting@northing@zone"):
-        vg_latlon_deg([tmp_path / name])
+    picture(tmp_path / "images" / "test" / "queries" / name)
+    with pytest.raises(BadTableError, match=r"1 rows cannot be used.*@"):
+        load_benchmark("vg", tmp_path)
+
+
+def test_vg_splits_and_a_zone_that_no_name_says(tmp_path):
+    picture(tmp_path / "images" / "val" / "queries_night" / "@500000@0@@@@@.jpg")
+    picture(tmp_path / "images" / "val" / "database" / "@500000@20@@@@@.jpg")
+    with pytest.raises(
+        NotFoundError, match=r"no folder 'test/queries'; it has val, val/database, val/queries_night"
+    ):
+        load_benchmark("vg", tmp_path)
+    with pytest.raises(BadTableError, match="--utm-epsg"):
+        load_benchmark("vg", tmp_path, "val/queries_night")
+    found = load_benchmark("vg", tmp_path, "val/queries_night", utm_epsg=32633)  # central meridian 15 E
+    assert positions(found)["@500000@0@@@@@.jpg"] == pytest.approx([0, 15], abs=1e-9)
+    assert found.gallery_latlon_deg == pytest.approx(np.array([[20 / 0.9996 / 110574.4, 15]]), abs=1e-8)
+    with pytest.raises(ConfigError, match=r"im2gps has one split and its own coordinates.*for vg, msls-740"):
+        load_benchmark("im2gps", tmp_path, "val")
 
 
 def test_statewide(tmp_path):

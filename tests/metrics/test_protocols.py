@@ -18,6 +18,7 @@ NAMES = [
     "im2gps",
     "yfcc",
     "vpr-25m",
+    "cosplace",
     "msls-740",
     "statewide",
 ]
@@ -45,6 +46,7 @@ ONE_DEGREE_KM = {
     "yfcc": 6371 * math.pi / 180,
     "pigeon": 6378.137 * math.pi / 180,
     "vpr-25m": 110.574389,
+    "cosplace": 110.574389,
     "msls-740": 110.574389,
     "statewide": 110.574389,
 }

@@ -119,7 +119,7 @@ def prediction_pictures(
             f"{matched.predictions.path} has no column 'candidates', so there is nothing to put into pictures"
         )
     found = _shown(matched, protocol, find_image, find_reference)
-    pictures = []
+    pictures: list[PredictionPicture] = []
     for picture in found:
         if len(pictures) == num:
             break

@@ -5,6 +5,7 @@
 Drawn with Pillow. The captions say right or wrong as well: not everybody sees the colours apart.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -107,6 +108,5 @@ def _fitted(text: str, font: Any, width_px: int) -> str:
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     if font.getlength(text) <= width_px:
         return text
-    while text and font.getlength(f"{text}…") > width_px:
-        text = text[:-1]
-    return f"{text}…"
+    num_kept = bisect_right(range(len(text)), width_px, key=lambda num: font.getlength(f"{text[:num]}…")) - 1
+    return f"{text[: max(num_kept, 0)]}…"

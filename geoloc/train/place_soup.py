@@ -8,18 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError
 from geoloc.files import atomic_write
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.metrics.recall import retrieval_recall
 from geoloc.models.config import to_plain
 from geoloc.train.photos import PhotoSet
 from geoloc.train.place_task import RecallConfig, Truth
-from geoloc.train.places import validation_of
+from geoloc.train.places import recall_of, validation_of
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.soups import GreedySoup, greedy_soup, uniform_soup
 from geoloc.train.trainer import MachineConfig
@@ -91,7 +89,7 @@ def run(
 
     def measured(state: Mapping[str, Tensor]) -> dict[str, float]:
         model.network.load_state_dict(state)
-        return {} if validation is None else _recall(model, *validation)
+        return {} if validation is None else recall_of(model, *validation)
 
     if experiment.kind == "greedy":
         soup = greedy_soup(states, lambda state: measured(state)[experiment.choose_by])
@@ -113,14 +111,3 @@ def _checkpoint(member: str) -> str:
     """The checkpoint that a member names, or that the folder of its run holds."""
     inside = Path(member) / "checkpoint"
     return str(inside) if inside.is_dir() else member
-
-
-@torch.no_grad()
-def _recall(model: Geolocalizer, validation: SampleStream, truth: Truth) -> dict[str, float]:
-    vectors = torch.cat(
-        [model.network.embed_images(b["image"], "query") for b in validation.batches()]
-    ).numpy()
-    split, recall = truth.num_database, truth.recall
-    return retrieval_recall(
-        vectors[split:], vectors[:split], truth.positives, recall.at, recall.without_positive
-    )

@@ -119,6 +119,12 @@ class Truth:
     positives: Sequence[NDArray[np.int64]]
     recall: RecallConfig
 
+    def score(self, vectors: Tensor) -> dict[str, float]:
+        """Recall of the queries among the photos of the database, (D + Q, dim), and how many have no right one."""
+        of_all, how = vectors.float().numpy(), self.recall
+        queries, database = of_all[self.num_database :], of_all[: self.num_database]
+        return retrieval_recall(queries, database, self.positives, how.at, how.without_positive)
+
 
 class PlaceTask(nn.Module):
     """A network whose embeddings of one place are alike.
@@ -198,13 +204,9 @@ class PlaceTask(nn.Module):
         return {"embedding": self.network.embed_images(batch["image"], "query"), "row": batch["row"]}
 
     def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
-        """Recall of the queries among the photos of the database, and how many queries have no right one."""
+        """Recall of the whole validation set."""
         assert self.truth is not None
-        vectors = predicted["embedding"][predicted["row"].argsort()].float().numpy()
-        split, recall = self.truth.num_database, self.truth.recall
-        return retrieval_recall(
-            vectors[split:], vectors[:split], self.truth.positives, recall.at, recall.without_positive
-        )
+        return self.truth.score(predicted["embedding"][predicted["row"].argsort()])
 
 
 def group_loss(config: LossConfig) -> PlaceLoss:

@@ -270,6 +270,13 @@ def validation_of(
     return stream, Truth(len(opened[0]), near, recall)
 
 
+@torch.no_grad()
+def recall_of(model: Geolocalizer, validation: SampleStream, truth: Truth) -> dict[str, float]:
+    """Recall of a model, of what `validation_of` returned."""
+    vectors = [model.network.embed_images(batch["image"], "query") for batch in validation.batches()]
+    return truth.score(torch.cat(vectors))
+
+
 def _validation(
     experiment: PlacesExperiment, plain: LoadImage, machine: MachineConfig
 ) -> tuple[SampleStream | None, Truth | None]:

@@ -5,6 +5,7 @@ PyTorch's reader is asked for tensors and plain values alone (`weights_only`), s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can fail in any way
         raise CheckpointError(
-            f"{path} holds no plain state dict, and nothing but tensors and plain values is ever unpickled: "
-            f"{error}. Where "
-            "you trust the file, load it with its own code and save its state_dict with safetensors.torch.save_file"
+            f"{path} holds no plain state dict ({_why(error)}), and nothing else is loaded: if you trust the file, "
+            "load it with its own code and save its state_dict with safetensors.torch.save_file"
         ) from error
     if bare and isinstance(found, Tensor):
         found = {"tensor": found}
@@ -48,6 +48,12 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds more than tensors by name; save the model's state_dict() alone")
     return found
+
+
+def _why(error: Exception) -> str:
+    """What was wrong in a few words: torch's own advise to unpickle it all the same."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}" if named else str(error).partition("\n")[0] or type(error).__name__
 
 
 def _plain_numpy() -> list[Any]:

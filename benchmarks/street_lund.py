@@ -1,6 +1,7 @@
 """Street scale: every other frame of a street is the database, the rest are queries; recall@1 within 25 m.
 
     python benchmarks/street_lund.py street_photos/ --metadata street_photos/photos.csv --keys 'opensfm-lund-*'
+    … --model runs/places/CHECKPOINT        # a street tower of ours instead, such as scripts/compare_places.py trains
 
 The frames are meant to be neighbours by name (OpenSfM's sample of a street in Lund has 29, about 10 m apart). The
 tower is EfficientNet-Lite0 as ImageNet left it; beside it stands what a guess among the references would reach, and
@@ -15,8 +16,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import torch
 from references.imagenet_tower import ImagenetTower, all_rows
 
+from geoloc import Geolocalizer
+from geoloc.images import load_and_preprocess
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.photos import read_metadata
 from quadtree import geodesic_km
@@ -31,7 +35,8 @@ def main():
     parser.add_argument("photos", nargs="?", help="a folder")
     parser.add_argument("--metadata", help="its table: id, latitude, longitude")
     parser.add_argument("--keys", default="*", help="a pattern of the ids")
-    parser.add_argument("--size-px", type=int, default=224)
+    parser.add_argument("--size-px", type=int, default=224, help="of the ImageNet tower's pictures")
+    parser.add_argument("--model", help="a checkpoint with one embedding for photos and street references")
     options = parser.parse_args()
     if options.photos is None or options.metadata is None:
         print("left out: needs photos with positions, see the head of this file")
@@ -40,7 +45,7 @@ def main():
     places = dict(zip(known["id"], zip(known["latitude"], known["longitude"], strict=True), strict=True))
     frames = sorted(key for key in places if fnmatch.fnmatch(key, options.keys))
     references, queries = frames[::2], frames[1::2]
-    tower = ImagenetTower(options.size_px)
+    tower = Geolocalizer.from_pretrained(options.model) if options.model else ImagenetTower(options.size_px)
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "references.csv"
         rows = [{"id": key, "latitude": places[key][0], "longitude": places[key][1]} for key in references]
@@ -50,12 +55,13 @@ def main():
         vectors, latlon_deg, keys = all_rows(database)
     assert sorted(keys) == references
     assert report.num_problems == 0
-    scores = tower.embed([Path(options.photos) / key for key in queries]) @ vectors.T
+    shown = [load_and_preprocess(Path(options.photos) / key, tower.preprocess) for key in queries]
+    scores = tower.embed_reference(torch.stack(shown), "street") @ vectors.T
     truth = np.array([places[key] for key in queries])
     apart_m = 1000 * np.stack([geodesic_km(latlon_deg, np.broadcast_to(t, latlon_deg.shape)) for t in truth])
     ranked = np.take_along_axis(apart_m, np.argsort(-scores, axis=1), axis=1)
     print(
-        f"{len(references)} references, {len(queries)} queries, {options.size_px} px; nearest reference "
+        f"{len(references)} references, {len(queries)} queries, {tower.preprocess.image_size_px} px; nearest reference "
         f"{apart_m.min(1).mean():.0f} m away on average, the street {apart_m.max():.0f} m long"
     )
     print("  within      recall@1  recall@5    a guess  at most")

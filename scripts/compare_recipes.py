@@ -21,7 +21,7 @@ import torch
 
 from geoloc.cli.train import compose_experiment, default_configs, train_experiment
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import BackboneConfig, from_plain
+from geoloc.models.config import BackboneConfig
 from geoloc.train.earthview import load_imagenet_trunk
 from geoloc.train.run_folder import read_metrics
 
@@ -85,16 +85,21 @@ def main() -> None:
 
 
 def make_data(folder: Path) -> None:
-    """Both layouts, and the trunk's weights as a file that a config can name."""
+    """Both layouts, and the trunk's weights."""
     script = Path(__file__).with_name("make_earthview_dataset.py")
     last = {"osv5m": "test.csv", "statewide": "tiles/layout.yaml"}
     for layout, file in last.items():
         if not (folder / layout / file).exists():
             counts = ["--train", "4000", "--test", "800", "--size-px", "96"]
             subprocess.run([sys.executable, script, layout, folder / layout, *counts], check=True)
-    backbone = Backbone(from_plain(BackboneConfig, {"custom": TRUNK, "features": "pooled"}, "backbone"))
+    save_trunk(folder / "imagenet.pt")
+
+
+def save_trunk(path: Path) -> None:
+    """The trunk with ImageNet's weights, as a file that a config can name."""
+    backbone = Backbone(BackboneConfig(custom=TRUNK, features="pooled"))
     load_imagenet_trunk(backbone)
-    torch.save(backbone.tower.state_dict(), folder / "imagenet.pt")
+    torch.save(backbone.tower.state_dict(), path)
 
 
 def measure(name: str, folder: Path, steps: int) -> dict[str, float]:

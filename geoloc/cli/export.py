@@ -37,6 +37,15 @@ def export_onnx(
     int8: Annotated[
         bool, typer.Option("--int8", help="The backbone in 8 bits; heads stay in float32.")
     ] = False,
+    least_agreement: Annotated[
+        float,
+        typer.Option(
+            min=0.5,
+            max=1.0,
+            help="With --int8, the share of pictures whose most probable cell must stay: as many layers as that takes "
+            "stay in float32. Less is smaller and faster.",
+        ),
+    ] = 0.998,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
 ) -> None:
     """Export a model as an ONNX graph with its cells, calibration and references: it runs without torch.
@@ -53,7 +62,9 @@ def export_onnx(
     if not found:
         raise ConfigError(f"there are no images in {images}")
     loaded = Geolocalizer.from_pretrained(model, num_threads=threads)
-    report = export_onnx(loaded, output, [image.path for image in found], int8=int8)
+    report = export_onnx(
+        loaded, output, [image.path for image in found], int8=int8, least_agreement=least_agreement
+    )
     say(f"{count(report.num_images, 'image')} of {images}, model and export side by side")
     say(_line("fp32", report.fp32))
     if report.int8 is not None:

@@ -23,7 +23,7 @@ from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.network import GeoNetwork
 from geoloc.models.onnx.export import trace
 from geoloc.models.onnx.graph import FEATURES, HEADS, embedding_output
-from geoloc.models.onnx.quantise import quantise
+from geoloc.models.onnx.quantise import LEAST_AGREEMENT, quantise
 from geoloc.models.onnx.runner import OnnxRunner
 from quadtree.sphere import haversine_km
 
@@ -79,7 +79,12 @@ class ExportReport:
 
 
 def export_onnx(
-    model: Geolocalizer, folder: str | Path, images: Sequence[ImageSource], *, int8: bool = False
+    model: Geolocalizer,
+    folder: str | Path,
+    images: Sequence[ImageSource],
+    *,
+    int8: bool = False,
+    least_agreement: float = LEAST_AGREEMENT,
 ) -> ExportReport:
     """Write a model as a checkpoint of its own whose network is an ONNX graph.
 
@@ -90,7 +95,8 @@ def export_onnx(
         folder: where to; it is made, or must hold a checkpoint.
         images: real pictures of the kind that the model will meet, of which at most `MOST_IMAGES` evenly spread ones
             are used: both sides see them, and int8 takes its ranges from them; it wants a hundred or more.
-        int8: the backbone in 8 bits.
+        int8: the backbone in 8 bits, as much of it as keeps the most probable cells.
+        least_agreement: share of pictures whose most probable cell must stay in 8 bits; less is smaller and faster.
 
     Returns:
         The report, also in the folder.
@@ -98,7 +104,7 @@ def export_onnx(
     Raises:
         CheckpointError: the graph does not say the same as the network, and nothing is written; or the model was
             neither loaded nor saved.
-        ConfigError: there are no images, or a part of the network has no form in ONNX.
+        ConfigError: there are no images, a part of the network has no form in ONNX, or `least_agreement` is no share.
         MissingDependencyError: onnx or onnxruntime is not installed.
         BadImageError: an image is unusable.
         OutputMismatchError: the folder holds something else.
@@ -123,7 +129,7 @@ def export_onnx(
         operators = (0, 0)
         if int8:
             path = Path(scratch) / ONNX_NAMES["int8"]
-            quantised = quantise(traced, pictures)
+            quantised = quantise(traced, pictures, least_agreement)
             path.write_bytes(quantised.data)
             operators = (quantised.num_quantised, quantised.num_operators)
             checkpoint = _exported(model, path, Exported("int8", identity, fingerprint))

@@ -126,10 +126,14 @@ def test_without_torch_in_a_fresh_process(model: Geolocalizer, folder: Path, tmp
 
 
 def test_8_bits(model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import geoloc.models.onnx.quantise as quantise_module
-
-    monkeypatch.setattr(quantise_module, "AGREEMENT", 0.8)  # random weights are no easy case
-    report = export_onnx(model, tmp_path / "small", [tiny_image(seed) for seed in range(64)], int8=True)
+    photos = [tiny_image(seed) for seed in range(64)]
+    report = export_onnx(
+        model,
+        tmp_path / "small",
+        photos,
+        int8=True,
+        least_agreement=0.8,  # random weights are no easy case
+    )
     assert report.int8 is not None
     assert report.int8.same_top_cell is not None
     assert report.int8.same_top_cell >= 0.8
@@ -144,9 +148,13 @@ def test_8_bits(model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyP
         )
     ]
     assert np.mean(same) >= 0.7
-    monkeypatch.setattr(quantise_module, "AGREEMENT", 1.01)
-    with pytest.raises(CheckpointError, match=r"no operator of the backbone bears 8 bits.*Export in fp32"):
+    monkeypatch.setattr("geoloc.models.onnx.quantise.agreement", lambda *_: 0.5)
+    with pytest.raises(
+        CheckpointError, match=r"no operator of the backbone bears 8 bits.*Export in fp32, or ask"
+    ):
         export_onnx(model, tmp_path / "none", IMAGES[:4], int8=True)
+    with pytest.raises(ConfigError, match=r"a share in \(0, 1\]; found 1.5"):
+        export_onnx(model, tmp_path / "none", IMAGES[:4], int8=True, least_agreement=1.5)
     assert not (tmp_path / "none").exists()
 
 

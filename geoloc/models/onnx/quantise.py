@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.errors import CheckpointError
+from geoloc.errors import CheckpointError, ConfigError
 from geoloc.models.onnx.export import TracedNetwork
 from geoloc.models.onnx.graph import HEADS, IMAGES, import_onnx
 
-AGREEMENT = 0.995  # share of pictures whose most probable cell must stay; on others it is a little less
+# See `agreement`. Of pictures unlike those given about five times as many change: `earthview` on ETOPO1's relief, with
+# judges from photographic mosaics, keeps 99.1 % where the judges say 99.8 %, and 98.4 % where they say 99.7 %.
+LEAST_AGREEMENT = 0.998
 _WITH_WEIGHTS, _CUT = ("Conv", "Gemm", "MatMul"), ("Clip", "Relu")
 _BATCH = 16
 
@@ -44,22 +46,28 @@ class Quantised:
     num_operators: int
 
 
-def quantise(traced: TracedNetwork, pictures: NDArray[np.float32]) -> Quantised:
+def quantise(
+    traced: TracedNetwork, pictures: NDArray[np.float32], least_agreement: float = LEAST_AGREEMENT
+) -> Quantised:
     """A traced network with as much of its backbone in 8 bits as keeps the most probable cells.
 
     Args:
         traced: the network; without a cell head all of its backbone is quantised.
         pictures: (N, 3, S, S), like those that the model will meet, two hundred or more: every other one sets the
             ranges, and the rest judge.
+        least_agreement: share of the pictures whose most probable cell must stay, in (0, 1]; see `agreement`.
 
     Raises:
+        ConfigError: `least_agreement` is no such share.
         CheckpointError: not even the last operator bears it.
     """
+    if not 0 < least_agreement <= 1:
+        raise ConfigError(f"least_agreement is a share in (0, 1]; found {least_agreement}")
     onnx = import_onnx()
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     judges = pictures[1::2] if len(pictures) > 1 else pictures
-    expected = _top_cells(traced.joined(), judges)
+    expected = _logits(traced.joined(), judges)
     with TemporaryDirectory() as folder:
         plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
         plain.write_bytes(traced.backbone.SerializeToString())
@@ -75,7 +83,7 @@ def quantise(traced: TracedNetwork, pictures: NDArray[np.float32]) -> Quantised:
         first = 0
         while good - bad > 1:
             found = candidate(first)
-            if expected is None or np.mean(_top_cells(found, judges) == expected) >= AGREEMENT:
+            if expected is None or agreement(expected, _logits(found, judges)) >= least_agreement:
                 good, data = first, found
             else:
                 bad = first
@@ -83,7 +91,7 @@ def quantise(traced: TracedNetwork, pictures: NDArray[np.float32]) -> Quantised:
     if not data:
         raise CheckpointError(
             f"no operator of the backbone bears 8 bits: on {len(judges)} images the most probable cell would stay for "
-            f"less than {AGREEMENT:.1%}. Export in fp32"
+            f"less than {least_agreement:.1%}. Export in fp32, or ask for less (least_agreement)"
         )
     return Quantised(data, len(operators) - good, len(operators))
 
@@ -132,8 +140,25 @@ def _in_8_bits(model: Any, names: set[str], ranges: Any) -> Any:
     return quantizer.model.model
 
 
-def _top_cells(data: bytes, pictures: NDArray[np.float32]) -> NDArray[np.int64] | None:
-    """The most probable cell of each picture, by a whole graph; None where it has no cell head."""
+def agreement(expected: NDArray[np.float32], found: NDArray[np.float32] | None) -> float:
+    """Share of pictures whose most probable cell stays, as far as few pictures can tell, (N, C), (N, C) -> ().
+
+    A hundred pictures seldom have one whose two best cells are nearly level, and of thousands some do. So the change of
+    the gap between the two best logits, as seen on each picture, is tried on the gap of every other one: the share of
+    all pairs that keep their order.
+    """
+    assert found is not None
+    if expected.shape[1] < 2:
+        return 1.0
+    rows = np.arange(len(expected))
+    second, best = np.argsort(expected, axis=-1)[:, -2:].T
+    gap = expected[rows, best] - expected[rows, second]
+    change = found[rows, best] - found[rows, second] - gap
+    return float(np.mean(gap[:, None] + change > 0))
+
+
+def _logits(data: bytes, pictures: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The cell logits of each picture, by a whole graph; None where it has no cell head."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -143,7 +168,7 @@ def _top_cells(data: bytes, pictures: NDArray[np.float32]) -> NDArray[np.int64] 
     if name not in {output.name for output in session.get_outputs()}:
         return None
     logits = [session.run([name], {IMAGES: batch})[0] for batch in _batches(pictures)]
-    return np.asarray(np.concatenate(logits).argmax(-1))
+    return np.concatenate(logits)
 
 
 def _batches(pictures: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

@@ -11,6 +11,8 @@ from geoloc.adapters.geoclip import MODEL_TYPE, adapt_package, adapt_release
 from geoloc.adapters.megaloc import adapt_megaloc, is_megaloc
 from geoloc.adapters.options import Options
 from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_training_checkpoint
+from geoloc.adapters.osv5m_heads import Classes
+from geoloc.adapters.osv5m_places import read_places
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
 from geoloc.adapters.registry import OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
 from geoloc.adapters.statewide import adapt_statewide, is_statewide
@@ -48,7 +50,8 @@ def adapt(path: Path, options: Options) -> Adapted:
     file = ForeignTensors.read(weights)
     if is_training_checkpoint(file):
         tree = None if options.quadtree is None else _osv5m_cells(options)
-        return adapt_training_checkpoint(file, options.tower, tree, options.lora_alpha)
+        places = None if options.places is None else read_places(options.places)
+        return adapt_training_checkpoint(file, options.tower, Classes(tree, places), options.lora_alpha)
     if is_statewide(file):
         return adapt_statewide(file, options)
     if is_megaloc(file):

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
 from geoloc.adapters.adapted import Adapted, fill
+from geoloc.adapters.dinov2 import read_dinov2
 from geoloc.adapters.options import Options
 from geoloc.adapters.place_recognition import IMAGENET_MEAN, IMAGENET_STD
 from geoloc.adapters.tensors import ForeignTensors
-from geoloc.errors import ConfigError
 from geoloc.images.preprocess import Preprocess
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, NetworkConfig
 from geoloc.models.network import GeoNetwork
 
-_PICTURES_PX, _PATCH_PX = 322, 14
-_TRUNKS = {384: "vit_small_patch14_dinov2", 768: "vit_base_patch14_dinov2", 1024: "vit_large_patch14_dinov2"}
+_PICTURES_PX = 322
 _HEAD = {
     "token.0": "token_features.0",
     "token.2": "token_features.2",
@@ -45,17 +40,8 @@ def adapt_megaloc(file: ForeignTensors, options: Options) -> Adapted:
         ConfigError: it has another trunk, or the size is no multiple of 14.
     """
     size = options.image_size_px or _PICTURES_PX
-    if size % _PATCH_PX:
-        raise ConfigError(f"image_size_px is {size}; DINOv2's patches need a multiple of {_PATCH_PX}")
-    trunk = file.take_all("backbone.")
-    positions = trunk.get("pos_embed", torch.zeros(1, 0, 0))
-    name = _TRUNKS.get(positions.shape[-1])
-    if name is None:
-        raise ConfigError(
-            f"{file.origin} has a trunk {positions.shape[-1]} wide, which is none of {list(_TRUNKS)}"
-        )
-    trunk["pos_embed"] = resampled_positions(positions, size // _PATCH_PX)
-    state = {f"backbone.tower.trunk.{n}": tensor for n, tensor in trunk.items()}
+    trunk, of_trunk = read_dinov2(file, "backbone.", size)
+    state = {f"backbone.tower.trunk.{n}": tensor for n, tensor in of_trunk.items()}
     pool = "embeddings.query.pool."
     for ours, theirs in _HEAD.items():
         for part in ("weight", "bias"):
@@ -73,7 +59,7 @@ def adapt_megaloc(file: ForeignTensors, options: Options) -> Adapted:
         hidden_dim=len(state[f"{pool}token.0.bias"]),
         fc_dim=dim,
     )
-    backbone = BackboneConfig(timm=name, features="map", image_size_px=size, final_norm=True)
+    backbone = BackboneConfig(**trunk, features="map", final_norm=True)
     head = EmbeddingHeadConfig(dim, aggregation=aggregation)
     config = NetworkConfig(backbone=backbone, embeddings={"query": head}, street_as_query=True)
     network = fill(GeoNetwork(config, Backbone(backbone, load_pretrained=False)), state, file.origin)
@@ -81,17 +67,3 @@ def adapt_megaloc(file: ForeignTensors, options: Options) -> Adapted:
         image_size_px=size, resize="squash", interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
     return Adapted(network, preprocess)
-
-
-def resampled_positions(positions: Tensor, side: int) -> Tensor:
-    """DINOv2's position embeddings for another grid, (1, 1 + N², D) -> (1, 1 + side², D).
-
-    Bicubic, by DINOv2's own factor (side + 0.1) / N, which places the samples a little otherwise than the two sizes do.
-    """
-    before = round((positions.shape[1] - 1) ** 0.5)
-    if side == before:
-        return positions
-    grid = positions[:, 1:].transpose(1, 2).unflatten(-1, (before, before))
-    factor = (side + 0.1) / before
-    grid = functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], 1)

@@ -12,6 +12,8 @@ class Options:
 
     Attributes:
         quadtree: OSV-5M's table of cells, a .csv; None takes the published one where a model has as many cells.
+        places: OSV-5M's table of the countries, regions, areas or cities that a model classifies:
+            `index_to_gps_unique_….pt` or `…_center.csv`.
         tower: the image tower, where a file leaves open which: its name on the Hub, or a folder with transformers'
             files of it.
         image_size_px: side of the pictures; None is what the model was published for.
@@ -21,6 +23,7 @@ class Options:
     """
 
     quadtree: str | Path | None = None
+    places: str | Path | None = None
     tower: str | Path | None = None
     image_size_px: int | None = None
     pooled_size: tuple[int, int] | None = None

@@ -85,11 +85,12 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         weights="a .ckpt that OSV-5M's trainer wrote, by path",
         code_licence="MIT",
         weights_licence="whoever trained it",
-        pictures="the tower's size, shorter side bicubic, centre; CLIP mean and std",
+        pictures="the tower's size, shorter side bicubic, centre; CLIP mean and std, ResNet-50: ImageNet's",
         numbers="OSV-5M's paper (Astruc et al., CVPR 2024), by experiment",
         adapter="osv5m",
-        how="give tower= its image tower's name on the Hub, quadtree= where it classifies cells, lora_alpha= "
-        "where not 256. Not: ResNet-50 and DINOv2 towers, classes of countries, regions or cities",
+        how="all its towers and heads. Give tower= a CLIP's name on the Hub (openai/clip-vit-base-patch32 where it "
+        "began from nothing), quadtree= where it classifies cells, places= where countries, regions, areas or "
+        "cities (index_to_gps_unique_….pt or …_center.csv), lora_alpha= where not 256",
     ),
     PublishedModel(
         name="geoclip",

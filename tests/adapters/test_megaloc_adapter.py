@@ -8,7 +8,8 @@ import pytest
 import torch
 from named_numbers import digest, pictures, state_of
 
-from geoloc.adapters.megaloc import adapt_megaloc, is_megaloc, resampled_positions
+from geoloc.adapters.dinov2 import resampled_positions
+from geoloc.adapters.megaloc import adapt_megaloc, is_megaloc
 from geoloc.adapters.options import Options
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError

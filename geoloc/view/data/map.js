@@ -964,7 +964,8 @@ function start() {
       option.value = value;
       $("sort").append(option);
     }
-    $("tools").hidden = $("list").hidden = false;
+    $("list").hidden = false;
+    $("tools").hidden = points.length < 2;
     $("search").addEventListener("input", listOrder);
     $("sort").addEventListener("change", listOrder);
     $("list").addEventListener("scroll", drawRows);
@@ -985,7 +986,10 @@ function start() {
   const [x, y, scale] = home();
   Object.assign(view, {x, y, scale});
   settle();
-  if (points.length === 1) choose(0, false);
+  if (points.length === 1) {
+    choose(0, false);
+    if (view.width <= 720) $("details").hidden = true;  // they would hide the map; a tap on the row shows them
+  }
   new ResizeObserver(resize).observe($("map"));
 }
 

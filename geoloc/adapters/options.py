@@ -19,7 +19,7 @@ class Options:
         image_size_px: side of the pictures; None is what the model was published for.
         pooled_size: rows and columns that a Conv-AP leaves.
         lora_alpha: of OSV-5M's training checkpoints with LoRA.
-        aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac".
+        aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac"; of a CCT, "cls" or "seqpool".
     """
 
     quadtree: str | Path | None = None

@@ -1,7 +1,8 @@
 """Checkpoints of place recognition: CosPlace, EigenPlaces, the VG benchmark, GSV-Cities with Conv-AP, and MixVPR.
 
     CosPlace, EigenPlaces   backbone.N (torchvision's parts, counted), aggregation.1.p, aggregation.3 (all MIT)
-    VG benchmark            the same backbone; aggregation… of GeM, NetVLAD, CRN or RRM, aggregation.1 a last layer
+    VG benchmark            the same backbone, backbone.vit_model or a CCT's backbone.tokenizer and backbone.classifier;
+                            aggregation… of GeM, NetVLAD, CRN or RRM, aggregation.1 a last layer
     GSV-Cities, MixVPR      backbone.model.… (torchvision's or timm's names), aggregator.…
 
 Bare state dicts and trainers' checkpoints alike. Which trunk and which aggregation is read off names and shapes. They
@@ -21,6 +22,7 @@ from geoloc.adapters.adapted import Adapted, fill
 from geoloc.adapters.options import Options
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.adapters.torchvision_names import read_trunk
+from geoloc.adapters.transformer_names import read_transformer
 from geoloc.errors import CheckpointError, ConfigError
 from geoloc.images.preprocess import Interpolation, Preprocess, Resize
 from geoloc.models.backbone import Backbone
@@ -61,23 +63,31 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
 
     Args:
         file: its tensors.
-        options: `image_size_px`; `pooled_size` of a Conv-AP (2 x 2 without); `aggregation` of a file of the VG
-            benchmark whose aggregation has no tensors.
+        options: `image_size_px`, which a transformer leaves no choice of; `pooled_size` of a Conv-AP (2 x 2 without);
+            `aggregation` of a file of the VG benchmark whose aggregation has no tensors.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: it is a trunk or an aggregation that we do not have.
+        ConfigError: it is a trunk or an aggregation that we do not have, or pictures of this size are none for it.
     """
     file.remove_prefix("module.")  # of torch's DataParallel
-    trunk, state, stride_px = read_trunk(file, "backbone.")
+    file.drop("discriminator.")  # of domain adaptation in training
+    trunk, state, stride_px = read_transformer(file, "backbone.") or read_trunk(file, "backbone.")
+    fixed = trunk.get("image_size_px")
+    if fixed is not None and options.image_size_px not in (None, fixed):
+        raise ConfigError(
+            f"image_size_px is {options.image_size_px}, but {file.origin} has a transformer for pictures of {fixed} "
+            "px: leave it out"
+        )
     head = (
         _read_aggregator(file, options, stride_px)
         if file.has("aggregator.")
-        else _read_aggregation(file, options)
+        else _read_aggregation(file, options, trunk["timm"])
     )
     file.finish()
-    size = options.image_size_px or head.image_size_px
-    backbone = Backbone(BackboneConfig(**trunk, features="map", image_size_px=size), load_pretrained=False)
+    size = fixed or options.image_size_px or head.image_size_px
+    tower = BackboneConfig(**trunk | {"features": "map", "image_size_px": size})
+    backbone = Backbone(tower, load_pretrained=False)
     aggregation = AggregationConfig(**head.aggregation)
     dim = head.dim or backbone.feature_dim * (
         aggregation.clusters if aggregation.kind in ("netvlad", "crn") else 1
@@ -92,7 +102,7 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     network = fill(GeoNetwork(config, backbone), of_trunk | of_head, file.origin)
     preprocess = Preprocess(
         image_size_px=size,
-        resize=head.resize,
+        resize="squash" if fixed else head.resize,
         interpolation=head.interpolation,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -100,7 +110,7 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     return Adapted(network, preprocess)
 
 
-def _read_aggregation(file: ForeignTensors, options: Options) -> _Head:
+def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _Head:
     """CosPlace's, EigenPlaces' and the VG benchmark's."""
     if file.has("aggregation.3."):
         fc = _linear(file, "aggregation.3.")
@@ -110,8 +120,8 @@ def _read_aggregation(file: ForeignTensors, options: Options) -> _Head:
     if file.has("aggregation.1.weight"):
         fc = _linear(file, "aggregation.1.")
         prefix, dim = "aggregation.0.", len(fc["bias"])
-    kind, state = _read_vg_pool(file, prefix, options)
-    if fc and kind == {"kind": "gem"}:
+    kind, state = _read_vg_pool(file, prefix, options, trunk)
+    if fc and kind["kind"] == "gem" and len(kind) == 1:
         raise ConfigError(
             f"{file.origin} does not tell whether its GeM is normalised before the last layer (the benchmark's "
             f"--l2), so "
@@ -123,8 +133,13 @@ def _read_aggregation(file: ForeignTensors, options: Options) -> _Head:
 
 
 def _read_vg_pool(
-    file: ForeignTensors, prefix: str, options: Options
+    file: ForeignTensors, prefix: str, options: Options, trunk: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    score = {}  # every CCT has it
+    if trunk == "cct_14_7x2":
+        score = {
+            f"pool.score.{n}": t for n, t in _linear(file, "backbone.classifier.attention_pool.").items()
+        }
     if file.has(f"{prefix}conv.weight"):
         assign = file.take(f"{prefix}conv.weight")
         state = {"pool.assign.weight": assign.flatten(1), "pool.centres": file.take(f"{prefix}centroids")}
@@ -149,13 +164,21 @@ def _read_vg_pool(
         }
     for place, is_normalised in ((1, True), (0, False)):
         if file.has(f"{prefix}{place}.p"):
-            kind = {"kind": "gem"} | ({"normalize_positions": True} if is_normalised else {})
+            # Of tokens, its axis of normalisation is that of the positions.
+            is_of_tokens = trunk.startswith(("vit_", "cct_"))
+            normalised = "normalize_channels" if is_of_tokens else "normalize_positions"
+            kind = {"kind": "gem"} | ({normalised: True} if is_normalised else {})
             return kind, {"pool.p": file.take(f"{prefix}{place}.p")}
-    if options.aggregation not in ("spoc", "mac", "rmac"):
+    if trunk.startswith("vit_"):
+        return {"kind": "cls"}, {}
+    open_kinds = ("cls", "seqpool") if score else ("spoc", "mac", "rmac")
+    if options.aggregation not in open_kinds:
         raise ConfigError(
-            f"{file.origin} has no tensors of an aggregation: say which one it was trained with, aggregation= 'spoc', "
-            "'mac' or 'rmac'"
+            f"{file.origin} has no tensors of an aggregation: say which one it was trained with, aggregation= "
+            + " or ".join(map(repr, open_kinds))
         )
+    if score:
+        return ({"kind": "seqpool"}, score) if options.aggregation == "seqpool" else ({"kind": "first"}, {})
     return {"kind": options.aggregation, "normalize_positions": True}, {}
 
 

@@ -161,7 +161,8 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         pictures="320 x 320 px, squashed, bilinear (the one of 4096 numbers bicubic); ImageNet mean and std",
         numbers=_VPR_NUMBERS,
         adapter="place_recognition",
-        how="give the file's path, and pooled_size= where it is not (2, 2)",
+        how="give the file's path, and pooled_size= where it is not (2, 2); or one of GSV-Cities' trainer: ResNets, "
+        "ResNeXts, EfficientNets and Swin V2, with Conv-AP, GeM or CosPlace's layers",
     ),
     PublishedModel(
         name="mixvpr",
@@ -183,9 +184,8 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         pictures="480 px, shorter side bilinear, centre; ImageNet mean and std; published at 480 x 640",
         numbers="Berton et al., CVPR 2022, and its README",
         adapter="place_recognition",
-        how="give the file's path; ResNets and VGG-16 with GeM, SPoC, MAC, R-MAC, NetVLAD, CRN and RRM. "
-        "Not: AlexNet and CCT "
-        "(timm has neither), ViT, PCA (which its files do not hold)",
+        how="give the file's path; ResNets, VGG-16 and AlexNet with GeM, SPoC, MAC, R-MAC, NetVLAD, CRN and RRM, "
+        "CCT-14 and ViT-B/16 with theirs; aggregation= where it has no tensors. Not: PCA (which its files do not hold)",
     ),
     PublishedModel(
         name="gberton/MegaLoc",

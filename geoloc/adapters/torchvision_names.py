@@ -22,6 +22,9 @@ _RESNETS = {
     ((3, 4, 23, 3), True, 64): "resnet101",
     ((3, 8, 36, 3), True, 64): "resnet152",
     ((3, 4, 6, 3), True, 4): "resnext50_32x4d",
+    ((3, 4, 23, 3), True, 4): "resnext101_32x4d",
+    ((3, 4, 23, 3), True, 8): "resnext101_32x8d",
+    ((3, 4, 23, 3), True, 16): "resnext101_32x16d",
 }
 # Channels at the end, and blocks of the first stage.
 _EFFICIENTNETS = {
@@ -35,7 +38,10 @@ _EFFICIENTNETS = {
     (2560, 4): "b7",
 }
 _RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-_VGG16_CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_FEATURES = {  # numbers of the convolutions
+    (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28): "vgg16",
+    (0, 3, 6, 8, 10): "alexnet",
+}
 
 
 def read_trunk(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor], int]:
@@ -63,11 +69,10 @@ def read_trunk(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[
             n: ".".join([_RESNET_CHILDREN.get(n.split(".")[0], "?"), *n.split(".")[1:]]) for n in counted
         }
         return _resnet(file, {names[n]: tensor for n, tensor in counted.items()})
-    if first is not None and {n for n in counted if n.endswith("weight")} == {
-        f"{i}.weight" for i in _VGG16_CONVOLUTIONS
-    }:
-        state = {f"features.{name}": tensor for name, tensor in counted.items()}
-        return {"timm": "vgg16", "crop_after": "features.28"}, state, 16
+    numbers = [n.split(".")[0] for n in counted if n.endswith("weight") and n.count(".") == 1]
+    if all(n.isdigit() for n in numbers) and (name := _FEATURES.get(tuple(sorted(map(int, numbers))))):
+        state = {f"features.{n}": tensor for n, tensor in counted.items()}
+        return {"timm": name, "crop_after": f"features.{max(map(int, numbers))}"}, state, 16
     if "0.0.0.weight" in counted:
         state = {_efficientnet_name(n.removeprefix("0.")): tensor for n, tensor in counted.items()}
         return _efficientnet(file, state, {"batch_norm_eps": 1e-3})
@@ -123,6 +128,7 @@ def _efficientnet_name(name: str) -> str:
 def _unknown(file: ForeignTensors, state: dict[str, Tensor]) -> ConfigError:
     begin = ", ".join(list(state)[:3]) or "nothing"
     return ConfigError(
-        f"{file.origin} has a trunk that we do not know (it begins with {begin}): known are torchvision's ResNets, "
-        "ResNeXt-50, VGG-16 without its last ReLU and pooling, and EfficientNets"
+        f"{file.origin} has a trunk that we do not know (it begins with {begin}): known are torchvision's ResNets "
+        "and ResNeXts, VGG-16 and AlexNet without their last ReLU and pooling, EfficientNets, ViT-B/16, CCT-14/7x2 and "
+        "Swin V2"
     )

@@ -24,6 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from geoloc.errors import CheckpointError, ConfigError, NotFoundError
 from geoloc.models.aggregation import FeatureMap
+from geoloc.models.alexnet import AlexNet
+from geoloc.models.cct import CompactTransformer
 from geoloc.models.config import BackboneConfig
 from geoloc.models.fine_tune import FineTune, block_names, eval_frozen, let_train, path_to, trunk_of
 from geoloc.models.lora import merged
@@ -154,6 +156,23 @@ class Backbone(nn.Module):
         return self
 
 
+# --- Trunks that timm lacks, in its registry ----------------------------------------------------------------
+
+
+def alexnet(**options: Any) -> nn.Module:
+    """For timm, which gives options of pretrained weights: there are none."""
+    return AlexNet()
+
+
+def cct_14_7x2(**options: Any) -> nn.Module:
+    """As above."""
+    return CompactTransformer()
+
+
+for _trunk in (alexnet, cct_14_7x2):
+    timm.models.register_model(_trunk)
+
+
 # --- Finding and building the tower -------------------------------------------------------------------------
 
 
@@ -214,6 +233,10 @@ class _Source:
             for norm in tower.modules():
                 if isinstance(norm, _BatchNorm):
                     norm.eps = self.config.batch_norm_eps
+        if self.config.layer_norm_eps is not None:
+            for norm in tower.modules():
+                if isinstance(norm, nn.LayerNorm):
+                    norm.eps = self.config.layer_norm_eps
         if self.config.tanh_gelu:
             _approximate_gelu(tower)
         if hasattr(tower, "output_tokens"):

@@ -44,12 +44,14 @@ class BackboneConfig:
             uses); "map" the last feature map, before any norm or head that follows it, for embeddings that
             aggregate it. Where one vector is wanted, that is the map's mean.
         image_size_px: overrides the tower's input size.
-        timm: instead of the first two, a timm model alone: "resnet18", "vgg16", "vit_base_patch14_dinov2", ….
+        timm: instead of the first two, a timm model alone: "resnet18", "vgg16", "vit_base_patch14_dinov2", …; or what
+            geoloc adds to these, "alexnet" and "cct_14_7x2".
         crop_after: of a "map", by name: the last part of the trunk that is kept, such as "layer3" (a ResNet's conv4),
             "features.28" (VGG-16 without its last ReLU and pooling) or "blocks.7".
         crop_blocks: the same by depth: how many blocks, or stages of a convolutional trunk, are kept.
         final_norm: of a "map": a transformer's last layer norm is kept, which is otherwise left out.
         batch_norm_eps: overrides that of all batch norms: torchvision's EfficientNet-B5 to B7 have 1e-3, timm's 1e-5.
+        layer_norm_eps: overrides that of all layer norms: transformers' ViTs have 1e-12, timm's 1e-6.
         tanh_gelu: all GELUs are the tanh approximation, as Flax has it: for weights that were trained so.
     """
 
@@ -63,6 +65,7 @@ class BackboneConfig:
     crop_blocks: int | None = field(default=None, metadata=_LATER)
     final_norm: bool = field(default=False, metadata=_LATER)
     batch_norm_eps: float | None = field(default=None, metadata=_LATER)
+    layer_norm_eps: float | None = field(default=None, metadata=_LATER)
     tanh_gelu: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
@@ -89,8 +92,9 @@ class BackboneConfig:
                 f"crop_after, crop_blocks and final_norm are for feature maps, but backbone.features is "
                 f"{self.features!r}: use 'map'"
             )
-        if self.batch_norm_eps is not None and not self.batch_norm_eps > 0:
-            raise ConfigError(f"backbone.batch_norm_eps is {self.batch_norm_eps}; it must be positive")
+        for name in ("batch_norm_eps", "layer_norm_eps"):
+            if (eps := getattr(self, name)) is not None and not eps > 0:
+                raise ConfigError(f"backbone.{name} is {eps}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,15 @@ class AggregationConfig:
     Attributes:
         kind: of Statewide, for views of a place: "spatial_softmax" weighs every position of every view; "mean",
             "smd", "safa", "sample4geo" and "two_tokens" are its alternatives. For one street photo: "gem", "spoc",
-            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "seqpool", "optimal_transport"
-            (SALAD), and "cosplace", which is GeM of normalised positions and a linear layer. All are
-            described in `geoloc.models.aggregation`.
+            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "first" (position), "seqpool",
+            "optimal_transport" (SALAD), and "cosplace", which is GeM of normalised positions and a linear layer. All
+            are described in `geoloc.models.aggregation`.
         heads: of "spatial_softmax", "smd" and "safa"; the embedding's dim is a multiple of it.
         num_views: pictures of one place, such as 4 aerial views at growing ground resolution.
         normalize_positions: of "gem", "spoc", "mac" and "rmac": each position at length 1 before pooling, the VG
             benchmark's default.
+        normalize_channels: of "gem": each channel at length 1 over all positions before pooling, which is what the VG
+            benchmark does to a transformer's tokens.
         clusters: of "netvlad", "crn" and "optimal_transport".
         pooled_size: rows and columns that "convap" leaves.
         out_channels: that "convap" and "mixvpr" project to; None makes what the embedding's dim needs. Of a cluster of
@@ -191,6 +197,7 @@ class AggregationConfig:
         "convap",
         "mixvpr",
         "cls",
+        "first",
         "seqpool",
         "cosplace",
         "optimal_transport",
@@ -198,6 +205,7 @@ class AggregationConfig:
     heads: int = 64
     num_views: int = 1
     normalize_positions: bool = field(default=False, metadata=_LATER)
+    normalize_channels: bool = field(default=False, metadata=_LATER)
     clusters: int = field(default=64, metadata=_LATER)
     pooled_size: tuple[int, int] = field(default=(2, 2), metadata=_LATER)
     out_channels: int | None = field(default=None, metadata=_LATER)
@@ -216,6 +224,8 @@ class AggregationConfig:
             raise ConfigError(
                 f"num_views is {self.num_views}, but {self.kind!r} reads one picture: use 'spatial_softmax'"
             )
+        if self.normalize_channels and (self.kind != "gem" or self.normalize_positions):
+            raise ConfigError("normalize_channels is for 'gem' alone, and not beside normalize_positions")
         counts = [self.clusters, *self.pooled_size, self.out_rows, self.out_channels or 1, self.fc_dim or 1]
         counts += [self.token_dim, self.hidden_dim]
         if min(counts) < 1 or self.mix_depth < 0 or not self.mlp_ratio > 0:

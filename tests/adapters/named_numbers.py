@@ -49,7 +49,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def pictures(size_px: int, number: int = 2) -> Tensor:
-    """Normalised pictures, (number, 3, S, S)."""
-    noise = np.random.default_rng(7).standard_normal((number, 3, size_px, size_px))
+def pictures(size_px: int | Sequence[int], number: int = 2) -> Tensor:
+    """Normalised pictures, (number, 3, S, S) or (number, 3, height, width)."""
+    height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
+    noise = np.random.default_rng(7).standard_normal((number, 3, height, width))
     return torch.from_numpy(noise.astype(np.float32))

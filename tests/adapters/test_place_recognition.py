@@ -24,12 +24,21 @@ def state(name: str) -> dict[str, Tensor]:
     return state_of(MADE[name]["tensors"], MADE[name]["gain"])
 
 
+def options_of(name: str) -> Options:
+    """What the file leaves open; a transformer has its size."""
+    kind = next((part for part in name.split() if part in ("spoc", "mac", "rmac", "cls", "seqpool")), None)
+    size = MADE[name]["image_size_px"]
+    is_fixed = any(part in name.split() for part in ("cct", "vit", "swin"))
+    return Options(
+        aggregation=kind, image_size_px=None if is_fixed else size if isinstance(size, int) else size[0]
+    )
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_the_same_vectors_as_the_peer(name: str) -> None:
     theirs, made = state(name), MADE[name]
     assert digest(theirs) == made["sha256"]
-    kind = name.split()[-1] if name.split()[-1] in ("spoc", "mac", "rmac") else None
-    options = Options(image_size_px=made["image_size_px"], aggregation=kind)
+    options = options_of(name)
     network = adapt_place_recognition(ForeignTensors(theirs, name), options).network
     with torch.inference_mode():
         ours = network.embed_images(pictures(made["image_size_px"]), "query")
@@ -47,6 +56,10 @@ def test_the_same_vectors_as_the_peer(name: str) -> None:
         ("mixvpr resnet18", 64, "squash", "resnet18", "layer3"),
         ("gsv convap resnet18", 320, "squash", "resnet18", None),
         ("vg resnet18conv4 netvlad", 480, "shortest", "resnet18", "layer3"),
+        ("vg alexnet gem", 480, "shortest", "alexnet", "features.10"),
+        ("vg cct netvlad", 64, "squash", "cct_14_7x2", None),
+        ("vg vit cls", 48, "squash", "vit_base_patch16_224", None),
+        ("gsv swin convap", 256, "squash", "swinv2_tiny_window8_256", None),
     ],
 )
 def test_what_a_file_was_published_for(
@@ -82,14 +95,44 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_what_a_file_leaves_open_must_be_said() -> None:
-    with pytest.raises(ConfigError, match="say which one it was trained with"):
-        adapt_place_recognition(ForeignTensors(state("vg resnet18conv4 spoc"), "file"), Options())
+    for name, wrong in (("vg resnet18conv4 spoc", "cls"), ("vg cct cls", "spoc")):
+        with pytest.raises(ConfigError, match="say which one it was trained with"):
+            adapt_place_recognition(ForeignTensors(state(name), "file"), Options(aggregation=wrong))
     after = {
         n.replace("aggregation.0.1.p", "aggregation.0.0.p"): t
         for n, t in state("vg resnet18conv4 gem fc").items()
     }
     with pytest.raises(ConfigError, match="--l2"):
         adapt_place_recognition(ForeignTensors(after, "file"), Options())
+
+
+def test_a_transformer_has_one_size() -> None:
+    for name, size in (("vg cct netvlad", 64), ("vg vit cls", 48)):
+        with pytest.raises(ConfigError, match=f"transformer for pictures of {size} px"):
+            adapt_place_recognition(ForeignTensors(state(name), name), Options(image_size_px=96))
+
+
+def test_transformers_of_another_kind_are_refused() -> None:
+    wide = {
+        n: torch.zeros(*t.shape[:-1], 256) if n.endswith("_emb") else t
+        for n, t in state("vg cct cls").items()
+    }
+    with pytest.raises(ConfigError, match="known is CCT-14/7x2"):
+        adapt_place_recognition(ForeignTensors(wide, "file"), Options(aggregation="cls"))
+    name = "gsv swin convap"
+    without_mask = {n: t for n, t in state(name).items() if not n.endswith("attn_mask")}
+    with pytest.raises(ConfigError, match="windows of 16"):
+        adapt_place_recognition(
+            ForeignTensors(
+                without_mask | {"backbone.model.patch_embed.proj.weight": torch.zeros(5, 3, 4, 4)}, name
+            ),
+            Options(),
+        )
+
+
+def test_what_only_training_used_is_left_out() -> None:
+    more = state(NAME) | {"discriminator.1.weight": torch.zeros(50, 256)}
+    adapt_place_recognition(ForeignTensors(more, NAME), Options(image_size_px=64))
 
 
 def test_a_trained_sum_is_no_crn_of_the_benchmark() -> None:

@@ -175,6 +175,10 @@ def cls(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:
     return np.asarray(tokens[0])
 
 
+def first(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:
+    return np.array([grid[c, 0, 0] for c in range(C)])
+
+
 def seqpool(grid: Array, tokens: Array, p: dict[str, Array]) -> Array:
     positions = grid.reshape(C, -1).T
     scores = np.exp([p["pool.score.weight"][0] @ x + p["pool.score.bias"][0] for x in positions])
@@ -196,6 +200,7 @@ CASES: dict[Any, tuple[int, dict[str, Any]]] = {
     convap: (24, {"pooled_size": (2, 3)}),
     mixvpr: (12, {"out_rows": 4, "mix_depth": 2, "mlp_ratio": 1.5}),
     cls: (C, {}),
+    first: (C, {}),
     seqpool: (C, {}),
     cosplace: (5, {}),
 }
@@ -220,6 +225,18 @@ def test_positions_at_length_one_before_pooling(loop: Any) -> None:
     found = head(FeatureMap(given.grid[:, 0], given.tokens[:, 0]))
     expected = unit(loop(unit(given.grid[0, 0].numpy(), 0), given.tokens[0, 0].numpy(), parameters))
     torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-9, atol=1e-9)
+
+
+def test_channels_at_length_one_before_pooling() -> None:
+    head, parameters = build(C, kind="gem", normalize_channels=True)
+    given = maps()
+    found = head(FeatureMap(given.grid[:, 0], given.tokens[:, 0]))
+    grid = given.grid[0, 0].numpy()
+    channels = unit(grid.reshape(C, -1)).reshape(grid.shape)
+    expected = unit(gem(channels, given.tokens[0, 0].numpy(), parameters))
+    torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ConfigError, match="normalize_channels is for 'gem' alone"):
+        AggregationConfig("spoc", normalize_channels=True)
 
 
 def test_poolings_by_hand() -> None:

@@ -70,6 +70,11 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], Callable[[], Backbone], int]
         lambda: tower("vgg16", crop_after="features.28"),
         512,
     ),
+    "alexnet": (
+        lambda: MODELS.alexnet().features[:-2],
+        lambda: tower("alexnet", crop_after="features.10"),
+        256,
+    ),
     "efficientnet_b0": (
         lambda: efficientnet(MODELS.efficientnet_b0),
         lambda: tower("efficientnet_b0"),
@@ -101,6 +106,9 @@ def test_weights_published_for_torchvision_give_the_same_maps(
         ("test_resnet", {}),
         ("test_resnet", {"crop_after": "layer2"}),
         ("test_efficientnet", {"crop_blocks": 2}),
+        ("alexnet", {"features": "pooled"}),
+        ("cct_14_7x2", {"crop_blocks": 2, "final_norm": True}),
+        ("cct_14_7x2", {"features": "pooled"}),
         ("test_vit", {"crop_after": "blocks.2"}),
         ("test_vit", {"crop_blocks": 2, "final_norm": True}),
         ("test_vit", {"features": "pooled"}),
@@ -229,6 +237,7 @@ def test_a_local_file_of_the_whole_fits_the_cropped(tmp_path: Any) -> None:
         ({"final_norm": True}, "ResNet has no layer norm after its blocks"),
         ({"features": "projected"}, "projects nothing"),
         ({"batch_norm_eps": 0.0}, "must be positive"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1"),
         ({"architecture": "RN50"}, "found architecture and timm"),
     ],
 )

@@ -18,6 +18,7 @@ from geoloc.models.aggregation.maps import FeatureMap
 from geoloc.models.aggregation.mixing import ConvAP, MixVPR
 from geoloc.models.aggregation.pooling import (
     ClassToken,
+    FirstPosition,
     GeneralizedMean,
     MaxPooling,
     RegionalMaxPooling,
@@ -38,6 +39,7 @@ __all__ = [
     "ConvAP",
     "EmbeddingScale",
     "FeatureMap",
+    "FirstPosition",
     "GeneralizedMean",
     "MaxPooling",
     "MixVPR",

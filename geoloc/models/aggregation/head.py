@@ -11,6 +11,7 @@ from geoloc.models.aggregation.maps import FeatureMap
 from geoloc.models.aggregation.mixing import ConvAP, MixVPR
 from geoloc.models.aggregation.pooling import (
     ClassToken,
+    FirstPosition,
     GeneralizedMean,
     MaxPooling,
     RegionalMaxPooling,
@@ -77,6 +78,12 @@ def _build_for_streets(
     config: AggregationConfig, dim: int, channels: int, map_size: tuple[int, int], num_tokens: int
 ) -> nn.Module:
     height, width = map_size
+    if config.kind == "gem":
+        return GeneralizedMean(
+            channels,
+            normalize_positions=config.normalize_positions,
+            normalize_channels=config.normalize_channels,
+        )
     if config.kind in _BY_CHANNEL:
         return _BY_CHANNEL[config.kind](channels, normalize_positions=config.normalize_positions)
     if config.kind == "cosplace":
@@ -104,11 +111,12 @@ def _build_for_streets(
         )
     if config.kind == "cls":
         return ClassToken(channels)
-    return ResidualRetrieval(channels) if config.kind == "rrm" else SequencePooling(channels)
+    return {"rrm": ResidualRetrieval, "first": FirstPosition, "seqpool": SequencePooling}[config.kind](
+        channels
+    )
 
 
 _BY_CHANNEL: dict[str, Callable[..., nn.Module]] = {
-    "gem": GeneralizedMean,
     "spoc": SumPooling,
     "mac": MaxPooling,
     "rmac": RegionalMaxPooling,

@@ -29,20 +29,30 @@ class GeneralizedMean(nn.Module):
     Args:
         channels: C of the maps.
         normalize_positions: each position at length 1 before, as CosPlace and the VG benchmark do it.
+        normalize_channels: each channel at length 1 over all positions before, instead.
         p: to begin with.
         eps: the least value, so that the power has a gradient.
     """
 
     def __init__(
-        self, channels: int, *, normalize_positions: bool = False, p: float = 3.0, eps: float = 1e-6
+        self,
+        channels: int,
+        *,
+        normalize_positions: bool = False,
+        normalize_channels: bool = False,
+        p: float = 3.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.width, self.normalize_positions, self.eps = channels, normalize_positions, eps
+        self.normalize_channels = normalize_channels
         self.p = nn.Parameter(torch.full((1,), p))
 
     def forward(self, maps: FeatureMap) -> Tensor:
         """(B, 1, …) -> (B, C)."""
         grid = grid_of(maps, normalize_positions=self.normalize_positions)
+        if self.normalize_channels:
+            grid = functional.normalize(grid.flatten(2), dim=2).unflatten(2, grid.shape[2:])
         return grid.clamp(min=self.eps).pow(self.p).mean((-2, -1)).pow(1 / self.p)
 
 
@@ -151,6 +161,18 @@ class ClassToken(nn.Module):
     def forward(self, maps: FeatureMap) -> Tensor:
         """(B, 1, …) -> (B, C)."""
         return maps.tokens[:, 0, 0]
+
+
+class FirstPosition(nn.Module):
+    """The position top left: what the VG benchmark takes for the class token of a CCT, which has none."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.width = channels
+
+    def forward(self, maps: FeatureMap) -> Tensor:
+        """(B, 1, …) -> (B, C)."""
+        return maps.grid[:, 0, :, 0, 0]
 
 
 class SequencePooling(nn.Module):

@@ -1,11 +1,13 @@
 """Tensors by name out of a file of somebody else's: safetensors, or what torch.save wrote; never anything else.
 
-PyTorch's reader is asked for tensors and plain values alone (`weights_only`), so that no file can run code.
+PyTorch's reader is asked for tensors and plain values alone (`weights_only`), so that no file can run code; and none
+becomes larger in memory than it is.
 """
 
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,11 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(_plain_numpy()):
             found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a foreign file can fail in any way
         raise CheckpointError(
             f"{path} holds no plain state dict ({_why(error)}), and nothing else is loaded: if you trust the file, "
@@ -47,7 +52,27 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
         found = next((found[key] for key in _NETWORKS if isinstance(found.get(key), dict)), found)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{path} holds more than tensors by name; save the model's state_dict() alone")
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = "without numbers" if tensor.device.type == "meta" else str(tensor.layout)
+            raise CheckpointError(f"{path}: its tensor {name!r} is {kind}, and only plain ones are read")
+        there = tensor.untyped_storage().nbytes()
+        if tensor.nbytes > there:  # an expanded view: one number many times over
+            raise CheckpointError(
+                f"{path}: its tensor {name!r} claims {tensor.nbytes:,} bytes and has {there:,}"
+            )
     return found
+
+
+def _refuse_compressed(path: Path) -> None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(
+                        f"{path} holds {member.filename!r} compressed, of {member.file_size:,} bytes: torch.save never "
+                        "writes such a file; fetch it from who made it"
+                    )
 
 
 def _why(error: Exception) -> str:

@@ -31,9 +31,10 @@ from geoloc.data.earthview import (
 from geoloc.hub.card import Source, render_card
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.fit import joined
-from geoloc.localize.geolocalizer import Geolocalizer, Reading
+from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.mixture import posterior_of
 from geoloc.localize.posterior import Utility
+from geoloc.localize.posterior_model import Reading
 from geoloc.localize.rerank import Reranker, RerankerConfig, fit_reranker
 from geoloc.metrics.scores import summarise
 from quadtree.sphere import haversine_km, latlon_to_unit, unit_to_latlon

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from geoloc.images.query import QueryMode
-    from geoloc.localize.geolocalizer import Geolocalizer, Reference
+    from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.posterior_model import Reference
 
 MAX_TOP_K = 1000
 MAX_DECODING_THREADS = 8

@@ -20,14 +20,15 @@ from geoloc.localize.rerank import Reranker, RerankerConfig, fit_reranker
 from quadtree.sphere import haversine_km, latlon_to_unit, validate_latlon_deg
 
 if TYPE_CHECKING:
-    from geoloc.localize.geolocalizer import Geolocalizer, LabelledBatch, Reading
+    from geoloc.localize.posterior_model import LabelledBatch, PosteriorModel, Reading
     from geoloc.localize.retrieve import Retriever
+
 
 UTILITIES = ("geoscore", "median")
 
 
 def calibrate(
-    model: Geolocalizer, batches: Iterable[LabelledBatch], data: str, retriever: Retriever | None
+    model: PosteriorModel, batches: Iterable[LabelledBatch], data: str, retriever: Retriever | None
 ) -> Calibration:
     """See `Geolocalizer.calibrate`. One pass over the images, two over what the network says of them."""
     readings, truths = _read_all(model, batches, embed=retriever is not None)
@@ -44,7 +45,7 @@ def calibrate(
 
 
 def fit_reranker_of(
-    model: Geolocalizer, batches: Iterable[LabelledBatch], retriever: Retriever, config: RerankerConfig
+    model: PosteriorModel, batches: Iterable[LabelledBatch], retriever: Retriever, config: RerankerConfig
 ) -> Reranker:
     """See `Geolocalizer.fit_reranker`. Cells are weighed with the model's calibration as it is."""
     readings, truths = _read_all(model, batches, embed=True)
@@ -84,7 +85,7 @@ def _joined(parts: list[Any], padding: dict[str, Any], leave_out: str = "") -> d
 
 
 def _read_all(
-    model: Geolocalizer, batches: Iterable[LabelledBatch], *, embed: bool
+    model: PosteriorModel, batches: Iterable[LabelledBatch], *, embed: bool
 ) -> tuple[list[Reading], list[NDArray[np.float64]]]:
     readings, truths = [], []
     for images, latlon_deg in batches:
@@ -94,7 +95,7 @@ def _read_all(
 
 
 def _levels(
-    model: Geolocalizer,
+    model: PosteriorModel,
     readings: list[Reading],
     truths: list[NDArray[np.float64]],
     fitted: Calibration,
@@ -116,7 +117,7 @@ def _levels(
 
 
 def _fit_widths(
-    model: Geolocalizer, readings: list[Reading], truths: list[NDArray[np.float64]]
+    model: PosteriorModel, readings: list[Reading], truths: list[NDArray[np.float64]]
 ) -> Calibration:
     """Temperature and kernel width of a classifier, or kernel width of a regression."""
     truth = np.concatenate(truths)

@@ -25,7 +25,8 @@ from geoloc.data.samplers import InOrder, Shuffled, density_weights
 from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError, FingerprintMismatchError
 from geoloc.images.preprocess import Preprocess, Resize
-from geoloc.localize.geolocalizer import Geolocalizer, LabelledBatch
+from geoloc.localize.geolocalizer import Geolocalizer
+from geoloc.localize.posterior_model import LabelledBatch
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import to_plain
 from geoloc.models.losses import AUXILIARY_WIDTHS

@@ -1,109 +1,239 @@
-"""PLONK's sampler (Dufour et al., CVPR 2025; MIT): places drawn by a flow on the sphere from a photo's features.
+"""PLONK (Dufour et al., CVPR 2025; MIT): places drawn at random from where a photo may have been taken.
 
-Only the models that flow on the sphere (`PLONK_YFCC`, `PLONK_OSV_5M`, `PLONK_iNaturalist`). Their image towers are not
-part of their files: StreetCLIP's class token before the last norm, or DINOv2's. A `Geolocalizer` has no head that
-draws, so this stands by itself:
+A network moves a point of noise in small steps towards a place, given the photo's features. Three kinds are published,
+with the same network and the same names of tensors, so that a file does not tell which one it is:
 
-    sampler = PlonkSampler(ForeignTensors.read(folder / "model.safetensors"))
-    latlon_deg = sampler.sample(features, seed=0)       # (B, D) -> (B, 2), one draw each
+    sphere     Riemannian flow matching: Euler's steps, each brought back to the sphere
+    space      flow matching in space around it: Euler's steps
+    diffusion  denoising: DDIM's steps (Song et al., 2021), its guess of the place kept in [-1, 1]
+
+Guidance w (Ho & Salimans, 2022) makes the draws agree more with the photo: (1 + w) times what the network says of the
+photo, less w times what it says of none, which are features of 0.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal, get_args
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
 from torch.nn import functional
 
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError
 
+Kind = Literal["sphere", "space", "diffusion"]
+
 STEPS = 250
 _TIME_SCALE = 1000.0
 _SCHEDULE = (-7.0, 3.0)  # the piece of the sigmoid that the schedule follows
+_LEAST_SHARE = 1e-9
 
 
-class PlonkSampler:
-    """A vector field on the sphere, given a photo's features.
+class PlonkField(nn.Module):
+    """The network: where a point of space is to move, given a photo's features.
 
     Args:
         file: its tensors.
 
+    Attributes:
+        feature_dim: D of the features.
+
     Raises:
-        CheckpointError: a tensor is missing or left over, or it is no flow on the sphere.
+        CheckpointError: a tensor is missing, left over or of another shape.
     """
 
     def __init__(self, file: ForeignTensors) -> None:
-        self._frequencies = file.take("time_embedder.encode_time.freqs")
-        names = ["time_embedder.map_time.0", "time_embedder.map_time.2", "cond_mapper", "initial_mapper"]
-        self.num_blocks = 0
-        while file.has(f"blocks.{self.num_blocks}."):
-            block = f"blocks.{self.num_blocks}."
-            names += [f"{block}{layer}" for layer in ("ada_map.1", "mlp.0", "mlp.3")]
-            self.num_blocks += 1
-        names += ["final_adaln.1", "final_linear"]
-        self._layers = {name: (file.take(f"{name}.weight"), file.take(f"{name}.bias")) for name in names}
-        file.finish()
-        if len(self._layers["final_linear"][1]) != 3:
-            raise CheckpointError(f"{file.origin} moves in the plane, and only flows on the sphere are read")
-        self.feature_dim = self._layers["cond_mapper"][0].shape[1]
+        super().__init__()
+        dim, point_dim = file.shape("initial_mapper.weight")
+        self.feature_dim = file.shape("cond_mapper.weight")[1]
+        if point_dim != 3:
+            raise CheckpointError(
+                f"{file.origin} moves points of {point_dim} numbers; PLONK's published models move them in space"
+            )
+        num_blocks = 0
+        while file.has(f"blocks.{num_blocks}."):
+            num_blocks += 1
+        time_dims = file.shape("time_embedder.map_time.0.weight")
+        hidden = file.shape("blocks.0.mlp.0.weight")[0]
+        self.time_embedder = _TimeEmbedder(*time_dims)
+        self.cond_mapper = nn.Linear(self.feature_dim, dim)
+        self.initial_mapper = nn.Linear(point_dim, dim)
+        self.blocks = nn.ModuleList(_Block(dim, hidden) for _ in range(num_blocks))
+        self.final_adaln = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.final_linear = nn.Linear(dim, point_dim)
+        try:
+            self.load_state_dict(file.take_all(""))
+        except RuntimeError as error:
+            raise CheckpointError(f"{file.origin} is not PLONK's network: {error}") from error
+        self.eval().requires_grad_(False)
 
-    @torch.inference_mode()
-    def velocity(self, points: Tensor, features: Tensor, share: Tensor) -> Tensor:
-        """The field at points, (B, 3), (B, D), (B,) of the schedule, in [0, 1] -> (B, 3)."""
-        angles = torch.outer(share * _TIME_SCALE, self._frequencies)
+    def forward(self, points: Tensor, features: Tensor, share: Tensor) -> Tensor:
+        """(B, 3), (B, D), (B,) of the schedule, in [0, 1] -> (B, 3)."""
+        given = self.cond_mapper(features) + self.time_embedder(share)
+        x = self.initial_mapper(points)
+        for block in self.blocks:
+            x = block(x, given)
+        scale, shift = self.final_adaln(given).chunk(2, -1)
+        moved: Tensor = self.final_linear((1 + scale) * functional.layer_norm(x, x.shape[-1:]) + shift)
+        return moved
+
+    def guided(self, points: Tensor, features: Tensor, share: Tensor, guidance: float) -> Tensor:
+        """The same with guidance; arguments as of `forward`, and w >= 0."""
+        if guidance == 0:
+            return self.forward(points, features, share)
+        both = self.forward(
+            torch.cat([points, points]),
+            torch.cat([features, torch.zeros_like(features)]),
+            torch.cat([share, share]),
+        )
+        given, without = both.chunk(2)
+        weighed: Tensor = (1 + guidance) * given - guidance * without
+        return weighed
+
+
+class _TimeEmbedder(nn.Module):
+    def __init__(self, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.encode_time = nn.Module()
+        self.encode_time.register_buffer("freqs", torch.zeros(dim // 2))
+        self.map_time = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+
+    def forward(self, share: Tensor) -> Tensor:
+        angles = torch.outer(share * _TIME_SCALE, self.encode_time.freqs)  # type: ignore[arg-type]
         time = torch.cat([angles.cos(), angles.sin()], 1)
         time = (time - time.mean(-1, keepdim=True)) / time.std(-1, keepdim=True)
-        time = self._linear(
-            "time_embedder.map_time.2", functional.silu(self._linear("time_embedder.map_time.0", time))
+        embedded: Tensor = self.map_time(time)
+        return embedded
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.ada_map = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
+        # What is no layer here dropped out numbers while it was trained.
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim))
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        scale, shift, gate = self.ada_map(given).chunk(3, -1)
+        moved: Tensor = self.mlp((1 + scale) * functional.layer_norm(x, x.shape[-1:]) + shift)
+        added: Tensor = x + moved * gate
+        return added
+
+
+@torch.inference_mode()
+def carried(
+    field: PlonkField,
+    kind: Kind,
+    start: Tensor,
+    features: Tensor,
+    *,
+    guidance: float = 0.0,
+    num_steps: int = STEPS,
+) -> Tensor:
+    """Where noise is carried to: (B, 3) normal numbers, (B, D) -> (B, 3) points, of length 1 for "sphere" alone.
+
+    Args:
+        field: the network.
+        kind: see the top of this file.
+        start: one draw each.
+        features: of the photos.
+        guidance: w, 0 for none.
+        num_steps: more are nearer to what the network describes; PLONK takes 250.
+
+    Raises:
+        ConfigError: features of another width, no steps, or a negative guidance.
+    """
+    if (
+        features.shape != (len(start), field.feature_dim)
+        or num_steps < 1
+        or not guidance >= 0
+        or kind not in get_args(Kind)
+    ):
+        raise ConfigError(
+            f"a sampler is one of {', '.join(get_args(Kind))}, and this one takes (B, {field.feature_dim}) features, "
+            f"at least one step and a guidance of at least 0; found {kind}, {tuple(features.shape)}, {num_steps} and "
+            f"{guidance}"
         )
-        given = functional.silu(self._linear("cond_mapper", features) + time)
-        x = self._linear("initial_mapper", points)
-        for number in range(self.num_blocks):
-            block = f"blocks.{number}."
-            scale, shift, gate = self._linear(f"{block}ada_map.1", given).chunk(3, -1)
-            inner = (1 + scale) * functional.layer_norm(x, x.shape[-1:]) + shift
-            inner = self._linear(f"{block}mlp.3", functional.gelu(self._linear(f"{block}mlp.0", inner)))
-            x = x + inner * gate
-        scale, shift = self._linear("final_adaln.1", given).chunk(2, -1)
-        return self._linear("final_linear", (1 + scale) * functional.layer_norm(x, x.shape[-1:]) + shift)
+    # In single precision, as PLONK has the schedule and its roots.
+    of_place = schedule(1 - torch.arange(num_steps + 1) / num_steps)
+    moments = torch.stack([of_place, of_place.sqrt(), (1 - of_place).sqrt()], -1)
+    lengths = of_place.diff().to(features)
+    x = start.to(features)
+    for (now, following), length in zip(pairwise(moments.to(features)), lengths, strict=True):
+        says = field.guided(x, features, now[0].expand(len(x)), guidance)
+        if kind == "diffusion":
+            place = ((x - now[2] * says) / now[1]).clamp(-1, 1)
+            noise = (x - now[1] * place) / now[2]
+            x = following[1] * place + following[2] * noise
+        else:
+            x = x + length * says
+            if kind == "sphere":
+                x = functional.normalize(x, dim=-1)
+    return x
 
-    @torch.inference_mode()
-    def flow(self, start: Tensor, features: Tensor, num_steps: int = STEPS) -> Tensor:
-        """Where noise is carried to: (B, 3) normal numbers, (B, D) -> (B, 3) unit vectors.
 
-        Euler's steps along PLONK's schedule, each brought back to the sphere.
-        """
-        x = start
-        shares = schedule(1 - torch.arange(num_steps + 1) / num_steps)
-        for now, following in pairwise(shares):
-            velocity = self.velocity(x, features, now.expand(len(x)))
-            x = functional.normalize(x + (following - now) * velocity, dim=-1)
-        return x
+def to_latlon_deg(points: Tensor) -> Tensor:
+    """Points as PLONK reads them, (B, 3) -> (B, 2) degrees.
 
-    def sample(self, features: Tensor, *, seed: int, num_steps: int = STEPS) -> Tensor:
-        """One place drawn for each photo, (B, D) -> (B, 2) degrees.
-
-        Raises:
-            ConfigError: features of another width, or no steps.
-        """
-        if features.ndim != 2 or features.shape[1] != self.feature_dim or num_steps < 1:
-            raise ConfigError(
-                f"this sampler takes (B, {self.feature_dim}) features and at least one step; found "
-                f"{tuple(features.shape)} and {num_steps}"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(len(features), 3, generator=generator)
-        x, y, z = self.flow(start, features, num_steps).unbind(-1)
-        return torch.stack([z.arcsin(), y.atan2(x)], -1).rad2deg()
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return functional.linear(x, *self._layers[name])
+    The latitude is the arcsine of the third number, whatever the point's length. Where that is beyond 1, PLONK has none
+    (a NaN), and ours is the pole.
+    """
+    x, y, z = points.unbind(-1)
+    return torch.stack([z.clamp(-1, 1).arcsin(), y.atan2(x)], -1).rad2deg()
 
 
 def schedule(time: Tensor) -> Tensor:
     """PLONK's share at times in [0, 1], 1 at 0 and almost nothing at 1, by a piece of the sigmoid; (n,) -> (n,)."""
     first, last = (torch.sigmoid(torch.tensor(bound)) for bound in _SCHEDULE)
     share = (last - torch.sigmoid(_SCHEDULE[0] + time * (_SCHEDULE[1] - _SCHEDULE[0]))) / (last - first)
-    return share.clamp(1e-9, 1.0)
+    return share.clamp(_LEAST_SHARE, 1.0)
+
+
+def log_density(
+    field: PlonkField, features: Tensor, latlon_deg: Tensor, *, guidance: float = 0.0, tolerance: float = 1e-6
+) -> NDArray[np.float64]:
+    """PLONK's log-likelihood of places, per steradian, (D,) or (n, D), (n, 2) degrees -> (n,); of a "sphere" model.
+
+    The change of variables along the flow from a place back to noise: log(1 / 4π) plus the integral of the field's
+    divergence, in space as PLONK takes it (its section 3.4), by Dormand and Prince's
+    method of order 5, as there.
+
+    Args:
+        field: of a model that flows on the sphere.
+        features: of one photo, or of one for each place.
+        latlon_deg: the places.
+        guidance: w, 0 for none.
+        tolerance: of the integration, absolute and relative.
+    """
+    latitude, longitude = latlon_deg.to(features).deg2rad().unbind(-1)
+    places = torch.stack(
+        [latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], -1
+    )
+    n, given = len(places), features.expand(len(places), -1)
+    first, last = _SCHEDULE
+    spread = torch.sigmoid(torch.tensor(last)) - torch.sigmoid(torch.tensor(first))
+
+    def slope(time: float, state: NDArray[np.float64]) -> NDArray[np.float64]:
+        points = torch.from_numpy(state[: 3 * n].reshape(n, 3)).to(given).requires_grad_()
+        now = torch.tensor(time, dtype=torch.float64)
+        rising = torch.sigmoid(first + now * (last - first))
+        pace = float(-(last - first) * rising * (1 - rising) / spread)
+        with torch.enable_grad():
+            moves = field.guided(points, given, schedule(now).to(given).expand(n), guidance)
+            # Rows do not depend on each other, so the sum's gradient is every row's own.
+            parts = [
+                torch.autograd.grad(moves[:, axis].sum(), points, retain_graph=True)[0][:, axis]
+                for axis in range(3)
+            ]
+        divergence = torch.stack(parts).sum(0)
+        both = torch.cat([moves.detach().reshape(-1), divergence]) * pace
+        return np.asarray(both.double().cpu().numpy())
+
+    begin = np.concatenate([places.double().cpu().numpy().reshape(-1), np.zeros(n)])
+    end = solve_ivp(slope, (0.0, 1.0), begin, method="RK45", rtol=tolerance, atol=tolerance).y[:, -1]
+    return np.asarray(end[3 * n :] - np.log(4 * np.pi))

@@ -221,7 +221,7 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         numbers="GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)",
         adapter="plonk",
         how="not read by from_pretrained: it draws places, and geoloc has no head that draws. "
-        "geoloc.adapters.plonk has its sampler on the sphere for features that are there; not its _flow and _diffusion",
+        "geoloc.adapters.plonk has its samplers and likelihood for features that are there",
     ),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from geoloc.errors import ConfigError
 from geoloc.localize.calibrate import PERCENTS, Calibration, conformal_level, fit_kernel, fit_temperature
 from geoloc.localize.evidence import CellEvidence, Evidence
-from geoloc.localize.posterior import Utility, distance_km
+from geoloc.localize.posterior import Posterior, Utility, distance_km
 from geoloc.localize.rerank import Reranker, RerankerConfig, fit_reranker
 from quadtree.sphere import haversine_km, latlon_to_unit, validate_latlon_deg
 
@@ -101,15 +102,25 @@ def _levels(
     fitted: Calibration,
     retriever: Retriever | None,
 ) -> dict[str, dict[str, float]]:
-    """The mass of the circle around the point that reaches the truth, its conformal quantiles by utility."""
+    of_each = (model.posteriors_of(reading, fitted, retriever, top_k=1)[0] for reading in readings)
+    return mass_levels(chain.from_iterable(of_each), np.concatenate(truths))
+
+
+def mass_levels(
+    posteriors: Iterable[Posterior], latlon_deg: NDArray[np.float64]
+) -> dict[str, dict[str, float]]:
+    """The mass of the circle around the point that reaches the truth, its conformal quantiles by utility.
+
+    Args:
+        posteriors: of n images.
+        latlon_deg: (n, 2) where they were taken.
+    """
     masses: dict[str, list[float]] = {kind: [] for kind in UTILITIES}
-    for reading, latlon_deg in zip(readings, truths, strict=True):
-        posteriors, _ = model.posteriors_of(reading, fitted, retriever, top_k=1)
-        for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
-            for kind, found in masses.items():
-                point = posterior.point(Utility.parse(kind))
-                off_km = float(distance_km(point[None], truth[None])[0, 0])
-                found.append(posterior.mass_within(point, off_km))
+    for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
+        for kind, found in masses.items():
+            point = posterior.point(Utility.parse(kind))
+            off_km = float(distance_km(point[None], truth[None])[0, 0])
+            found.append(posterior.mass_within(point, off_km))
     return {
         kind: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
         for kind, found in masses.items()

@@ -20,10 +20,9 @@ from geoloc.hub.card import Source
 from geoloc.hub.push import Pushed, PushOptions
 from geoloc.images.decode import ImageSource
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode
+from geoloc.localize.answer import Asked
 from geoloc.localize.calibrate import Calibration
 from geoloc.localize.checkpoint import Checkpoint, Saved, write_checkpoint
-from geoloc.localize.coarse import CoarseGrid, coarsened
-from geoloc.localize.mixture import atoms_of
 from geoloc.localize.posterior import Utility
 from geoloc.localize.posterior_model import Images, LabelledBatch, PosteriorModel, Reference
 from geoloc.localize.prediction import Prediction
@@ -31,12 +30,10 @@ from geoloc.localize.publish import push_checkpoint
 from geoloc.localize.published import read_model
 from geoloc.localize.weigh import RerankerConfig
 from geoloc.models.onnx.runner import OnnxRunner
-from quadtree.sphere import unit_to_latlon
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from geoloc.geo.places import Place
     from geoloc.localize.rerank import Reranker
 
 
@@ -261,48 +258,20 @@ class Geolocalizer(PosteriorModel):
         """
         utility = Utility.parse(utility)
         retriever = self.retriever(reference)
-        levels = self.calibration.levels(
-            utility.kind, None if retriever is None else retriever.database.identity
+        database = None if retriever is None else retriever.database
+        asked = Asked(
+            utility,
+            self.calibration.levels(utility.kind, None if database is None else database.identity),
+            top_k,
+            abstain_above_km,
+            max_precision_km,
+            places,
+            repr(self.name) + ("" if database is None else f" with the references in {database.folder}"),
         )
-        if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}; it must be at least 1")
-        if abstain_above_km is not None and not abstain_above_km >= 0:
-            raise ConfigError(f"abstain_above_km is {abstain_above_km}; it must be a distance")
-        if abstain_above_km is not None and 90 not in levels:
-            with_it = "" if retriever is None else f" with the references in {retriever.database.folder}"
-            raise ConfigError(
-                f"asked to abstain above {abstain_above_km} km, but the model {self.name!r}{with_it} has no "
-                "calibrated 90 % radius; calibrate it, or leave abstain_above_km out"
-            )
-        grid = None if max_precision_km is None else CoarseGrid(max_precision_km)
         reading = self.read(images, embed=retriever is not None, merge=merge)
         posteriors, candidates = self.posteriors_of(reading, self.calibration, retriever, top_k)
-        predictions = []
-        for b, (posterior, ranked) in enumerate(zip(posteriors, candidates, strict=True)):
-            unit = posterior.point(utility)
-            lat, lon = unit_to_latlon(unit).tolist()
-            radii = dict(zip(levels, posterior.radii_km(unit, list(levels.values())), strict=True))
-            cell_path, probability = self._best_cell(reading, b)
-            prediction = Prediction(
-                lat=lat,
-                lon=lon,
-                cell_path=cell_path,
-                probability=probability,
-                candidates=tuple(ranked),
-                radius_km=radii,
-                posterior=atoms_of(posterior),
-            )
-            if grid is not None:
-                prediction = coarsened(prediction, grid, self.quadtree)
-            if abstain_above_km is not None:
-                prediction = replace(prediction, abstained=prediction.radius_km[90] > abstain_above_km)
-            predictions.append(prediction)
-        if places:
-            names: Sequence[Place] = _nearest_places([(p.lat, p.lon) for p in predictions])
-            if grid is not None:  # the city nearest to a grid's point is no answer; its region may be
-                names = [replace(name, name="", admin2="") for name in names]
-            predictions = [replace(p, place=name) for p, name in zip(predictions, names, strict=True)]
-        return predictions
+        best_cells = [self._best_cell(reading, b) for b in range(len(posteriors))]
+        return asked.predictions(posteriors, candidates, best_cells, self.quadtree)
 
     # --- fitting on held-out images -------------------------------------------------------------------------
 
@@ -359,9 +328,3 @@ class Geolocalizer(PosteriorModel):
         """The folder no longer holds what the model is; its embeddings are the same."""
         if self._saved is not None:
             self._saved = replace(self._saved, identity=None)
-
-
-def _nearest_places(latlon_deg: list[tuple[float, float]]) -> Sequence[Place]:
-    from geoloc.geo.places import load_places
-
-    return load_places().nearest(latlon_deg)

@@ -46,9 +46,9 @@ class Candidate:
         lon: WGS84 degrees in [-180, 180).
         probability: of being the place, in [0, 1].
         source: "cell" for a classifier's cell with its offset; "regression" for a point without cells;
-            "aerial" or "street" for a reference.
+            "aerial" or "street" for a reference; "drawn" for one of the places that a model draws.
         similarity: cosine between query and reference embedding; None without a reference.
-        key: the cell's path, or the reference's key; "" for a regression.
+        key: the cell's path, or the reference's key; "" without either.
     """
 
     lat: float
@@ -77,7 +77,8 @@ class Prediction:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
         cell_path: the most probable cell, digits from the root of the quadtree; "" for a model without cells.
-        probability: of that cell, after temperature; 1.0 for a model without cells.
+        probability: of that cell, after temperature; 1.0 for a model without cells; of a model that draws places, the
+            share of its draws that lie within 25 km of the point.
         candidates: the most probable places, best first.
         radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out
             data like the model's own ({50: …, 90: …}); empty for a model without calibration.

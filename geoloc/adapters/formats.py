@@ -14,7 +14,7 @@ from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_train
 from geoloc.adapters.osv5m_heads import Classes
 from geoloc.adapters.osv5m_places import read_places
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
-from geoloc.adapters.registry import OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
+from geoloc.adapters.registry import FILE_SUFFIXES, OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
 from geoloc.adapters.statewide import adapt_statewide, is_statewide
 from geoloc.adapters.streetclip import MODEL_TYPE as CLIP_TYPE
 from geoloc.adapters.streetclip import adapt_images
@@ -73,9 +73,8 @@ def weights_of(path: Path) -> Path:
     if path.is_file():
         return path
     named = [path / name for name in WEIGHTS if (path / name).is_file()]
-    suffixes = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
     inner = [file for part in (path, path / "weights") if part.is_dir() for file in sorted(part.iterdir())]
-    found = named[:1] or [file for file in inner if file.suffix in suffixes]
+    found = named[:1] or [file for file in inner if file.suffix in FILE_SUFFIXES]
     if len(found) != 1:
         raise NotFoundError(
             f"{path} holds {len(found)} files of tensors ({', '.join(f.name for f in found[:4]) or 'none'}): give "

@@ -21,6 +21,7 @@ WEIGHTS: Final = (
     "model.safetensors",
     "pytorch_model.bin",
 )  # of a repository on the Hub, the first that there is
+FILE_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # of files of tensors
 
 CLIP_L14: Final = "openai/clip-vit-large-patch14"
 CLIP_TOWER_FILES: Final = ("config.json", "model.safetensors")

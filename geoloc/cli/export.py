@@ -68,7 +68,7 @@ def export_onnx(
     say(f"{count(report.num_images, 'image')} of {images}, model and export side by side")
     say(_line("fp32", report.fp32))
     if report.int8 is not None:
-        say(f"int8: {report.num_quantised} of {report.num_operators} operators with weights are in 8 bits")
+        say(f"in 8 bits: {report.num_quantised} of {report.num_operators} operators with weights")
         say(_line("int8", report.int8))
     if report.left_out:
         say(f"not exported: the embeddings {', '.join(report.left_out)} (build references with {model})")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geoloc.adapters.options import Options
-from geoloc.adapters.registry import WEIGHTS, PublishedModel, find_published
+from geoloc.adapters.registry import FILE_SUFFIXES, WEIGHTS, PublishedModel, find_published
 from geoloc.errors import ConfigError, NotFoundError
 from geoloc.hub.foreign import foreign, is_foreign
 from geoloc.hub.repository import NotOursError
@@ -61,6 +61,12 @@ def read_model(
 def path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
     """The folder or file behind a name, fetched if it is not here."""
     path = Path(name).expanduser()
+    if path.suffix == ".onnx" and path.is_file():
+        raise ConfigError(
+            f"{path} is the graph of an exported model, which is more than that: give its folder"
+        )
+    if path.suffix in FILE_SUFFIXES and not path.exists():
+        raise NotFoundError(f"there is no file {path}; `geoloc models` lists what has a name")
     if path.is_file():
         if revision is not None or subfolder:
             raise ConfigError(f"{path} is a file, which has neither revisions nor folders")

@@ -76,9 +76,13 @@ def _refuse_compressed(path: Path) -> None:
 
 
 def _why(error: Exception) -> str:
-    """What was wrong in a few words: torch's own advise to unpickle it all the same."""
+    """What was wrong in a few words."""
     named = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it names {named[1]}" if named else str(error).partition("\n")[0] or type(error).__name__
+    if named:
+        return f"it names {named[1]}"
+    first = str(error).partition("\n")[0]
+    # The unpickler's KeyError is a bare number, and torch's own words advise to unpickle it all the same.
+    return first if " " in first and "weights_only" not in first else "torch.save has not written it"
 
 
 def _plain_numpy() -> list[Any]:

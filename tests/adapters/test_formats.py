@@ -179,3 +179,15 @@ def test_the_command_lists_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "GeoScore 3361" in run("osv5m/baseline")
     assert [entry["name"] for entry in json.loads(run("--json"))] == [model.name for model in MODELS]
     assert "no published model is called 'nobody'" in run("nobody")
+
+
+def test_paths_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no file .*CosPlace.pth; `geoloc models` lists"):
+        Geolocalizer.from_pretrained(tmp_path / "CosPlace.pth")
+    (tmp_path / "model.onnx").write_bytes(b"a graph")
+    with pytest.raises(
+        ConfigError, match="graph of an exported model, which is more than that: give its folder"
+    ):
+        Geolocalizer.from_pretrained(tmp_path / "model.onnx")
+    with pytest.raises(ConfigError, match=r"cosplace is no repository: give the file's path"):
+        Geolocalizer.from_pretrained("cosplace")

@@ -59,7 +59,7 @@ def find_clip_vision(name: str, folder: Path | None = None) -> ClipVision:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the tower {name!r} is none of {', '.join(KNOWN)}, and {path} is no JSON file ({error}): give backbone= a "
+            f"the tower {name!r} is none of {', '.join(KNOWN)}, and {path} is no JSON file ({error}): give tower= a "
             "folder with transformers' config.json of it"
         ) from error
     config: Mapping[str, Any] = found.get("vision_config", found)

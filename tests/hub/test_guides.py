@@ -23,6 +23,7 @@ from geoloc.reference.rows import ReferenceRows
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 ROOT = Path(__file__).parents[2]
+OSV5M = ROOT / "tests" / "adapters" / "fixtures" / "osv5m_tiny"
 REPORT = {
     "protocol": "geodesic", "num_images": 9, "num_missing": 0, "geoscore": 3000.0, "mean_km": 800.0,
     "median_km": 100.0, "accuracy_within_km": {"25": 0.5},
@@ -80,7 +81,14 @@ def test_use_a_published_model(hub: HubServer, model: Geolocalizer, database: Re
     rng = np.random.default_rng(1)
     pictures = torch.stack([model.load(tiny_image(n)) for n in range(20)])
     labelled = [(pictures, rng.uniform(-60, 60, (20, 2)))]
+    for name, called in (
+        ("box.ckpt", "last.ckpt"),
+        ("tower_quick", "clip"),
+        ("quadtree.csv", "quadtree_10_1000.csv"),
+    ):
+        Path(called).symlink_to(OSV5M / name)
     names = run("use-a-published-model.md", commit=commit, labelled=labelled)
+    assert names["cells"].quadtree is not None
     assert names["pinned"].embedding_fingerprint == model.embedding_fingerprint
     assert names["model"].calibration.num_images == 20
     assert Geolocalizer.from_pretrained("my-model").calibration == names["model"].calibration

@@ -64,7 +64,7 @@ def compare(architecture: str, rounds: int) -> None:
     known = backbone.preprocess_defaults
     preprocess = Preprocess(image_size_px=known.size_px, mean=known.mean, std=known.std)
     pictures = np.stack([preprocess.array(np.asarray(photo_like(640, 480, seed))) for seed in range(32)])
-    traced = trace(network, known.size_px)
+    traced = trace(network, (known.size_px, known.size_px))
     quantised = quantise(traced, pictures)
     print(f"in 8 bits: {quantised.num_quantised} of {quantised.num_operators} operators with weights")
     graphs = {"fp32": traced.joined(), "int8": quantised.data}

@@ -39,7 +39,7 @@ def adapt_megaloc(file: ForeignTensors, options: Options) -> Adapted:
         CheckpointError: a tensor is missing or left over.
         ConfigError: it has another trunk, or the size is no multiple of 14.
     """
-    size = options.image_size_px or _PICTURES_PX
+    size = options.square_px or _PICTURES_PX
     trunk, of_trunk = read_dinov2(file, "backbone.", size)
     state = {f"backbone.tower.trunk.{n}": tensor for n, tensor in of_trunk.items()}
     pool = "embeddings.query.pool."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from geoloc.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Options:
@@ -16,7 +18,7 @@ class Options:
             `index_to_gps_unique_….pt` or `…_center.csv`.
         tower: the image tower, where a file leaves open which: its name on the Hub, or a folder with transformers'
             files of it.
-        image_size_px: side of the pictures; None is what the model was published for.
+        image_size_px: side of the pictures, or height and width; None is what the model was published for.
         pooled_size: rows and columns that a Conv-AP leaves.
         lora_alpha: of OSV-5M's training checkpoints with LoRA.
         aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac"; of a CCT, "cls" or "seqpool".
@@ -25,7 +27,24 @@ class Options:
     quadtree: str | Path | None = None
     places: str | Path | None = None
     tower: str | Path | None = None
-    image_size_px: int | None = None
+    image_size_px: int | tuple[int, int] | None = None
     pooled_size: tuple[int, int] | None = None
     lora_alpha: float | None = None
     aggregation: str | None = None
+
+    @property
+    def square_px(self) -> int | None:
+        """`image_size_px` for a model that sees squares.
+
+        Raises:
+            ConfigError: it is a rectangle.
+        """
+        size = self.image_size_px
+        if size is not None and not isinstance(size, int):
+            height, width = size
+            if height != width:
+                raise ConfigError(
+                    f"image_size_px is {height} x {width}, but this model takes squares: give one side"
+                )
+            return height
+        return size

@@ -6,13 +6,14 @@
     GSV-Cities, MixVPR      backbone.model.… (torchvision's or timm's names), aggregator.…
 
 Bare state dicts and trainers' checkpoints alike. Which trunk and which aggregation is read off names and shapes. They
-become one embedding for photos and street references. Embeddings of ours have length 1; those of the VG benchmark's GeM
-without a last layer have not, so that its ranking by distance and ours by cosine differ a little.
+become one embedding for photos and street references. Pictures are as published: the VG benchmark's of 480 x 640 px,
+CosPlace's and EigenPlaces' of any size, one by one where they differ. Embeddings of ours have length 1; those of the VG
+benchmark's GeM without a last layer have not, so that its ranking by distance and ours by cosine differ a little.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from typing import Any
 
@@ -40,15 +41,15 @@ class _Head:
         aggregation: fields of an AggregationConfig.
         state: by our names, within the head.
         dim: of the vectors; None is what the aggregation makes of the trunk's channels.
-        image_size_px: that it was published for.
+        image_size_px: that it was published for, or where pictures stay as they are, trained with.
         resize: likewise.
     """
 
     aggregation: dict[str, Any]
     state: dict[str, Tensor]
     dim: int | None
-    image_size_px: int
-    resize: Resize = "shortest"
+    image_size_px: int | tuple[int, int]
+    resize: Resize = "squash"
     interpolation: Interpolation = "bilinear"
 
 
@@ -63,8 +64,8 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
 
     Args:
         file: its tensors.
-        options: `image_size_px`, which a transformer leaves no choice of; `pooled_size` of a Conv-AP (2 x 2 without);
-            `aggregation` of a file of the VG benchmark whose aggregation has no tensors.
+        options: `image_size_px`, of squares or rectangles, where it is no transformer and no MixVPR; `pooled_size` of a
+            Conv-AP (2 x 2 without); `aggregation` of a file of the VG benchmark whose aggregation has no tensors.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
@@ -74,7 +75,7 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     file.drop("discriminator.")  # of domain adaptation in training
     trunk, state, stride_px = read_transformer(file, "backbone.") or read_trunk(file, "backbone.")
     fixed = trunk.get("image_size_px")
-    if fixed is not None and options.image_size_px not in (None, fixed):
+    if fixed is not None and options.square_px not in (None, fixed):
         raise ConfigError(
             f"image_size_px is {options.image_size_px}, but {file.origin} has a transformer for pictures of {fixed} "
             "px: leave it out"
@@ -85,8 +86,11 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
         else _read_aggregation(file, options, trunk["timm"])
     )
     file.finish()
-    size = fixed or options.image_size_px or head.image_size_px
-    tower = BackboneConfig(**trunk | {"features": "map", "image_size_px": size})
+    if fixed is not None:
+        head = replace(head, image_size_px=fixed)
+    needs_square = fixed is not None or head.aggregation["kind"] == "mixvpr"
+    preprocess = _preprocess(head, options.square_px if needs_square else options.image_size_px)
+    tower = BackboneConfig(**trunk | {"features": "map", "image_size_px": min(preprocess.size_hw)})
     backbone = Backbone(tower, load_pretrained=False)
     aggregation = AggregationConfig(**head.aggregation)
     dim = head.dim or backbone.feature_dim * (
@@ -100,14 +104,21 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     of_head = {f"embeddings.query.{name}": tensor for name, tensor in head.state.items()}
     of_trunk = {f"backbone.tower.trunk.{name}": tensor for name, tensor in state.items()}
     network = fill(GeoNetwork(config, backbone), of_trunk | of_head, file.origin)
-    preprocess = Preprocess(
-        image_size_px=size,
-        resize="squash" if fixed else head.resize,
+    return Adapted(network, preprocess)
+
+
+def _preprocess(head: _Head, size: int | tuple[int, int] | None) -> Preprocess:
+    """As published, or for another size: a square is cut out unless it was squeezed before, a rectangle is filled."""
+    resize = head.resize
+    if size is not None and not (resize == "squash" and isinstance(head.image_size_px, int)):
+        resize = "shortest" if isinstance(size, int) else "squash"
+    return Preprocess(
+        image_size_px=size or head.image_size_px,
+        resize=resize,
         interpolation=head.interpolation,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    return Adapted(network, preprocess)
 
 
 def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _Head:
@@ -115,7 +126,7 @@ def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _He
     if file.has("aggregation.3."):
         fc = _linear(file, "aggregation.3.")
         state = {"pool.p": file.take("aggregation.1.p")} | {f"fc.{part}": t for part, t in fc.items()}
-        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 512)
+        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 512, "native")
     prefix, dim, fc = "aggregation.", None, {}
     if file.has("aggregation.1.weight"):
         fc = _linear(file, "aggregation.1.")
@@ -129,7 +140,7 @@ def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _He
         )
     if dim is not None:
         kind["fc_dim"] = dim
-    return _Head(kind, state | {f"fc.{part}": t for part, t in fc.items()}, dim, 480)
+    return _Head(kind, state | {f"fc.{part}": t for part, t in fc.items()}, dim, (480, 640))
 
 
 def _read_vg_pool(
@@ -193,15 +204,15 @@ def _read_aggregator(file: ForeignTensors, options: Options, stride_px: int) -> 
         state = {f"pool.project.{part}": tensor for part, tensor in project.items()}
         # Its README: the 4096 numbers were trained with bicubic pictures, the 8192 with bilinear ones.
         return _Head(
-            kind, state, out * rows * columns, 320, "squash", "bicubic" if out == 1024 else "bilinear"
+            kind, state, out * rows * columns, 320, interpolation="bicubic" if out == 1024 else "bilinear"
         )
     if file.has(f"{prefix}row_proj."):
         return _read_mixvpr(file, prefix, stride_px)
     if file.has(f"{prefix}gem."):
         fc = _linear(file, f"{prefix}fc.")
         state = {"pool.p": file.take(f"{prefix}gem.p")} | {f"fc.{part}": t for part, t in fc.items()}
-        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 320, "squash")
-    return _Head({"kind": "gem"}, {"pool.p": file.take(f"{prefix}p")}, None, 320, "squash")
+        return _Head({"kind": "cosplace"}, state, len(fc["bias"]), 320)
+    return _Head({"kind": "gem"}, {"pool.p": file.take(f"{prefix}p")}, None, 320)
 
 
 def _read_mixvpr(file: ForeignTensors, prefix: str, stride_px: int) -> _Head:
@@ -222,7 +233,7 @@ def _read_mixvpr(file: ForeignTensors, prefix: str, stride_px: int) -> _Head:
     kind: dict[str, Any] = {"kind": "mixvpr", "mix_depth": depth, "out_rows": rows, "out_channels": out}
     if depth:
         kind["mlp_ratio"] = len(state["pool.mixers.0.mlp.0.bias"]) / positions
-    return _Head(kind, state, out * rows, side * stride_px, "squash")
+    return _Head(kind, state, out * rows, side * stride_px)
 
 
 def _linear(file: ForeignTensors, prefix: str) -> dict[str, Tensor]:

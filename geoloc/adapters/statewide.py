@@ -1,8 +1,8 @@
 """Statewide (Fervers et al., ECCV 2024; MIT): Flax's safetensors as two ConvNeXt towers of torch.
 
 Names are paths joined by "//"; kernels have their outputs last, linear layers their inputs first. Flax's GELU is the
-tanh approximation. Embeddings there are 6 long, here 1: cosines rank alike. Photos were fitted into 480 x 640 px and
-padded with black; here the centre is cut out, or with the query mode "single" nothing is.
+tanh approximation. Embeddings there are 6 long, here 1: cosines rank alike. Photos are fitted into 480 x 640 px and
+padded with black, as there (but for the filter: a triangle stretched over the pixels, where scikit-image blurs first).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from geoloc.models.backbone import Backbone
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, NetworkConfig
 from geoloc.models.network import GeoNetwork
 
-_PICTURES_PX = 384  # of the aerial views
+_PHOTOS_PX, _AERIAL_PX = (480, 640), 384
 _NUM_VIEWS = 4  # at 0.2, 0.4, 0.8 and 1.6 m a pixel
 _TRUNKS: dict[tuple[int, tuple[int, ...]], str] = {  # channels of the stem, blocks of each stage
     (96, (3, 3, 9, 3)): "convnext_tiny",
@@ -40,18 +40,19 @@ def adapt_statewide(file: ForeignTensors, options: Options) -> Adapted:
 
     Args:
         file: its tensors.
-        options: `image_size_px`.
+        options: `image_size_px`: one side for squares of photos and aerial views, or height and width of photos alone.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
         ConfigError: it has other towers or other heads than the published ones.
     """
     file.remove_prefix("params//")
-    size = options.image_size_px or _PICTURES_PX
-    photo, state = _read_tower(file, "pv_encoder//", "backbone.", size)
+    size = options.image_size_px or _PHOTOS_PX
+    side_px, aerial_px = (size, size) if isinstance(size, int) else (min(size), _AERIAL_PX)
+    photo, state = _read_tower(file, "pv_encoder//", "backbone.", side_px)
     aerial = None
     if file.has("aerial_encoder//"):
-        aerial, of_aerial = _read_tower(file, "aerial_encoder//", "aerial_backbone.", size)
+        aerial, of_aerial = _read_tower(file, "aerial_encoder//", "aerial_backbone.", aerial_px)
         state |= of_aerial
     embeddings = {}
     for role, decoder, num_views in (
@@ -67,7 +68,15 @@ def adapt_statewide(file: ForeignTensors, options: Options) -> Adapted:
     network = GeoNetwork(config, towers[0], None, None, *towers[1:])
     fill(network, state, file.origin)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Adapted(network, Preprocess(image_size_px=size, interpolation="bilinear", mean=mean, std=std))
+    preprocess = Preprocess(
+        image_size_px=size,
+        resize="shortest" if isinstance(size, int) else "pad",
+        interpolation="bilinear",
+        mean=mean,
+        std=std,
+        aerial_size_px=None if isinstance(size, int) else aerial_px,
+    )
+    return Adapted(network, preprocess)
 
 
 def _read_tower(

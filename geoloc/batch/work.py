@@ -29,7 +29,7 @@ from geoloc.localize.batch import Asking, open_reference
 from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.output import Row, make_row, write_rows
-from geoloc.reference.embedder import stacked
+from geoloc.reference.embedder import embed_images
 
 if TYPE_CHECKING:
     from typing import Self
@@ -238,6 +238,6 @@ class EmbedWork(_ModelWork):
 
     def _embed(self, images: list[Input]) -> NDArray[np.float32]:
         if self.role != "query":
-            return self.model.embed_reference(stacked(images), self.role)
+            return embed_images(self.model, images, self.role)
         (queries,) = self.model.read(images, embed=True).queries
         return queries

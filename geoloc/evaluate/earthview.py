@@ -277,7 +277,7 @@ def model_card(model: Geolocalizer, table: str, command: str) -> str:
         facts={
             "parameters": f"{parameters / 1e6:.1f} million, stored as float16",
             "cells": f"{tree.num_cells}, quadtree {tree.fingerprint[:12]}",
-            "input": f"{model.preprocess.image_size_px} px",
+            "input": model.preprocess.size_text,
             "training": TRAINING,
             "references": (
                 "none"

@@ -1,13 +1,14 @@
 """An RGB array becomes the tensor that a network expects; each checkpoint describes its own `Preprocess`.
 
 The numbers are torchvision's: the shorter side is resized to S with antialiasing, the long side is truncated
-to an integer, the central S x S pixels are cut out and normalised. Arrays are the same with torch and without it.
+to an integer, the central S x S pixels are cut out and normalised; likewise of a rectangle. Arrays are the same
+with torch and without it.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,14 @@ from geoloc.images.resize import resize_u8
 if TYPE_CHECKING:
     import torch
 
-Resize = Literal["shortest", "squash"]
+Resize = Literal["shortest", "squash", "pad", "native"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 # A picture one pixel high and millions wide would be resized to gigabytes of which only the centre is kept.
 # Beyond this ratio of the sides the ends are cut off first; panoramas are far below it.
 _MAX_ASPECT = 16
+# A network that sees pictures as they are needs gigabytes for a large one: beyond this side they are made smaller.
+MAX_NATIVE_SIDE_PX: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +35,39 @@ class Preprocess:
     """How a network wants its images.
 
     Attributes:
-        image_size_px: side S of the square input.
-        resize: "shortest" brings the shorter side to S and cuts out the centre, "squash" brings both to S.
+        image_size_px: side S of the square input, or height and width of a rectangle.
+        resize: "shortest" makes the picture cover the input, so that of a square the shorter side becomes S, and cuts
+            out the centre; "squash" brings both sides to the input's; "pad" makes the whole picture fit and puts it in
+            the middle of black; "native" leaves a picture as it is (up to `MAX_NATIVE_SIDE_PX`), for networks that take
+            any shape: then `image_size_px` is for what needs a size, such as aerial views.
         interpolation: of the resize; always with antialiasing.
         mean: subtracted per channel, in RGB order, after scaling to [0, 1].
         std: divided by per channel, afterwards.
+        aerial_size_px: side of aerial views, where it is not that of photos.
 
     Raises:
         ConfigError: a value that is impossible.
     """
 
-    image_size_px: int
+    image_size_px: int | tuple[int, int]
     resize: Resize = "shortest"
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    aerial_size_px: int | None = None
 
     def __post_init__(self) -> None:
-        size = self.image_size_px
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(f"preprocess.image_size_px must be a positive integer, not {size!r}")
+        size: Any = self.image_size_px
+        sides = tuple(size) if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        if not all(map(_is_size, sides)):
+            raise ConfigError(
+                f"preprocess.image_size_px must be a positive integer, or height and width, not {size!r}"
+            )
+        object.__setattr__(self, "image_size_px", sides[0] if sides[0] == sides[1] else sides)
+        if self.aerial_size_px is not None and not _is_size(self.aerial_size_px):
+            raise ConfigError(
+                f"preprocess.aerial_size_px must be a positive integer, not {self.aerial_size_px!r}"
+            )
         for name, allowed in (("resize", get_args(Resize)), ("interpolation", get_args(Interpolation))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -63,13 +79,45 @@ class Preprocess:
             raise ConfigError(f"preprocess.std must be positive, not {list(self.std)}")
 
     @property
-    def decode_min_side_px(self) -> int:
-        """The shorter side that a scaled JPEG decode has to keep: 2 S leaves the resize its part."""
-        return 2 * self.image_size_px
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        size = self.image_size_px
+        return (size, size) if isinstance(size, int) else size
+
+    @property
+    def size_text(self) -> str:
+        """For people: "224 px", "480 x 640 px" or "native size"."""
+        if self.resize == "native":
+            return "native size"
+        height, width = self.size_hw
+        return f"{height} px" if height == width else f"{height} x {width} px"
+
+    @property
+    def decode_min_side_px(self) -> int | None:
+        """The shorter side that a scaled JPEG decode has to keep: 2 S leaves the resize its part; None: all of it."""
+        return None if self.resize == "native" else 2 * max(self.size_hw)
+
+    @property
+    def of_aerial(self) -> "Preprocess":
+        """The same for aerial views, which are cut as squares of the right size."""
+        side = self.aerial_size_px or min(self.size_hw)
+        return replace(self, image_size_px=side, resize="squash", aerial_size_px=None)
+
+    @property
+    def of_square(self) -> "Preprocess":
+        """The same for pictures that are squares already: with the shorter side of a rectangle, or as they are."""
+        if isinstance(self.image_size_px, int):
+            return self
+        return replace(self, image_size_px=min(self.size_hw), resize="squash")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint's config; `from_dict` takes them back."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if not isinstance(self.image_size_px, int):
+            values["image_size_px"] = list(self.image_size_px)
+        if self.aerial_size_px is None:  # as before there was such a key: digests stay what they are
+            del values["aerial_size_px"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
@@ -114,7 +162,7 @@ class Preprocess:
         )
 
     def __call__(self, image_u8_hwc: NDArray[np.uint8]) -> "torch.Tensor":
-        """An RGB image (h, w, 3) uint8 as the network's input (3, S, S) float32.
+        """An RGB image (h, w, 3) uint8 as the network's input, (3, S, S) or (3, height, width) float32.
 
         Raises:
             ValueError: another shape or another type of samples.
@@ -126,15 +174,26 @@ class Preprocess:
     def array(self, image_u8_hwc: NDArray[np.uint8]) -> NDArray[np.float32]:
         """As a call, without torch."""
         image = _checked(image_u8_hwc)
-        size = self.image_size_px
+        height, width = self.size_hw
+        if self.resize == "native":
+            return self._normalise(_bounded(image, self.interpolation))
         if self.resize == "shortest":
-            longest = _MAX_ASPECT * min(image.shape[:2])
-            image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
+            tallest, widest = (
+                _MAX_ASPECT * image.shape[1] * height // width,
+                _MAX_ASPECT * image.shape[0] * width // height,
+            )
+            image = _cut_centre(
+                image, min(image.shape[0], max(1, tallest)), min(image.shape[1], max(1, widest))
+            )
         resized = resize_u8(image, *self._resized_hw(image.shape[0], image.shape[1]), self.interpolation)
-        return self._normalise(_cut_centre(resized, size, size))
+        if self.resize == "pad":
+            return self._normalise(_on_black(resized, height, width))
+        return self._normalise(_cut_centre(resized, height, width))
 
     def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> NDArray[np.float32]:
-        """The whole image with its shorter side S, (3, h, w) float32, for networks that take any shape.
+        """The whole image in its own shape, (3, h, w) float32, for networks that take any.
+
+        Its shorter side is that of the input, unless pictures stay as they are.
 
         Args:
             max_aspect: of a longer image, the ends are cut off.
@@ -145,7 +204,10 @@ class Preprocess:
         image = _checked(image_u8_hwc)
         longest = int(max_aspect * min(image.shape[:2]))
         image = _cut_centre(image, min(image.shape[0], longest), min(image.shape[1], longest))
-        height, width = replace(self, resize="shortest")._resized_hw(image.shape[0], image.shape[1])
+        if self.resize == "native":
+            return self._normalise(_bounded(image, self.interpolation))
+        side = min(self.size_hw)
+        height, width = _covering(image.shape[0], image.shape[1], side, side)
         return self._normalise(resize_u8(image, height, width, self.interpolation))
 
     def _normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -159,19 +221,15 @@ class Preprocess:
         return out
 
     def _resized_hw(self, height: int, width: int) -> tuple[int, int]:
-        size = self.image_size_px
         if self.resize == "squash":
-            return size, size
-        # torchvision truncates the long side; rounding would shift the crop by half a pixel.
-        if height <= width:
-            return size, int(size * width / height)
-        return int(size * height / width), size
+            return self.size_hw
+        return (_fitting if self.resize == "pad" else _covering)(height, width, *self.size_hw)
 
 
 def load_and_preprocess(
     source: ImageSource, preprocess: Preprocess, *, limits: ImageLimits = DEFAULT_LIMITS
 ) -> "torch.Tensor":
-    """From an image in any form to a network's input (3, S, S) float32, decoding no larger than useful.
+    """From an image in any form to a network's input, (3, S, S) float32, decoding no larger than useful.
 
     Raises:
         BadImageError: the source cannot be decoded; see `decode_image`.
@@ -185,6 +243,42 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
             f"expected (h, w, 3) uint8, found {image.shape} {image.dtype}; use decode_image first"
         )
     return image
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _covering(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
+    """The smallest size of a picture's shape that has both sides at least so long.
+
+    torchvision truncates the side that is longer; rounding would shift the crop by half a pixel.
+    """
+    if height * least_width <= width * least_height:
+        return least_height, least_height * width // height
+    return least_width * height // width, least_width
+
+
+def _fitting(height: int, width: int, most_height: int, most_width: int) -> tuple[int, int]:
+    """The largest size of a picture's shape that has neither side longer."""
+    if height * most_width >= width * most_height:
+        return most_height, max(1, most_height * width // height)
+    return max(1, most_width * height // width), most_width
+
+
+def _bounded(image: NDArray[np.uint8], interpolation: Interpolation) -> NDArray[np.uint8]:
+    if max(image.shape[:2]) <= MAX_NATIVE_SIDE_PX:
+        return image
+    height, width = _fitting(image.shape[0], image.shape[1], MAX_NATIVE_SIDE_PX, MAX_NATIVE_SIDE_PX)
+    return resize_u8(image, height, width, interpolation)
+
+
+def _on_black(image_hwc: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """In the middle of a black picture; an odd pixel of it goes below and to the right, as Statewide has it."""
+    found = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - image_hwc.shape[0]) // 2, (width - image_hwc.shape[1]) // 2
+    found[top : top + image_hwc.shape[0], left : left + image_hwc.shape[1]] = image_hwc
+    return found
 
 
 def _cut_centre(image_hwc: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

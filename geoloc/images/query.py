@@ -1,7 +1,7 @@
 """How a query picture becomes one or several network inputs: the refinement modes of the VG benchmark, and turns.
 
     central_crop      the model's own preprocessing
-    resized           the whole picture, squeezed into the square
+    resized           the whole picture, squeezed into the network's square or rectangle
     single            the whole picture in its own shape (towers that take any shape)
     five_crops        the corners and the centre; their features are averaged
     nearest_crop      the same five, each searched; a reference counts with its nearest crop
@@ -57,7 +57,7 @@ def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMod
     """The views of a decoded picture, (h, w, 3) uint8 -> (V, 3, h', w').
 
     Raises:
-        ConfigError: there is no such mode.
+        ConfigError: there is no such mode, or the turns of a picture that keeps its shape have two.
     """
     check_query_mode(mode)
     if mode == "central_crop":
@@ -67,8 +67,20 @@ def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMod
     if mode == "single":
         return preprocess.whole(image, MAX_ASPECT)[None]
     if mode == "four_turns":
+        return _four_turns(image, preprocess)
+    return np.stack([preprocess.of_square.array(crop) for crop in _five_squares(image)])
+
+
+def _four_turns(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
+    if isinstance(preprocess.image_size_px, int) and preprocess.resize != "native":
         return np.stack([np.rot90(preprocess.array(image), turns, (1, 2)) for turns in range(4)])
-    return np.stack([preprocess.array(crop) for crop in _five_squares(image)])
+    turned = [preprocess.array(np.rot90(image, turns).copy()) for turns in range(4)]
+    if len({view.shape for view in turned}) > 1:
+        raise ConfigError(
+            f"query mode four_turns needs pictures of one shape, and this model takes them as they are "
+            f"({image.shape[0]} x {image.shape[1]}): give square ones, or load the model with image_size_px="
+        )
+    return np.stack(turned)
 
 
 def _five_squares(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

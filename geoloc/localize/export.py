@@ -104,7 +104,8 @@ def export_onnx(
     Raises:
         CheckpointError: the graph does not say the same as the network, and nothing is written; or the model was
             neither loaded nor saved.
-        ConfigError: there are no images, a part of the network has no form in ONNX, or `least_agreement` is no share.
+        ConfigError: there are no images, pictures have no size of the model's own, a part of the network has no form in
+            ONNX, or `least_agreement` is no share.
         MissingDependencyError: onnx or onnxruntime is not installed.
         BadImageError: an image is unusable.
         OutputMismatchError: the folder holds something else.
@@ -112,9 +113,14 @@ def export_onnx(
     identity, fingerprint = model.identity, model.embedding_fingerprint
     if not images:
         raise ConfigError("an export is compared with its model on real images: give some")
+    if model.preprocess.resize == "native":
+        raise ConfigError(
+            f"{model.name!r} takes pictures as they are, and an exported graph takes one size: load it with "
+            "image_size_px="
+        )
     spread = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
     pictures = np.stack([np.asarray(model.load(images[i])) for i in spread])
-    traced = trace(model.network, model.preprocess.image_size_px)
+    traced = trace(model.network, model.preprocess.size_hw)
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / ONNX_NAMES["fp32"]
         path.write_bytes(traced.joined())

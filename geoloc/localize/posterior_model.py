@@ -83,7 +83,7 @@ class PosteriorModel:
         reranker: Reranker | Weigher | None = None,
         reference: ReferenceDatabase | None = None,
     ) -> None:
-        self.runner: Runner = _runner_of(network, preprocess.image_size_px)
+        self.runner: Runner = _runner_of(network, preprocess.size_hw)
         if self.runner.num_cells != (0 if quadtree is None else quadtree.num_cells):
             raise ConfigError(
                 f"the network classifies {self.runner.num_cells} cells, but the quadtree has "
@@ -172,7 +172,7 @@ class PosteriorModel:
     # --- from pictures to tensors and vectors ---------------------------------------------------------------
 
     def load(self, source: ImageSource) -> Any:
-        """Decode and preprocess one image: path, bytes, PIL image or array -> (3, S, S).
+        """Decode and preprocess one image: path, bytes, PIL image or array -> (3, S, S), or (3, height, width).
 
         A tensor, or an array for an exported model.
 
@@ -400,12 +400,12 @@ class PosteriorModel:
         return () if self.quadtree is None else self.quadtree.paths
 
 
-def _runner_of(network: GeoNetwork | OnnxRunner, size_px: int) -> Runner:
+def _runner_of(network: GeoNetwork | OnnxRunner, size_hw: tuple[int, int]) -> Runner:
     if isinstance(network, OnnxRunner):
         return network
     from geoloc.models.torch_runner import TorchRunner
 
-    return TorchRunner(network, size_px)
+    return TorchRunner(network, size_hw)
 
 
 def _tree(quadtree: Quadtree | None) -> Quadtree:

@@ -93,7 +93,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, str]:
         num_parameters = sum(p.numel() for p in network.parameters())
     facts = {
         "parameters": f"{num_parameters / 1e6:.1f} million",
-        "input": f"{checkpoint.preprocess.image_size_px} px",
+        "input": checkpoint.preprocess.size_text,
     }
     if tree is not None:
         facts["cells"] = f"{tree.num_cells:,}, quadtree {tree.fingerprint[:12]}"

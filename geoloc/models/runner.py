@@ -82,9 +82,9 @@ class Runner(Protocol):
         ...
 
 
-def wrong_shape(size_px: int, height: int, width: int, reason: object) -> str:
+def wrong_shape(size_hw: tuple[int, int], height: int, width: int, reason: object) -> str:
     """What an error says of pictures that a network does not take."""
     return (
-        f"this network takes {size_px} x {size_px} pictures only, not {height} x {width} ({reason}): query mode "
+        f"this network takes {size_hw[0]} x {size_hw[1]} pictures only, not {height} x {width} ({reason}): query mode "
         "single does not go with it; central_crop and resized do"
     )

@@ -19,14 +19,14 @@ class TorchRunner:
 
     Args:
         network: on the device where it shall run.
-        size_px: side of the square pictures that it was trained with.
+        size_hw: height and width of the pictures that it was trained with.
     """
 
-    def __init__(self, network: GeoNetwork, size_px: int) -> None:
+    def __init__(self, network: GeoNetwork, size_hw: tuple[int, int]) -> None:
         self.network = network.eval().requires_grad_(False)
         self.config = network.config
         self.num_cells = 0 if network.cells is None else int(network.cells[-1].out_features)  # type: ignore[arg-type]
-        self._size_px = size_px
+        self._size_hw = size_hw
 
     @property
     def device(self) -> torch.device:
@@ -82,9 +82,9 @@ class TorchRunner:
             return (self.network.backbone(on_device),)
         except (RuntimeError, AssertionError) as error:
             height, width = images.shape[-2:]
-            if (height, width) == (self._size_px, self._size_px):
+            if (height, width) == self._size_hw:
                 raise
-            raise ConfigError(wrong_shape(self._size_px, height, width, error)) from error
+            raise ConfigError(wrong_shape(self._size_hw, height, width, error)) from error
 
 
 def _in_numpy(output: NetworkOutput) -> HeadOutput:

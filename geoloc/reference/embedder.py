@@ -50,13 +50,17 @@ class JointEmbedder(Protocol):
 
 
 def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: Source) -> NDArray[np.float32]:
-    """Vectors of single images, (B, dim)."""
-    if not images:
-        return np.zeros((0, embedder.embedding_dim), np.float32)
-    return np.asarray(embedder.embed_reference(stacked(images), source), np.float32)
+    """Vectors of single images, (B, dim); those of one shape go through the network together."""
+    found = np.zeros((len(images), embedder.embedding_dim), np.float32)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for number, image in enumerate(images):
+        by_shape.setdefault(tuple(image.shape), []).append(number)
+    for numbers in by_shape.values():
+        found[numbers] = embedder.embed_reference(_stacked([images[number] for number in numbers]), source)
+    return found
 
 
-def stacked(images: "list[Tensor]") -> "Tensor":
+def _stacked(images: "list[Tensor]") -> "Tensor":
     """Pictures of one size as one batch of their own kind: tensors, or the arrays of an exported model."""
     if all(isinstance(image, np.ndarray) for image in images):
         return cast("Tensor", np.stack(cast("list[NDArray[np.float32]]", images)))

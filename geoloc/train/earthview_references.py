@@ -110,7 +110,7 @@ def embed_places(
     batch_size: int = 64,
 ) -> NDArray[np.float32]:
     """One unit vector a place: the mean over mosaics and footprints, (n, 2) -> (n, D)."""
-    size, vectors = model.preprocess.image_size_px, []
+    size, vectors = model.preprocess.size_hw[0], []
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocess.mean, model.preprocess.std))
     for start in range(0, len(latlon_deg), batch_size):
         part = latlon_deg[start : start + batch_size]

@@ -165,7 +165,7 @@ class LoadPair:
         colour = [255 * mean for mean in wanted.mean]  # to the network this is nothing
         patches = [
             read_patch(
-                self._sources, here, heading_deg=heading_deg, gsd_m_per_px=gsd, size_px=wanted.image_size_px
+                self._sources, here, heading_deg=heading_deg, gsd_m_per_px=gsd, size_px=wanted.size_hw[0]
             ).filled(colour)
             for gsd in self.views.gsd_m_per_px
         ]

@@ -15,6 +15,8 @@ from geoloc.adapters.options import Options
 from geoloc.adapters.place_recognition import adapt_place_recognition
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError
+from geoloc.localize.export import export_onnx
+from geoloc.reference.embedder import embed_images
 from geoloc.reference.rows import ReferenceRows
 
 MADE: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "place_recognition.json").read_text())
@@ -51,19 +53,19 @@ def test_the_same_vectors_as_the_peer(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "size_px", "resize", "timm", "crop"),
     [
-        ("cosplace ResNet18 32", 512, "shortest", "resnet18", None),
-        ("cosplace VGG16 16", 512, "shortest", "vgg16", "features.28"),
+        ("cosplace ResNet18 32", 512, "native", "resnet18", None),
+        ("cosplace VGG16 16", 512, "native", "vgg16", "features.28"),
         ("mixvpr resnet18", 64, "squash", "resnet18", "layer3"),
         ("gsv convap resnet18", 320, "squash", "resnet18", None),
-        ("vg resnet18conv4 netvlad", 480, "shortest", "resnet18", "layer3"),
-        ("vg alexnet gem", 480, "shortest", "alexnet", "features.10"),
+        ("vg resnet18conv4 netvlad", (480, 640), "squash", "resnet18", "layer3"),
+        ("vg alexnet gem", (480, 640), "squash", "alexnet", "features.10"),
         ("vg cct netvlad", 64, "squash", "cct_14_7x2", None),
         ("vg vit cls", 48, "squash", "vit_base_patch16_224", None),
         ("gsv swin convap", 256, "squash", "swinv2_tiny_window8_256", None),
     ],
 )
 def test_what_a_file_was_published_for(
-    name: str, size_px: int, resize: str, timm: str, crop: str | None
+    name: str, size_px: int | tuple[int, int], resize: str, timm: str, crop: str | None
 ) -> None:
     adapted = adapt_place_recognition(ForeignTensors(state(name), name), Options())
     tower = adapted.network.config.backbone
@@ -174,3 +176,52 @@ def test_files_localize_by_their_references(form: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         again.embed_reference(model.load(photos[0])[None], "street"), vectors[:1], atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "size_px", "resize"),
+    [
+        ("cosplace ResNet18 32", 320, 320, "shortest"),
+        ("cosplace ResNet18 32", (480, 640), (480, 640), "squash"),
+        (NAME, 224, 224, "shortest"),
+        (NAME, (240, 320), (240, 320), "squash"),
+        ("gsv convap resnet18", 224, 224, "squash"),
+        ("vg cct netvlad", 64, 64, "squash"),
+    ],
+)
+def test_another_size(name: str, asked: Any, size_px: int | tuple[int, int], resize: str) -> None:
+    adapted = adapt_place_recognition(ForeignTensors(state(name), name), Options(image_size_px=asked))
+    assert (adapted.preprocess.image_size_px, adapted.preprocess.resize) == (size_px, resize)
+
+
+def test_a_mixer_takes_no_rectangle() -> None:
+    with pytest.raises(ConfigError, match="image_size_px is 64 x 96, but this model takes squares"):
+        adapt_place_recognition(
+            ForeignTensors(state("mixvpr resnet18"), "file"), Options(image_size_px=(64, 96))
+        )
+
+
+def test_pictures_that_keep_their_shapes(tmp_path: Path) -> None:
+    """CosPlace's files: each photo as it is, and references of several shapes in one batch."""
+    torch.save(state("cosplace ResNet18 32"), tmp_path / "ResNet18_32_cosplace.pth")
+    model = Geolocalizer.from_pretrained(tmp_path / "ResNet18_32_cosplace.pth")
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in ((64, 96), (80, 80), (64, 96))]
+    inputs = [model.load(photo) for photo in photos]
+    assert [tuple(x.shape) for x in inputs] == [(3, 64, 96), (3, 80, 80), (3, 64, 96)]
+    vectors = embed_images(model, inputs, "street")
+    for x, vector in zip(inputs, vectors, strict=True):
+        np.testing.assert_allclose(model.embed_reference(x[None], "street")[0], vector, atol=1e-6)
+    database = ReferenceDatabase.create(tmp_path / "refs", model=model)
+    places = np.array([[55.7, 13.2], [0.0, -180.0], [-33.9, 151.2]])
+    database.append(ReferenceRows(places, source="street", key=["a", "b", "c"]), vectors)
+    for photo, found in zip(photos, model.localize(photos, reference=database, places=False), strict=True):
+        alone = model.localize(photo, reference=database, places=False)
+        assert max(c.similarity or 0 for c in found.candidates) == pytest.approx(1, abs=1e-4)
+        assert alone.lat == pytest.approx(found.lat, abs=1e-3)
+    model.save_pretrained(tmp_path / "ours")
+    again = Geolocalizer.from_pretrained(tmp_path / "ours")
+    assert again.preprocess == model.preprocess
+    assert again.embedding_fingerprint == model.embedding_fingerprint
+    with pytest.raises(ConfigError, match="takes pictures as they are"):
+        export_onnx(again, tmp_path / "onnx", photos)

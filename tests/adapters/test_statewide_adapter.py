@@ -61,6 +61,30 @@ def test_the_folder_of_the_hub(tmp_path: Path) -> None:
     )
 
 
+def test_photos_and_aerial_views_are_as_published() -> None:
+    adapted = adapt_statewide(ForeignTensors(state(), "x"), Options())
+    assert (adapted.preprocess.size_hw, adapted.preprocess.resize) == ((480, 640), "pad")
+    assert adapted.preprocess.of_aerial.size_hw == (384, 384)
+    small = adapt_statewide(ForeignTensors(state(), "x"), SMALL).preprocess
+    assert (small.size_hw, small.resize, small.of_aerial.size_hw) == ((64, 64), "shortest", (64, 64))
+    wide = adapt_statewide(ForeignTensors(state(), "x"), Options(image_size_px=(240, 320))).preprocess
+    assert (wide.size_hw, wide.resize, wide.of_aerial.size_hw) == ((240, 320), "pad", (384, 384))
+
+
+def test_a_rectangle_goes_through(tmp_path: Path) -> None:
+    safetensors.torch.save_file(state(), tmp_path / "last.safetensors")
+    model = Geolocalizer.from_pretrained(tmp_path / "last.safetensors", image_size_px=(48, 64))
+    photo = np.random.default_rng(0).integers(0, 256, (100, 60, 3), np.uint8)
+    loaded = model.load(photo)
+    assert tuple(loaded.shape) == (3, 48, 64)
+    black = -np.array(model.preprocess.mean) / np.array(model.preprocess.std)
+    np.testing.assert_allclose(loaded[:, :, 0].T, np.tile(black, (48, 1)), atol=1e-6)
+    vector = model.runner.embed_images(loaded[None], "query")
+    assert float(np.linalg.norm(vector)) == pytest.approx(1)
+    views = torch.zeros(1, 4, 3, *model.preprocess.of_aerial.size_hw)
+    assert model.embed_reference(views, "aerial").shape == (1, model.embedding_dim)
+
+
 def test_what_does_not_fit_is_named() -> None:
     tensors = state()
     del tensors["params//pv_encoder//Stage_0//Block_0//Conv_0//bias"]

@@ -72,6 +72,99 @@ def test_equals_torchvision_on_a_pillow_image(width_height, resize, interpolatio
     assert difference.max() < 1.01
 
 
+def torchvision_functions():
+    from geoloc.torchvision_cpu import ensure_importable
+
+    ensure_importable()
+    from torchvision.transforms import functional
+
+    return functional
+
+
+@pytest.mark.parametrize("width_height", [(640, 480), (1024, 768), (333, 500), (100, 90), (37, 500)])
+def test_a_rectangle_is_the_vg_benchmarks(width_height):
+    """There, the tensor is normalised first and resized then, without rounding to whole levels between."""
+    functional = torchvision_functions()
+    preprocess = clip((480, 640), resize="squash", interpolation="bilinear")
+    image = photo_like(*width_height)
+    normalised = functional.normalize(functional.to_tensor(image), MEAN, STD)
+    theirs = functional.resize(normalised, [480, 640], antialias=True)
+    ours = preprocess(np.asarray(image))
+    assert tuple(ours.shape) == (3, 480, 640)
+    difference = np.abs(grey_levels(ours) - grey_levels(theirs))
+    assert difference.mean() < 0.35  # the sum of two roundings, each even in half a level, is 1/3 on average
+    assert difference.max() < 1.01
+    if width_height == (640, 480):
+        assert difference.max() < 1e-4
+
+
+@pytest.mark.parametrize("width_height", [(640, 480), (97, 61), (3, 5)])
+def test_native_pictures_are_cosplaces(width_height):
+    functional = torchvision_functions()
+    image = photo_like(*width_height)
+    theirs = functional.normalize(functional.to_tensor(image), MEAN, STD)
+    ours = clip(512, resize="native")(np.asarray(image))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+def test_a_huge_native_picture_is_made_smaller():
+    image = np.full((100, 8192, 3), 77, np.uint8)
+    ours = clip(512, resize="native")(image)
+    assert ours.shape == (3, 50, 4096)
+    np.testing.assert_allclose(grey_levels(ours), 77, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("width_height", "inner_hw"),
+    [
+        ((640, 480), (480, 640)),
+        ((320, 240), (480, 640)),
+        ((1000, 500), (320, 640)),  # 1000 : 640 as 500 : 320
+        ((500, 1000), (480, 240)),
+        ((1001, 3), (1, 640)),  # 3 * 640 / 1001 is 1.9
+    ],
+)
+def test_padding_puts_the_whole_picture_in_the_middle_of_black(width_height, inner_hw):
+    width, height = width_height
+    ours = grey_levels(clip((480, 640), resize="pad")(np.full((height, width, 3), 200, np.uint8)))
+    top, left = (480 - inner_hw[0]) // 2, (640 - inner_hw[1]) // 2
+    expected = np.zeros((3, 480, 640))
+    expected[:, top : top + inner_hw[0], left : left + inner_hw[1]] = 200
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+def test_padding_is_statewides():
+    """Its photos are on the disk at the size that fits; then what misses is put around, the odd pixel behind."""
+    image = np.asarray(photo_like(551, 480))
+    gap = 640 - 551
+    padded = np.pad(image, [(0, 0), (gap // 2, gap - gap // 2), (0, 0)])
+    ours = clip((480, 640), resize="pad")(image)
+    np.testing.assert_array_equal(ours, clip((480, 640), resize="squash")(padded))
+
+
+@pytest.mark.parametrize("width_height", [(640, 480), (500, 500), (300, 700), (90, 61), (60, 500)])
+def test_covering_a_rectangle_is_torchvisions_resize_and_centre_crop(width_height):
+    functional = torchvision_functions()
+    preprocess = clip((96, 160), interpolation="bilinear")
+    width, height = width_height
+    scale = max(96 / height, 160 / width)
+    size = [int(height * scale + 1e-9), int(width * scale + 1e-9)]
+    image = photo_like(*width_height)
+    theirs = functional.center_crop(functional.resize(image, size, antialias=True), [96, 160])
+    ours = grey_levels(preprocess(np.asarray(image)))
+    assert np.abs(ours - np.asarray(theirs).transpose(2, 0, 1)).max() < 1.01
+
+
+def test_aerial_views_are_squares_of_their_own():
+    preprocess = clip((480, 640), resize="pad", aerial_size_px=384)
+    views = preprocess.of_aerial
+    assert (views.size_hw, views.resize, views.aerial_size_px) == ((384, 384), "squash", None)
+    assert clip(224).of_aerial.size_hw == (224, 224)
+    assert clip((480, 640)).of_aerial.size_hw == (480, 480)
+    patch = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    np.testing.assert_array_equal(clip(224).of_aerial(patch), clip(224)(patch))
+
+
 def test_normalisation_by_hand():
     levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     expected = ((levels / 255.0 - MEAN) / STD).transpose(2, 0, 1)
@@ -110,6 +203,10 @@ def test_bad_bytes_stay_bad():
 def test_extreme_shapes_cost_no_memory(shape):
     image = np.full((*shape, 3), 128, np.uint8)
     for resize in ("shortest", "squash"):
+        for size in (32, (20, 32), (32, 20)):
+            tensor = clip(size, resize=resize)(image)
+            assert tensor.shape[1:] == clip(size).size_hw
+            np.testing.assert_allclose(grey_levels(tensor), 128, atol=1e-3)
         tensor = clip(32, resize=resize)(image)
         np.testing.assert_allclose(grey_levels(tensor), 128, atol=1e-3)
 
@@ -157,6 +254,19 @@ def test_round_trip_through_json():
     assert hash(preprocess) == hash(Preprocess.from_dict(values))
 
 
+def test_round_trip_of_a_rectangle():
+    preprocess = clip((480, 640), resize="pad", aerial_size_px=384)
+    values = json.loads(json.dumps(preprocess.to_dict()))
+    assert (values["image_size_px"], values["aerial_size_px"]) == ([480, 640], 384)
+    assert Preprocess.from_dict(values) == preprocess
+    assert hash(preprocess) == hash(Preprocess.from_dict(values))
+    assert preprocess.decode_min_side_px == 1280
+    assert preprocess.size_text == "480 x 640 px"
+    assert clip((32, 32)) == clip(32)
+    native = clip(512, resize="native")
+    assert (native.decode_min_side_px, native.size_text, clip(32).size_text) == (None, "native size", "32 px")
+
+
 def test_defaults_and_frozen():
     preprocess = clip()
     assert (preprocess.resize, preprocess.interpolation, preprocess.decode_min_side_px) == (
@@ -172,10 +282,19 @@ def test_defaults_and_frozen():
     ("change", "message"),
     [
         ({"image_size": 224}, r"preprocess\.image_size is unknown; the keys are image_size_px, resize"),
-        ({"image_size_px": 0}, r"preprocess\.image_size_px must be a positive integer, not 0"),
+        (
+            {"image_size_px": 0},
+            r"preprocess\.image_size_px must be a positive integer, or height and width, not 0",
+        ),
         ({"image_size_px": 224.0}, r"preprocess\.image_size_px .* not 224\.0"),
         ({"image_size_px": True}, r"preprocess\.image_size_px .* not True"),
-        ({"resize": "longest"}, r"preprocess\.resize must be one of shortest, squash, not 'longest'"),
+        ({"image_size_px": [480, 0]}, r"preprocess\.image_size_px .* not \[480, 0\]"),
+        ({"image_size_px": [3, 480, 640]}, r"preprocess\.image_size_px .* not \[3, 480, 640\]"),
+        ({"aerial_size_px": 0.5}, r"preprocess\.aerial_size_px must be a positive integer, not 0\.5"),
+        (
+            {"resize": "longest"},
+            r"preprocess\.resize must be one of shortest, squash, pad, native, not 'longest'",
+        ),
         (
             {"interpolation": "nearest"},
             r"preprocess\.interpolation must be one of bicubic, bilinear, not 'nearest'",
@@ -226,7 +345,7 @@ def test_open_clips_description():
     [
         ({"size": (224, 448)}, r"size must be square, not \(224, 448\)"),
         ({"mode": "L"}, "mode must be RGB, not 'L'"),
-        ({"resize_mode": "longest"}, "must be one of shortest, squash, not 'longest'"),
+        ({"resize_mode": "longest"}, "must be one of shortest, squash, pad, native, not 'longest'"),
         ({"interpolation": "random"}, "must be one of bicubic, bilinear, not 'random'"),
         ({"crop_pct": 0.9}, r"preprocess_cfg\.crop_pct is unknown"),
     ],

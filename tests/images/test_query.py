@@ -1,5 +1,6 @@
 """Query modes on pictures whose pixels say where they are."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -34,6 +35,41 @@ def test_every_mode_makes_views_of_every_shape(mode, shape):
     assert views.isfinite().all()
     if mode != "single":
         assert views.shape[2:] == (32, 32)
+
+
+RECTANGLE = Preprocess(image_size_px=(24, 32), resize="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize("mode", get_args(QueryMode))
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96), (100, 100), (1, 1)])
+def test_every_mode_makes_views_for_a_rectangle(mode, shape):
+    """Crops are squares with its shorter side, as in the VG benchmark; turns are made before it is filled."""
+    shape_hw = views_of(ramp(*shape), RECTANGLE, mode).shape[2:]
+    if mode in ("five_crops", "nearest_crop", "majority_voting"):
+        assert shape_hw == (24, 24)
+    elif mode == "single":
+        assert min(shape_hw) == 24
+    else:
+        assert shape_hw == (24, 32)
+
+
+def test_turns_for_a_rectangle():
+    views = views_of(ramp(96, 96), RECTANGLE, "four_turns")
+    assert views[0, 0, -1].mean() > 0.9  # red grows downwards, and after half a turn upwards
+    assert views[2, 0, 0].mean() > 0.9
+    assert views[1, 0, :, -1].mean() > 0.9  # turned by a quarter against the clock, to the right
+
+
+def test_modes_of_pictures_that_keep_their_shape():
+    native = replace(PREPROCESS, resize="native")
+    image = ramp(96, 160)
+    assert views_of(image, native, "central_crop").shape == (1, 3, 96, 160)
+    assert views_of(image, native, "single").shape == (1, 3, 96, 160)
+    assert views_of(image, native, "resized").shape == (1, 3, 32, 32)
+    assert views_of(image, native, "five_crops").shape == (5, 3, 96, 96)
+    assert views_of(ramp(50, 50), native, "four_turns").shape == (4, 3, 50, 50)
+    with pytest.raises(ConfigError, match=r"four_turns needs pictures of one shape.*96 x 160"):
+        views_of(image, native, "four_turns")
 
 
 def test_central_crop_is_the_models_own_preprocessing():

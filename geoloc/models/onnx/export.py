@@ -56,12 +56,12 @@ class TracedNetwork:
         return data
 
 
-def trace(network: GeoNetwork, size_px: int) -> TracedNetwork:
+def trace(network: GeoNetwork, size_hw: tuple[int, int]) -> TracedNetwork:
     """Trace a network on the CPU.
 
     Args:
         network: in evaluation mode.
-        size_px: side of the pictures; it becomes a constant.
+        size_hw: height and width of the pictures; they become constants.
 
     Raises:
         ConfigError: a part of it has no form in ONNX.
@@ -75,7 +75,7 @@ def trace(network: GeoNetwork, size_px: int) -> TracedNetwork:
     }
     of_maps = {role: head for role, head in own.items() if network.aggregates(role) and head.num_views == 1}
     of_features = {role: head for role, head in own.items() if not network.aggregates(role)}
-    pictures = torch.linspace(-1, 1, 2 * 3 * size_px**2).reshape(2, 3, size_px, size_px)
+    pictures = torch.linspace(-1, 1, 2 * 3 * size_hw[0] * size_hw[1]).reshape(2, 3, *size_hw)
     backbone = _graph(
         _Pictures(network.backbone, of_maps),
         pictures.to(next(network.parameters()).device),

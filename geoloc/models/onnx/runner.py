@@ -51,7 +51,8 @@ class OnnxRunner:
         self.path, self.config, self.num_cells = path, config, num_cells
         self.num_parameters = graph.num_parameters
         self._session = session
-        self._size_px = int(session.get_inputs()[0].shape[-1])
+        height, width = session.get_inputs()[0].shape[-2:]
+        self._size_hw = (int(height), int(width))
         self._outputs: dict[str, list[Any]] = {value.name: value.shape for value in session.get_outputs()}
         self._check_outputs()
 
@@ -95,8 +96,8 @@ class OnnxRunner:
             ConfigError: pictures of another shape than the graph was exported for.
         """
         height, width = images.shape[-2:]
-        if (height, width) != (self._size_px, self._size_px):
-            raise ConfigError(wrong_shape(self._size_px, height, width, "so it was exported"))
+        if (height, width) != self._size_hw:
+            raise ConfigError(wrong_shape(self._size_hw, height, width, "so it was exported"))
         feeds = {IMAGES: np.ascontiguousarray(images, np.float32), VIEWS: np.array([views], np.int64)}
         return dict(zip(self._outputs, self._session.run(list(self._outputs), feeds), strict=True))
 

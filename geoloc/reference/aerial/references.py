@@ -143,7 +143,7 @@ class AerialReferences:
     def _read(self, cells: NDArray[np.int64]) -> "_Batch":
         import torch
 
-        size = self.embedder.preprocess.image_size_px
+        preprocess = self.embedder.preprocess.of_aerial
         num_views = len(self.settings.gsd_m_per_px)
         kept, views, present, source = [], [], [], []
         centers = wrapped(self.grid.center_latlon_deg(cells))
@@ -153,12 +153,10 @@ class AerialReferences:
                 continue
             patches, shown = seen
             kept.append(number)
-            views.append(
-                torch.stack([self.embedder.preprocess(patch.filled(self._colour)) for patch in patches])
-            )
+            views.append(torch.stack([preprocess(patch.filled(self._colour)) for patch in patches]))
             present.append(shown)
             source.append(self._first_source(center))
-        empty = torch.zeros((0, num_views, 3, size, size))
+        empty = torch.zeros((0, num_views, 3, *preprocess.size_hw))
         return _Batch(
             len(cells),
             cells[kept],
@@ -178,7 +176,7 @@ class AerialReferences:
                 center,
                 heading_deg=settings.heading_deg,
                 gsd_m_per_px=settings.gsd_m_per_px[number] * scale,
-                size_px=self.embedder.preprocess.image_size_px,
+                size_px=self.embedder.preprocess.of_aerial.size_hw[0],
             )
             if number == finest and patches[number].coverage < settings.min_coverage:
                 return None

@@ -17,7 +17,7 @@ from geoloc.models.onnx.graph import read_graph
 
 @pytest.fixture(scope="module")
 def data() -> bytes:
-    return trace(tiny_geolocalizer().network, 32).joined()
+    return trace(tiny_geolocalizer().network, (32, 32)).joined()
 
 
 def elsewhere(model: Any, location: str) -> None:

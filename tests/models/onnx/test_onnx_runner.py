@@ -42,7 +42,7 @@ MODELS = {
 
 def exported(model: Geolocalizer, folder: Path) -> OnnxRunner:
     path = folder / "model.onnx"
-    path.write_bytes(trace(model.network, model.preprocess.image_size_px).joined())
+    path.write_bytes(trace(model.network, model.preprocess.size_hw).joined())
     return OnnxRunner(path, model.network.config, model.runner.num_cells, num_threads=1)
 
 
@@ -101,10 +101,10 @@ def test_what_it_does_not_take(tmp_path):
 def test_towers_of_their_own_and_views_together_are_left_out():
     views = EmbeddingHeadConfig(8, aggregation=AggregationConfig(heads=2, num_views=2))
     model = tiny_geolocalizer(backbone=MAPS, embeddings={"query": PLAIN, "aerial": views})
-    assert trace(model.network, 32).left_out == ("aerial",)
+    assert trace(model.network, (32, 32)).left_out == ("aerial",)
     tower = BackboneConfig(custom=VIT, features="pooled")
     model = tiny_geolocalizer(aerial_backbone=tower, embeddings={"query": PLAIN, "aerial": PLAIN})
-    assert trace(model.network, 32).left_out == ("aerial",)
+    assert trace(model.network, (32, 32)).left_out == ("aerial",)
 
 
 def test_a_graph_of_another_model(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -66,9 +66,12 @@ class WorkOptions:
 class _ModelWork:
     """A model over the images of a shard, batch by batch."""
 
-    def __init__(self, model: str, options: WorkOptions | None = None) -> None:
+    def __init__(
+        self, model: str, options: WorkOptions | None = None, model_options: Mapping[str, Any] | None = None
+    ) -> None:
         self.model_name = model
         self.options = options or WorkOptions()
+        self.model_options = dict(model_options or {})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what was loaded: every process loads its own."""
@@ -79,7 +82,10 @@ class _ModelWork:
     def model(self) -> Geolocalizer:
         """The model, loaded when first asked."""
         return Geolocalizer.from_pretrained(
-            self.model_name, device=self.options.device, num_threads=self.options.num_threads
+            self.model_name,
+            device=self.options.device,
+            num_threads=self.options.num_threads,
+            **self.model_options,
         )
 
     @cached_property
@@ -128,6 +134,7 @@ class LocalizeWork(_ModelWork):
         top_k: candidates of a prediction.
         utility: what a predicted point should be good at, see `LocalizeOptions`.
         max_precision_km: no place is said more exactly, see `LocalizeOptions`.
+        model_options: of a published file that leaves something open, as `Geolocalizer.from_pretrained` takes them.
 
     Raises:
         ConfigError: an impossible precision.
@@ -142,8 +149,9 @@ class LocalizeWork(_ModelWork):
         top_k: int = 5,
         utility: str = "geoscore",
         max_precision_km: float | None = None,
+        model_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, options)
+        super().__init__(model, options, model_options)
         self.reference, self.top_k, self.utility = reference, top_k, utility
         self.max_precision_km = max_precision_km
         if max_precision_km is not None:
@@ -190,14 +198,22 @@ class EmbedWork(_ModelWork):
         model: a bundled model, a folder or a Hub id.
         role: "query", "aerial" or "street": which of the model's embeddings.
         options: how images go through it.
+        model_options: as for `LocalizeWork`.
 
     Raises:
         ConfigError: the query mode gives an image several embeddings, or the role is that of a reference, which
             has no query mode.
     """
 
-    def __init__(self, model: str, role: Role = "query", options: WorkOptions | None = None) -> None:
-        super().__init__(model, options)
+    def __init__(
+        self,
+        model: str,
+        role: Role = "query",
+        options: WorkOptions | None = None,
+        *,
+        model_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, options, model_options)
         self.role: Role = role
         query = self.options.query
         if role != "query" and query != "central_crop":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import check_folder, count, say
+from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import (
     BatchSizeOption,
     DeviceOption,
@@ -51,6 +52,7 @@ def batch(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
     ] = "earthview",
+    model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = "own",
     query: QueryOption = "central_crop",
     role: Annotated[Role, typer.Option(help="Which embedding, for --task embed.")] = Role.QUERY,
@@ -79,17 +81,23 @@ def batch(
     options = WorkOptions(
         query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
     )
+    said = model_options(model_option)
     work: LocalizeWork | EmbedWork
     if task is Task.LOCALIZE:
         work = LocalizeWork(
-            model, options, reference=reference, top_k=top_k, max_precision_km=max_precision_km
+            model,
+            options,
+            reference=reference,
+            top_k=top_k,
+            max_precision_km=max_precision_km,
+            model_options=said,
         )
     elif max_precision_km is not None:
         raise ConfigError("--max-precision-km is about places: leave it out, or say --task localize")
     elif reference != "own":
         raise ConfigError("--reference is searched to localise: leave it out, or say --task localize")
     else:
-        work = EmbedWork(model, role.value, options)
+        work = EmbedWork(model, role.value, options, model_options=said)
     shards = plan_shards(inputs, files_per_shard)
     crew.run(ShardJob(output, shards, work.identity()), work)
     say(f"{count(len(shards), 'shard')} of {task.value} with {model} -> {output}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from geoloc.cli.console import check_folder, count, km, say
+from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
 from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 from geoloc.errors import ConfigError, NotFoundError
@@ -42,6 +43,7 @@ def evaluate(
         str | None,
         typer.Option("--model", "-m", help="Evaluate a model: a bundled one, a folder or a Hub id."),
     ] = None,
+    model_option: ModelOption = [],  # noqa: B006  typer copies it
     benchmark: Annotated[
         str | None,
         typer.Option(
@@ -170,6 +172,9 @@ def evaluate(
         raise ConfigError(
             "--reference and --query are about a model: name one with --model, and a --benchmark"
         )
+    said = model_options(model_option)
+    if benchmark is None and said:
+        raise ConfigError("--model-option is about a model: name one with --model, and a --benchmark")
     if benchmark is None and (split is not None or utm_epsg is not None):
         raise ConfigError("--split and --utm-epsg are about a --benchmark")
     rules = get_protocol(protocol) if protocol else None
@@ -206,7 +211,7 @@ def evaluate(
         true_table, find_image = found.truth, found.find_image
         database = found.gallery_latlon_deg if rules.needs_positive else None
         top_k = top_k or (max(rules.recall_at) if rules.retrieval else 10)
-        work = LocalizeWork(model, options, reference=reference, top_k=top_k)
+        work = LocalizeWork(model, options, reference=reference, top_k=top_k, model_options=said)
         table = _localize(work, found, output, crew)
         facts = _facts_of(work)
         if found.gallery_latlon_deg is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geoloc.cli.console import check_folder, count, new_app, say
+from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def export_onnx(
         ),
     ] = 0.998,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
+    model_option: ModelOption = [],  # noqa: B006  typer copies it
 ) -> None:
     """Export a model as an ONNX graph with its cells, calibration and references: it runs without torch.
 
@@ -58,10 +60,11 @@ def export_onnx(
     from geoloc.localize.inputs import find_images
 
     check_folder(output)
+    said = model_options(model_option)
     found = find_images([str(images)])
     if not found:
         raise ConfigError(f"there are no images in {images}")
-    loaded = Geolocalizer.from_pretrained(model, num_threads=threads)
+    loaded = Geolocalizer.from_pretrained(model, num_threads=threads, **said)
     report = export_onnx(
         loaded, output, [image.path for image in found], int8=int8, least_agreement=least_agreement
     )

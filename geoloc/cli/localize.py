@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, check_file, count, km, printable, say
+from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import (
     BatchSizeOption,
     DeviceOption,
@@ -47,6 +48,7 @@ def localize(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
     ] = "earthview",
+    model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = "own",
     query: QueryOption = "central_crop",
     output: Annotated[
@@ -116,6 +118,7 @@ def localize(
         truth_from_exif=truth_from_exif,
     )
     check_query_mode(query)
+    said = model_options(model_option)
     if output is not None:
         check_output(output, resume=resume, overwrite=overwrite)
     elif resume or overwrite:
@@ -125,7 +128,7 @@ def localize(
     images = find_images(paths, sys.stdin.buffer if "-" in paths else ())
     job: LocalizeJob | None = None
     try:
-        geolocalizer = load_model(model, device, threads)
+        geolocalizer = load_model(model, device, threads, said)
         asking = Asking(geolocalizer, cast("QueryMode", query), open_reference(reference))
         with LocalizeJob(
             asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads

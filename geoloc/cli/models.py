@@ -1,6 +1,7 @@
 """How the commands get their model: the options that say which, and how it is loaded."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,8 +43,16 @@ MaxPrecisionOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
 
 
-def load_model(name: str, device: str, num_threads: int | None) -> "Geolocalizer":
+def load_model(
+    name: str, device: str, num_threads: int | None, options: Mapping[str, Any] | None = None
+) -> "Geolocalizer":
     """A model by its name, on a device that works.
+
+    Args:
+        name: as `Geolocalizer.from_pretrained` takes it.
+        device: likewise.
+        num_threads: likewise.
+        options: likewise, for published files that leave something open.
 
     Raises:
         ConfigError: the device cannot be used.
@@ -53,7 +62,7 @@ def load_model(name: str, device: str, num_threads: int | None) -> "Geolocalizer
 
     if device != "cpu":  # an exported model on the CPU needs no torch
         check_device(device)
-    return Geolocalizer.from_pretrained(name, device=device, num_threads=num_threads)
+    return Geolocalizer.from_pretrained(name, device=device, num_threads=num_threads, **options or {})
 
 
 def check_device(name: str) -> None:

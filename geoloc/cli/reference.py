@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, count, new_app, say
+from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import load_model
 from geoloc.errors import ConfigError, NotFoundError
 
@@ -127,7 +128,8 @@ class _Inputs:
     def __init__(
         self,
         model: _Model = "earthview",
-        aerial: _Aerial = [],  # noqa: B006  typer copies it
+        model_option: ModelOption = [],  # noqa: B006  typer copies it
+        aerial: _Aerial = [],  # noqa: B006
         street: _Street = [],  # noqa: B006
         locations: _Locations = None,
         cell_size_m: _Cell = 30.0,
@@ -170,7 +172,7 @@ class _Inputs:
         if layout is None and (split is not None or utm_epsg is not None):
             raise ConfigError("--split and --utm-epsg are about a data set: say how it lies by --layout")
         gsd, names = _numbers("--gsd-m-per-px", gsd_m_per_px), dict(map(_renaming, columns))
-        self._model = model, device, threads
+        self._model = model, device, threads, model_options(model_option)
         self._batch_size = batch_size
         self._shared: dict[str, Any] = {"licence": licence, "overwrite": overwrite, "progress": not quiet}
         self._aerial: dict[str, Any] | None = None

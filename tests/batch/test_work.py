@@ -121,6 +121,7 @@ def test_what_is_loaded_does_not_travel(world):
         "top_k",
         "utility",
         "max_precision_km",
+        "model_options",
     }
 
 

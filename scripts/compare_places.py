@@ -64,6 +64,7 @@ TUPLES = [
     "experiment.network.embeddings.query.aggregation={kind: cosplace}",
     "experiment.augment={smallest_area: 1.0, strength: 0.0}",
     "experiment.batch_size=8",
+    "experiment.photo_size_px=null",  # the squares of the other families
     "experiment.tuples.mining={queries_per_refresh: 80, negatives: 5, pool: 300}",
 ]
 NIGHT = ["experiment.night={share: 0.3, darkroom: true}"]

@@ -95,6 +95,7 @@ class PlacesExperiment:
         test_queries: that will be tested on: the target must not hold any of them, nor of `queries`.
         start_from: a checkpoint whose tensors the network starts from, where names and shapes are the same, such as a
             NetVLAD for a CRN.
+        photo_size_px: height and width that photos are squeezed into; null takes the tower's own pictures.
         pca_dim: after training, vectors are projected on so many principal axes of the training photos' vectors.
     """
 
@@ -115,6 +116,7 @@ class PlacesExperiment:
     target: PhotoSet | None = None
     test_queries: PhotoSet | None = None
     start_from: str | None = None
+    photo_size_px: tuple[int, int] | None = None
     pca_dim: int | None = None
 
     def __post_init__(self) -> None:
@@ -155,6 +157,11 @@ class PlacesExperiment:
         aggregation = self.network.embeddings["query"].aggregation
         if aggregation is not None and aggregation.pca:
             raise ConfigError("PCA is fitted after training: set pca_dim, and leave aggregation.pca out")
+        height, width = self.photo_size_px or (0, 0)
+        if height != width and aggregation is not None and aggregation.kind == "mixvpr":
+            raise ConfigError(
+                f"photo_size_px is {height} x {width}, but 'mixvpr' mixes the positions of a square: leave it out"
+            )
         if self.pca_dim is not None:
             with_projection(self.network, self.pca_dim)  # before the training that it is for
 

@@ -81,6 +81,8 @@ def run(
     backbone = Backbone(experiment.network.backbone)
     network = GeoNetwork(experiment.network, backbone)
     preprocess = preprocess_of(backbone)
+    if experiment.photo_size_px is not None:
+        preprocess = replace(preprocess, image_size_px=experiment.photo_size_px, resize="squash")
     plain = LoadImage(preprocess)
     load = LoadPlacePhoto(preprocess, experiment.augment, experiment.night, target)
     family = _family(experiment, photos, load, plain, machine)

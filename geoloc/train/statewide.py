@@ -5,14 +5,13 @@ through one tower, the views together through another (or the same), and every b
 loss that leaves out pairs within a cell of each other. What comes out is a checkpoint that embeds photos and the cells
 of a reference database.
 
-What is done otherwise than in the seed: photos are squares as the tower wants them, not padded to 480 x 640 px; weight
-decay follows the learning rate (AdamW).
+What is done otherwise than in the seed: weight decay follows the learning rate (AdamW).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +105,8 @@ class StatewideExperiment:
         batch_size: pairs of a batch, of all devices together.
         bucket_size_m: an epoch shows one photo of each square of ground of this side.
         hard_examples: batches are clusters of hard examples; null takes pairs as they come.
+        photo_size_px: height and width that whole photos are fitted into, with black around; null takes the tower's own
+            pictures.
     """
 
     data: PhotosConfig
@@ -116,6 +117,7 @@ class StatewideExperiment:
     bucket_size_m: float = 5.0
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     hard_examples: HardExamplesConfig | None = None
+    photo_size_px: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if {"query", "aerial"} - self.network.embeddings.keys():
@@ -308,6 +310,10 @@ def run(
     folder = RunFolder(run_folder, described)
     preprocess = preprocess_of(backbone)
     of_views = preprocess if aerial_backbone is None else preprocess_of(aerial_backbone)
+    if experiment.photo_size_px is not None:
+        preprocess = replace(preprocess, image_size_px=experiment.photo_size_px, resize="pad")
+    if preprocess.size_hw != of_views.size_hw:
+        preprocess = replace(preprocess, aerial_size_px=of_views.size_hw[0])
     views, seed = experiment.views, experiment.trainer.seed
     stream = SampleStream(
         training,

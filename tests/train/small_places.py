@@ -88,6 +88,7 @@ SMALLER = {
         "experiment.trainer.num_steps=2",
     ],
     "vgbench": [
+        "experiment.photo_size_px=[32, 48]",
         "experiment.tuples.mining={queries_per_refresh: 4, negatives: 3, pool: 12}",
         "experiment.batch_size=2",
         "experiment.trainer.num_steps=3",

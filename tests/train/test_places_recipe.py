@@ -56,6 +56,7 @@ def test_an_experiment_trains_and_embeds(name, world, netvlad, tmp_path):
     torch.testing.assert_close(
         model.network.embed_images(images, "query"), model.network.embed_images(images, "street")
     )
+    assert images.shape[2:] == ((32, 48) if name.startswith("vgbench") else (32, 32))
     if name.startswith("vgbench"):
         mined = json.loads((run / "mining.json").read_text())
         assert mined["refreshes"] == 2  # of 4 queries each, 2 a step
@@ -231,6 +232,7 @@ TWICE = "experiment.classes.groups.min_images_per_class=9"
         ("gsv_cosplace", ["experiment.network.street_as_query=false"], "street_as_query=true"),
         ("gsv_cosplace", ["experiment.domains={kind: grl}"], "need photos of a target domain"),
         ("gsv_cosplace", ["experiment.night={darkroom: false}"], "night does nothing"),
+        ("gsv_mixvpr", ["experiment.photo_size_px=[32, 48]"], "'mixvpr' mixes the positions of a square"),
     ],
 )
 def test_what_cannot_be_trained(name, overrides, message, world, tmp_path):

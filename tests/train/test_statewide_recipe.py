@@ -12,7 +12,7 @@ from PIL import Image
 from small_photos import CONFIGS
 from tiny import VIT
 
-from geoloc import Geolocalizer
+from geoloc import Geolocalizer, ReferenceDatabase
 from geoloc.cli.train import compose_experiment, experiments, train_experiment
 from geoloc.data.sample import SampleTable
 from geoloc.data.samplers import SpatialBuckets
@@ -78,6 +78,7 @@ def small(name, world, run_folder, *overrides):
             "experiment.trainer.num_steps=2",
             "experiment.trainer.validate_every_steps=2",
             "experiment.batch_size=6",
+            "experiment.photo_size_px=null",  # the tower below takes squares
             "experiment.network.embeddings.query={dim: 16, aggregation: {heads: 4}}",
             "experiment.network.embeddings.aerial={dim: 16, aggregation: {heads: 4, num_views: 2}}",
             *[
@@ -127,6 +128,25 @@ def test_it_learns(world, tmp_path):
     train_experiment(values)
     losses = [v for _, name, v in read_metrics(tmp_path / "run" / "metrics.csv") if name == "loss/contrast"]
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_photos_on_black_beside_square_views(world, tmp_path):
+    values = small("statewide", world, tmp_path / "run", "experiment.photo_size_px=[32, 64]")
+    tower = {"timm": "test_resnet", "features": "map", "image_size_px": 48}
+    values["experiment"]["network"] |= {"backbone": tower, "aerial_backbone": tower}
+    train_experiment(values)
+    model = Geolocalizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    photo = model.load(world / "photos" / "0.png")  # 32 x 32
+    assert photo.shape == (3, 32, 64)
+    black = -torch.tensor(model.preprocess.mean) / torch.tensor(model.preprocess.std)
+    torch.testing.assert_close(photo[:, :, :16], black[:, None, None].expand(3, 32, 16))
+    assert model.preprocess.of_aerial.size_hw == (48, 48)
+    views = torch.zeros(1, 2, 3, 48, 48)
+    assert model.embed_views(views, np.ones((1, 2), bool), (10.0, 20.0)).shape == (1, 16)
+    database = ReferenceDatabase.create(tmp_path / "refs", model=model)
+    box = (0.0, 0.0, 0.05, 0.05)
+    database.add_aerial(f"{world}/tiles", cell_size_m=1000, gsd_m_per_px=(10, 20), region=box)
+    assert len(database) > 0
 
 
 def test_views_that_do_not_fit_the_embedding(world, tmp_path):

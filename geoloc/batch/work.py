@@ -192,13 +192,14 @@ class LocalizeWork(_ModelWork):
 
 
 class EmbedWork(_ModelWork):
-    """Embeddings of a shard: a Parquet table of `id`, `embedding` (D float16) and `error`.
+    """Embeddings of a shard: a Parquet table of `id`, `embedding` (D numbers) and `error`.
 
     Args:
         model: a bundled model, a folder or a Hub id.
         role: "query", "aerial" or "street": which of the model's embeddings.
         options: how images go through it.
         model_options: as for `LocalizeWork`.
+        dtype: of the numbers.
 
     Raises:
         ConfigError: the query mode gives an image several embeddings, or the role is that of a reference, which
@@ -212,9 +213,11 @@ class EmbedWork(_ModelWork):
         options: WorkOptions | None = None,
         *,
         model_options: Mapping[str, Any] | None = None,
+        dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
         super().__init__(model, options, model_options)
         self.role: Role = role
+        self.dtype = dtype
         query = self.options.query
         if role != "query" and query != "central_crop":
             raise ConfigError(f"query mode {query} is for queries, and {role} is a role of references")
@@ -225,7 +228,7 @@ class EmbedWork(_ModelWork):
 
     def identity(self) -> dict[str, Any]:
         """For `ShardJob`."""
-        return self._identity("embed") | {"role": self.role}
+        return self._identity("embed") | {"role": self.role, "dtype": self.dtype}
 
     def __call__(self, payload: Payload, output: Path) -> None:
         """Embed the images of a shard."""
@@ -239,8 +242,8 @@ class EmbedWork(_ModelWork):
             ids += [image_id for image_id, _ in batch]
             errors += [tensor if isinstance(tensor, str) else None for _, tensor in batch]
         following = iter(vectors)
-        rows = [None if error is not None else next(following).astype(np.float16) for error in errors]
-        kind = pa.list_(pa.float16(), self.model.embedding_dim)
+        rows = [None if error is not None else next(following).astype(self.dtype) for error in errors]
+        kind = pa.list_(pa.type_for_alias(self.dtype), self.model.embedding_dim)
         table = pa.table(
             {"id": ids, "embedding": pa.array(rows, kind), "error": pa.array(errors, pa.string())}
         )

@@ -22,6 +22,7 @@ from geoloc.cli.hub import push as _push
 from geoloc.cli.localize import localize as _localize
 from geoloc.cli.published import models as _models
 from geoloc.cli.quadtree import quadtree_app
+from geoloc.cli.recall import recall as _recall
 from geoloc.cli.reference import reference_app
 from geoloc.cli.train import train as _train
 from geoloc.errors import GeolocError
@@ -34,6 +35,7 @@ app = new_app(
 )
 app.command()(_localize)
 app.command()(_evaluate)
+app.command()(_recall)
 app.command()(_batch)
 app.command()(_train)
 app.command()(_push)

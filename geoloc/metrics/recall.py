@@ -10,25 +10,52 @@ from geoloc.errors import ConfigError
 
 WithoutPositive = Literal["miss", "left_out"]
 
-_CHUNK: Final = 512  # queries whose similarities are in memory at once
+_NEVER: Final = np.iinfo(np.int64).max
+_SIMILARITIES: Final = 2**26  # that are in memory at once, 256 MB
 
 
-def retrieval_recall(
+def positive_ranks(
     queries: NDArray[np.float32],
     database: NDArray[np.float32],
     positives: Sequence[NDArray[np.int64]],
-    recall_at: Sequence[int] = (1, 5, 10, 20),
-    without_positive: WithoutPositive = "left_out",
-) -> dict[str, float]:
-    """Share of queries with a positive among their k most similar photos, by exact search.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """By exact search, how many wrong photos stand before the first right one, and which photo is the most similar.
 
-    Ties count against: a query is right at k if fewer than k wrong photos are as similar as its best positive. So
-    vectors that are all the same find nothing.
+    Ties count against: wrong photos that are as similar as the best positive stand before it. So vectors that are all
+    the same find nothing.
 
     Args:
         queries: (n, D) unit vectors.
-        database: (m, D) unit vectors.
+        database: (m, D) unit vectors, at least one.
         positives: of each query, rows of the database.
+
+    Returns:
+        (n,) the ranks, from 0; past all for a query without a positive. And (n,) rows of the database.
+    """
+    ranks = np.full(len(queries), _NEVER, np.int64)
+    best = np.zeros(len(queries), np.int64)
+    chunk = max(1, _SIMILARITIES // len(database))
+    for start in range(0, len(queries), chunk):
+        similarity = queries[start : start + chunk] @ database.T
+        best[start : start + chunk] = similarity.argmax(axis=1)
+        for row, query in enumerate(range(start, start + len(similarity))):
+            if len(right := positives[query]):
+                as_similar = similarity[row] >= similarity[row, right].max()
+                ranks[query] = as_similar.sum() - as_similar[right].sum()
+    return ranks, best
+
+
+def recall_at_k(
+    ranks: NDArray[np.int64],
+    has_positive: NDArray[np.bool_],
+    recall_at: Sequence[int] = (1, 5, 10, 20),
+    without_positive: WithoutPositive = "left_out",
+) -> dict[str, float]:
+    """Share of queries with fewer than k wrong photos before the first right one.
+
+    Args:
+        ranks: (n,) as `positive_ranks` gives them.
+        has_positive: (n,) whether there is anything to find.
         recall_at: the k.
         without_positive: a query without any is a "miss" (CosPlace) or "left_out" (Deep VG benchmark).
 
@@ -38,25 +65,32 @@ def retrieval_recall(
     Raises:
         ConfigError: no query has a positive.
     """
-    counts = np.array([len(rows) for rows in positives], np.int64)
-    if not counts.any():
+    if not has_positive.any():
         raise ConfigError(
-            f"none of {len(queries):,} queries has a positive among {len(database):,} photos of the database: check "
-            "that both are of the same area, or raise the radius"
+            f"none of {len(ranks):,} queries has a positive in the database: check that both are of the same area, or "
+            "raise the radius"
         )
-    ranks = np.full(len(queries), len(database), np.int64)
-    for start in range(0, len(queries), _CHUNK):
-        part = range(start, min(start + _CHUNK, len(queries)))
-        similarity = queries[part.start : part.stop] @ database.T
-        for row, query in enumerate(part):
-            if counts[query]:
-                right = positives[query]
-                as_similar = similarity[row] >= similarity[row, right].max()
-                ranks[query] = as_similar.sum() - as_similar[right].sum()
-    if without_positive == "left_out":
-        ranks = ranks[counts > 0]
-    found = {f"recall_at_{k}": float((ranks < k).mean()) for k in recall_at}
-    return found | {
-        "num_queries": float(len(ranks)),
-        "num_without_positive": float(np.count_nonzero(counts == 0)),
+    counted = ranks if without_positive == "miss" else ranks[has_positive]
+    return {f"recall_at_{k}": float((counted < k).mean()) for k in recall_at} | {
+        "num_queries": float(len(counted)),
+        "num_without_positive": float(np.count_nonzero(~has_positive)),
     }
+
+
+def retrieval_recall(
+    queries: NDArray[np.float32],
+    database: NDArray[np.float32],
+    positives: Sequence[NDArray[np.int64]],
+    recall_at: Sequence[int] = (1, 5, 10, 20),
+    without_positive: WithoutPositive = "left_out",
+) -> dict[str, float]:
+    """`recall_at_k` of `positive_ranks`.
+
+    Raises:
+        ConfigError: no query has a positive.
+    """
+    has_positive = np.array([len(rows) > 0 for rows in positives], bool)
+    if not has_positive.any():  # before the search
+        return recall_at_k(np.zeros(len(queries), np.int64), has_positive)
+    ranks, _ = positive_ranks(queries, database, positives)
+    return recall_at_k(ranks, has_positive, recall_at, without_positive)

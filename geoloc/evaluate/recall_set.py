@@ -1,0 +1,230 @@
+"""Recall of place recognition on a whole set: every query against every photo of the database, by exact search.
+
+    found = open_recall_set("pitts30k")                                        # images/test/{database,queries}
+    found = open_recall_set("datasets/Pittsburgh", "pitts30k_test", images="photos/Pittsburgh")
+    report = score_recall_set(found, vectors, RecallRules())
+
+What is right for a query is what lies within some metres of it, where photos say where they are (the Deep VG benchmark
+and SF-XL); or what the set itself says (GSV-Cities' files of Pitts, MSLS, Nordland, SPED). Embeddings are anybody's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoloc import __version__
+from geoloc.data.layouts import open_layout
+from geoloc.data.layouts.retrieval_set import read_retrieval_set
+from geoloc.errors import ConfigError, NotFoundError
+from geoloc.files import replace_folder, write_manifest
+from geoloc.geo.near import rows_within_m
+from geoloc.metrics.recall import WithoutPositive, positive_ranks, recall_at_k
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RecallSet:
+    """Photos to search, photos to find, and what is right.
+
+    Attributes:
+        name: for people.
+        database: (m,) paths.
+        queries: (n,) paths.
+        positives: of each query, rows of the database.
+        rule: what makes a photo of the database right, for people.
+    """
+
+    name: str
+    database: tuple[str, ...]
+    queries: tuple[str, ...]
+    positives: tuple[IntArray, ...]
+    rule: str
+
+
+@dataclass(frozen=True)
+class RecallRules:
+    """How it is counted.
+
+    Attributes:
+        at: k of recall@k.
+        without_positive: a query without any right photo is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
+    """
+
+    at: tuple[int, ...] = (1, 5, 10, 20)
+    without_positive: WithoutPositive = "left_out"
+
+    def __post_init__(self) -> None:
+        if not self.at or min(self.at) < 1:
+            raise ConfigError(f"recall@{self.at}: each k is at least 1")
+
+
+@dataclass(frozen=True)
+class RecallReport:
+    """What a set has given.
+
+    Attributes:
+        metrics: what metrics.json holds.
+        ranks: (n,) wrong photos before the first right one; a huge number where there is none.
+        best: (n,) the most similar row of the database, -1 for a query that could not be read.
+    """
+
+    metrics: Mapping[str, Any]
+    ranks: IntArray
+    best: IntArray
+
+
+def open_recall_set(
+    folder: str | Path,
+    name: str | None = None,
+    *,
+    images: str | Path | None = None,
+    split: str = "test/queries",
+    radius_m: float = 25.0,
+    utm_epsg: int | None = None,
+) -> RecallSet:
+    """Find a set on the disk.
+
+    Args:
+        folder: of the photos in the layout of the Deep VG benchmark; or, with a name, of GSV-Cities' .npy files.
+        name: of one of those sets, such as "pitts30k_test".
+        images: folder below which their photos are; None is the same folder.
+        split: without a name, the folder of the queries; `database` is beside it.
+        radius_m: without a name, within which a photo is right, on the ellipsoid.
+        utm_epsg: without a name, the zone of images that do not say theirs.
+
+    Raises:
+        NotFoundError, BadTableError, ConfigError: there is no such set, or it is broken.
+    """
+    folder = Path(folder)
+    if name is not None:
+        found = read_retrieval_set(folder, name, images)
+        database, queries = (tuple(p.path for p in part) for part in (found.database, found.queries))
+        return RecallSet(name, database, queries, found.positives, f"what {name} itself says is right")
+    if images is not None:
+        raise ConfigError(
+            "the folder of the photos is for a set that is named: without a name they are in the data"
+        )
+    if not radius_m > 0:
+        raise ConfigError(f"radius_m is {radius_m}; it must be positive")
+    beside = "/".join([*split.split("/")[:-1], "database"])
+    tables = [open_layout("vg", folder, part, utm_epsg=utm_epsg) for part in (beside, split)]
+    positives = rows_within_m(tables[1].latlon_deg, tables[0].latlon_deg, radius_m)
+    database, queries = (tuple(table.place(row).path for row in range(len(table))) for table in tables)
+    called, rule = f"{folder.resolve().name} {split}", f"within {radius_m:g} m, on the ellipsoid"
+    return RecallSet(called, database, queries, tuple(positives), rule)
+
+
+def score_recall_set(
+    found: RecallSet,
+    database: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    rules: RecallRules | None = None,
+) -> RecallReport:
+    """Search, and count.
+
+    Photos that could not be read have NaN for a vector: such a query is a miss, and such a photo of the database is
+    never found.
+
+    Args:
+        found: the set.
+        database: (m, D) unit vectors.
+        queries: (n, D) unit vectors.
+        rules: the Deep VG benchmark's without any.
+
+    Raises:
+        ConfigError: no query has a positive.
+    """
+    rules = rules or RecallRules()
+    has_positive = np.array([len(rows) > 0 for rows in found.positives], bool)
+    if not has_positive.any():  # before the search
+        recall_at_k(np.zeros(len(queries), np.int64), has_positive)
+    gone, asked_in_vain = (np.isnan(part[:, 0]) for part in (database, queries))
+    there = np.flatnonzero(~gone)
+    if not len(there):
+        raise NotFoundError(f"no photo of the database of {found.name} could be read")
+    new_row = np.cumsum(~gone) - 1
+    positives = [new_row[rows[~gone[rows]]] for rows in found.positives]
+    ranks, best = positive_ranks(np.nan_to_num(queries), database[there], positives)
+    best = there[best]
+    ranks[asked_in_vain], best[asked_in_vain] = np.iinfo(np.int64).max, -1
+    metrics = recall_at_k(ranks, has_positive, rules.at, rules.without_positive)
+    return RecallReport(
+        {
+            "set": found.name,
+            "num_database": len(database),
+            **metrics,
+            "rules": {
+                "right": found.rule,
+                "query without a right photo": rules.without_positive.replace("_", " "),
+                "search": "exact, by cosine; ties count against",
+            },
+            "unreadable": {"database": int(gone.sum()), "queries": int(asked_in_vain.sum())},
+        },
+        ranks,
+        best,
+    )
+
+
+def write_recall_report(
+    report: RecallReport, found: RecallSet, folder: str | Path, facts: Mapping[str, str] | None = None
+) -> None:
+    """Write metrics.json, metrics.md and queries.parquet; the folder appears at once, and replaces such a one only.
+
+    Args:
+        report: of the set.
+        found: the set.
+        folder: where to.
+        facts: further lines on how the vectors were made.
+
+    Raises:
+        OutputMismatchError: the folder holds something else.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metrics = {**report.metrics, "facts": {**(facts or {}), "geoloc": __version__}}
+    never = report.ranks == np.iinfo(np.int64).max
+    table = pa.table(
+        {
+            "query": pa.array(found.queries, pa.string()),
+            "num_positives": pa.array([len(rows) for rows in found.positives], pa.int32()),
+            "wrong_before": pa.array(report.ranks, pa.int64(), mask=never),
+            "best": pa.array([None if row < 0 else found.database[row] for row in report.best], pa.string()),
+        }
+    )
+    with replace_folder(folder) as filling:
+        (filling / "metrics.json").write_text(
+            json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        (filling / "metrics.md").write_text(_markdown(metrics), encoding="utf-8")
+        pq.write_table(table, filling / "queries.parquet", compression="zstd")
+        write_manifest(filling, kind="recall")
+
+
+def _markdown(metrics: Mapping[str, Any]) -> str:
+    ks = [name.removeprefix("recall_at_") for name in metrics if name.startswith("recall_at_")]
+    shares = [f"{100 * metrics[f'recall_at_{k}']:.1f}" for k in ks]
+    lines = [
+        f"# {metrics['set']}",
+        "",
+        "| " + " | ".join(f"R@{k}" for k in ks) + " | queries | without a right photo | database |",
+        "|" + "--:|" * (len(ks) + 3),
+        f"| {' | '.join(shares)} | {metrics['num_queries']:,.0f} | {metrics['num_without_positive']:,.0f} | "
+        f"{metrics['num_database']:,} |",
+        "",
+        *[f"- {name}: {value}" for name, value in {**metrics["rules"], **metrics["facts"]}.items()],
+        *[
+            f"- {count:,} photos of the {part} could not be read"
+            for part, count in metrics["unreadable"].items()
+            if count
+        ],
+    ]
+    return "\n".join(lines) + "\n"

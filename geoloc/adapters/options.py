@@ -22,6 +22,7 @@ class Options:
         pooled_size: rows and columns that a Conv-AP leaves.
         lora_alpha: of OSV-5M's training checkpoints with LoRA.
         aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac"; of a CCT, "cls" or "seqpool".
+        l2: of the VG benchmark, its `--l2`: "before_pool", "after_pool" or "none", where a file leaves it open.
     """
 
     quadtree: str | Path | None = None
@@ -31,6 +32,7 @@ class Options:
     pooled_size: tuple[int, int] | None = None
     lora_alpha: float | None = None
     aggregation: str | None = None
+    l2: str | None = None
 
     @property
     def square_px(self) -> int | None:

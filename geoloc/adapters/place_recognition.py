@@ -65,7 +65,7 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     Args:
         file: its tensors.
         options: `image_size_px`, of squares or rectangles, where it is no transformer and no MixVPR; `pooled_size` of a
-            Conv-AP (2 x 2 without); `aggregation` of a file of the VG benchmark whose aggregation has no tensors.
+            Conv-AP (2 x 2 without); `aggregation` and `l2` of a file of the VG benchmark that leaves them open.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
@@ -107,6 +107,9 @@ def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
     return Adapted(network, preprocess)
 
 
+_WITH_L2 = ("gem", "spoc", "mac", "rmac")
+
+
 def _preprocess(head: _Head, size: int | tuple[int, int] | None) -> Preprocess:
     """As published, or for another size: a square is cut out unless it was squeezed before, a rectangle is filled."""
     resize = head.resize
@@ -132,14 +135,18 @@ def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _He
         fc = _linear(file, "aggregation.1.")
         prefix, dim = "aggregation.0.", len(fc["bias"])
     kind, state = _read_vg_pool(file, prefix, options, trunk)
-    if fc and kind["kind"] == "gem" and len(kind) == 1:
-        raise ConfigError(
-            f"{file.origin} does not tell whether its GeM is normalised before the last layer (the benchmark's "
-            f"--l2), so "
-            "it cannot be read"
-        )
     if dim is not None:
         kind["fc_dim"] = dim
+        is_pooled_raw = (
+            kind["kind"] in _WITH_L2 and not {"normalize_positions", "normalize_channels"} & kind.keys()
+        )
+        if is_pooled_raw and options.l2 not in ("after_pool", "none"):
+            raise ConfigError(
+                f"{file.origin} does not tell whether its GeM is normalised before the last layer: say the benchmark's "
+                "--l2, l2= 'after_pool' or 'none'"
+            )
+        if is_pooled_raw and options.l2 == "after_pool":
+            kind["normalize_pooled"] = True
     return _Head(kind, state | {f"fc.{part}": t for part, t in fc.items()}, dim, (480, 640))
 
 
@@ -190,7 +197,10 @@ def _read_vg_pool(
         )
     if score:
         return ({"kind": "seqpool"}, score) if options.aggregation == "seqpool" else ({"kind": "first"}, {})
-    return {"kind": options.aggregation, "normalize_positions": True}, {}
+    if options.l2 not in (None, "before_pool", "after_pool", "none"):
+        raise ConfigError(f"l2 is {options.l2!r}; the benchmark has 'before_pool', 'after_pool' and 'none'")
+    kind = {"kind": options.aggregation}
+    return kind | ({"normalize_positions": True} if options.l2 in (None, "before_pool") else {}), {}
 
 
 def _read_aggregator(file: ForeignTensors, options: Options, stride_px: int) -> _Head:

@@ -186,7 +186,7 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         numbers="Berton et al., CVPR 2022, and its README",
         adapter="place_recognition",
         how="give the file's path; ResNets, VGG-16 and AlexNet with GeM, SPoC, MAC, R-MAC, NetVLAD, CRN and RRM, "
-        "CCT-14 and ViT-B/16 with theirs; aggregation= where it has no tensors. Not: PCA (which its files do not hold)",
+        "CCT-14 and ViT-B/16, too; aggregation= and l2= where it leaves these open. Not: PCA (its files hold none)",
     ),
     PublishedModel(
         name="gberton/MegaLoc",

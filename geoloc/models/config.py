@@ -175,6 +175,7 @@ class AggregationConfig:
         token_dim: of the class token's part of "optimal_transport".
         hidden_dim: of the perceptrons of "optimal_transport".
         mlp_ratio: of a mixer's hidden layer to the number of positions.
+        normalize_pooled: the pooled vector at length 1 before the linear layer of `fc_dim`.
         fc_dim: width of a linear layer that follows a kind for street photos; "cosplace" has one of the embedding's
             dim by itself.
         pca: whether a linear layer ends it that `fit_pca` makes, after training.
@@ -214,6 +215,7 @@ class AggregationConfig:
     mlp_ratio: float = field(default=1.0, metadata=_LATER)
     token_dim: int = field(default=256, metadata=_LATER)
     hidden_dim: int = field(default=512, metadata=_LATER)
+    normalize_pooled: bool = field(default=False, metadata=_LATER)
     fc_dim: int | None = field(default=None, metadata=_LATER)
     pca: bool = field(default=False, metadata=_LATER)
 
@@ -234,6 +236,8 @@ class AggregationConfig:
                 "be positive, mix_depth "
                 "not negative"
             )
+        if self.normalize_pooled and self.fc_dim is None:
+            raise ConfigError("normalize_pooled is about the linear layer of fc_dim: give that, too")
         if (self.fc_dim is not None or self.pca) and self.kind in (*_OF_VIEWS, "two_tokens"):
             raise ConfigError(f"{self.kind!r} projects by itself: leave fc_dim and pca out")
 

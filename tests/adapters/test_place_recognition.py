@@ -31,9 +31,8 @@ def options_of(name: str) -> Options:
     kind = next((part for part in name.split() if part in ("spoc", "mac", "rmac", "cls", "seqpool")), None)
     size = MADE[name]["image_size_px"]
     is_fixed = any(part in name.split() for part in ("cct", "vit", "swin"))
-    return Options(
-        aggregation=kind, image_size_px=None if is_fixed else size if isinstance(size, int) else size[0]
-    )
+    l2 = next((part.removeprefix("l2=") for part in name.split() if part.startswith("l2=")), None)
+    return Options(aggregation=kind, image_size_px=None if is_fixed else size, l2=l2)
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -104,8 +103,12 @@ def test_what_a_file_leaves_open_must_be_said() -> None:
         n.replace("aggregation.0.1.p", "aggregation.0.0.p"): t
         for n, t in state("vg resnet18conv4 gem fc").items()
     }
-    with pytest.raises(ConfigError, match="--l2"):
+    with pytest.raises(ConfigError, match="--l2, l2= 'after_pool' or 'none'"):
         adapt_place_recognition(ForeignTensors(after, "file"), Options())
+    with pytest.raises(ConfigError, match="l2 is 'never'"):
+        adapt_place_recognition(
+            ForeignTensors(state("vg resnet18conv4 spoc"), "file"), Options(aggregation="spoc", l2="never")
+        )
 
 
 def test_a_transformer_has_one_size() -> None:

@@ -36,6 +36,7 @@ def test_values_have_the_kinds_of_their_options() -> None:
         "lora_alpha": 1.5,
         "aggregation": "spoc",
     }
+    assert model_options(["l2=none"]) == {"l2": "none"}
     assert model_options(["image_size_px=512"]) == {"image_size_px": 512}
     assert model_options([]) == {}
 

@@ -239,6 +239,17 @@ def test_channels_at_length_one_before_pooling() -> None:
         AggregationConfig("spoc", normalize_channels=True)
 
 
+def test_the_pooled_vector_at_length_one_before_the_linear_layer() -> None:
+    head, parameters = build(5, kind="gem", fc_dim=5, normalize_pooled=True)
+    given = maps()
+    found = head(FeatureMap(given.grid[:, 0], given.tokens[:, 0]))
+    pooled = unit(gem(given.grid[0, 0].numpy(), given.tokens[0, 0].numpy(), parameters))
+    expected = unit(parameters["fc.weight"] @ pooled + parameters["fc.bias"])
+    torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-9, atol=1e-9)
+    with pytest.raises(ConfigError, match=r"about the linear layer of fc_dim"):
+        AggregationConfig("gem", normalize_pooled=True)
+
+
 def test_poolings_by_hand() -> None:
     grid = torch.tensor([[[[[1.0, 2.0], [2.0, 1.0]], [[0.0, 0.0], [0.0, 3.0]]]]])  # two channels of 2 x 2
     given = FeatureMap(grid, torch.zeros(1, 1, 0, 2))

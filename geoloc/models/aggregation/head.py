@@ -147,7 +147,7 @@ class AggregatingHead(nn.Module):
         super().__init__()
         aggregation = config.aggregation
         assert aggregation is not None
-        self.num_views = aggregation.num_views
+        self.num_views, self._normalize_pooled = aggregation.num_views, aggregation.normalize_pooled
         self.pool = build_aggregation(aggregation, config.dim, channels, map_size, num_tokens)
         width = getattr(self.pool, "width", config.dim)
         self.fc: nn.Linear | None = None
@@ -165,14 +165,17 @@ class AggregatingHead(nn.Module):
 
     def forward(self, maps: FeatureMap) -> Tensor:
         """(B * V, …), the views of a place one after the other -> (B, dim) of length 1."""
-        x = self.pool(maps.by_place(self.num_views))
-        if self.fc is not None:
-            x = self.fc(x)
+        x = self._projected(maps)
         if self.pca is not None:
             x = self.pca(nn.functional.normalize(x, dim=-1))
         return nn.functional.normalize(x, dim=-1)
 
     def before_pca(self, maps: FeatureMap) -> Tensor:
         """Unit vectors that `pca` is to be fitted on; arguments as for `forward`."""
-        x = self.pool(maps.by_place(self.num_views))
-        return nn.functional.normalize(x if self.fc is None else self.fc(x), dim=-1)
+        return nn.functional.normalize(self._projected(maps), dim=-1)
+
+    def _projected(self, maps: FeatureMap) -> Tensor:
+        x: Tensor = self.pool(maps.by_place(self.num_views))
+        if self.fc is None:
+            return x
+        return self.fc(nn.functional.normalize(x, dim=-1) if self._normalize_pooled else x)  # type: ignore[no-any-return]

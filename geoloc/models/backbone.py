@@ -539,7 +539,7 @@ def _as_map(tower: nn.Module, output: Tensor) -> FeatureMap:
     """What a tower that was reduced to its map returns: a map, or tokens of which the first are no positions."""
     trunk = getattr(tower, "trunk", tower)
     if output.ndim == 4:
-        grid = output.movedim(-1, 1) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else output
+        grid = output.permute(0, 3, 1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else output
         return FeatureMap(grid, output.new_zeros(len(output), 0, grid.shape[1]))
     prefix = int(getattr(trunk, "num_prefix_tokens", 1))  # open_clip's own has a class token
     positions = output[:, prefix:]

@@ -1,5 +1,6 @@
 """An exported graph says what the network of torch says, through the same door."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,28 @@ def test_embedding(pair):
             ):
                 runner.embed_images(images.numpy(), role)
     assert runner.num_parameters > 1000
+
+
+def test_a_trunk_whose_maps_have_channels_last(tmp_path):
+    swin = BackboneConfig(timm="swinv2_tiny_window8_256", features="map", crop_blocks=1, image_size_px=32)
+    head = EmbeddingHeadConfig(96, aggregation=AggregationConfig("gem"))
+    model = tiny_geolocalizer(cells=None, offsets=None, backbone=swin, embeddings={"query": head})
+    images = model.load(tiny_image(0))[None]
+    found = exported(model, tmp_path).embed_images(images.numpy(), "query")
+    np.testing.assert_allclose(found, model.runner.embed_images(images, "query"), atol=1e-5)
+
+
+def test_a_rectangle(tmp_path):
+    tower = BackboneConfig(timm="test_resnet", features="map", image_size_px=32, crop_after="layer2")
+    head = EmbeddingHeadConfig(48, aggregation=AggregationConfig("gem"))
+    model = tiny_geolocalizer(cells=None, offsets=None, backbone=tower, embeddings={"query": head})
+    model.preprocess = replace(model.preprocess, image_size_px=(32, 48), resize="pad")
+    runner, images = exported(model, tmp_path), model.load(tiny_image(0))[None]
+    assert images.shape == (1, 3, 32, 48)
+    found = runner.embed_images(images.numpy(), "query")
+    np.testing.assert_allclose(found, model.runner.embed_images(images, "query"), atol=1e-5)
+    with pytest.raises(ConfigError, match="takes 32 x 48 pictures only, not 32 x 32"):
+        runner.embed_images(np.zeros((1, 3, 32, 32), np.float32), "query")
 
 
 def test_what_it_does_not_take(tmp_path):

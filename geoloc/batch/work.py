@@ -147,7 +147,7 @@ class LocalizeWork(_ModelWork):
         *,
         reference: str = "own",
         top_k: int = 5,
-        utility: str = "geoscore",
+        utility: str | None = None,
         max_precision_km: float | None = None,
         model_options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -70,13 +70,14 @@ def localize(
     batch_size: BatchSizeOption = 16,
     top_k: TopKOption = 5,
     utility: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="geoscore|median|within:25km",
             help="What the point shall maximise: the expected GeoScore, closeness to the truth, or the "
-            "chance to lie within so many km of it.",
+            "chance to lie within so many km of it. The model's own if none is named: geoscore, or within:0.025km "
+            "where its answers are places of references alone.",
         ),
-    ] = "geoscore",
+    ] = None,
     abstain_above_km: Annotated[
         float | None,
         typer.Option(metavar="KM", help="Mark predictions with a larger 90 % radius as abstained."),

@@ -66,7 +66,7 @@ class BatchLocalizer(Protocol):
         self,
         images: "list[Tensor]",
         *,
-        utility: str,
+        utility: str | None,
         top_k: int,
         abstain_above_km: float | None,
         max_precision_km: float | None,
@@ -137,7 +137,7 @@ class LocalizeOptions:
     Attributes:
         batch_size: images that go through the network together.
         top_k: number of candidates in a row.
-        utility: what the point should be good at: "geoscore", "median" or "within:25km".
+        utility: what the point should be good at: "geoscore", "median" or "within:25km"; None is the model's default.
         abstain_above_km: a larger 90 % radius makes the prediction abstain.
         max_precision_km: no place in a row is more exact than this, see `geoloc.localize.coarse`.
         truth_from_exif: add where the photo's EXIF says it was taken. The model never sees it.
@@ -148,7 +148,7 @@ class LocalizeOptions:
 
     batch_size: int = 16
     top_k: int = 5
-    utility: str = "geoscore"
+    utility: str | None = None
     abstain_above_km: float | None = None
     max_precision_km: float | None = None
     truth_from_exif: bool = False
@@ -160,7 +160,8 @@ class LocalizeOptions:
             raise ConfigError(f"top_k is {self.top_k}; expected 1 to {MAX_TOP_K}")
         if self.abstain_above_km is not None and not self.abstain_above_km > 0:
             raise ConfigError(f"abstain_above_km is {self.abstain_above_km}; expected a positive number")
-        Utility.parse(self.utility)
+        if self.utility is not None:
+            Utility.parse(self.utility)
         if self.max_precision_km is not None:
             CoarseGrid(self.max_precision_km)
             if self.truth_from_exif:

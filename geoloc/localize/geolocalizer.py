@@ -230,7 +230,7 @@ class Geolocalizer(PosteriorModel):
         *,
         reference: Reference = "own",
         merge: Merge = "mean",
-        utility: str | Utility = "geoscore",
+        utility: str | Utility | None = None,
         top_k: int = 5,
         abstain_above_km: float | None = None,
         max_precision_km: float | None = None,
@@ -244,7 +244,8 @@ class Geolocalizer(PosteriorModel):
                 None does without.
             merge: of several views: "mean" averages their features; "nearest" and "vote" search with each of
                 them and merge what they find.
-            utility: what the point should be good at: "geoscore", "median" or "within:25km".
+            utility: what the point should be good at: "geoscore", "median" or "within:25km"; None is the model's
+                `default_utility`.
             top_k: number of candidates to report, at least 1; there may be fewer.
             abstain_above_km: set `abstained` where the 90 % radius is larger.
             max_precision_km: answer on a grid no finer than this, in all parts of a prediction, see
@@ -256,7 +257,7 @@ class Geolocalizer(PosteriorModel):
             CheckpointError: the network gives numbers that are not finite.
             FingerprintMismatchError: the database was made with another model or quadtree.
         """
-        utility = Utility.parse(utility)
+        utility = self.default_utility if utility is None else Utility.parse(utility)
         retriever = self.retriever(reference)
         database = None if retriever is None else retriever.database
         asked = Asked(

@@ -22,10 +22,10 @@ from geoloc.localize.cells import cell_radius_km, points_in_cells
 from geoloc.localize.checkpoint import Exported, Saved
 from geoloc.localize.evidence import CellEvidence, Evidence
 from geoloc.localize.mixture import candidates_of, posterior_of
-from geoloc.localize.posterior import Posterior, choose_cells
+from geoloc.localize.posterior import Posterior, Utility, choose_cells
 from geoloc.localize.prediction import Candidate
 from geoloc.localize.retrieve import Retriever
-from geoloc.localize.weigh import RerankerConfig, Weigher
+from geoloc.localize.weigh import Weigher
 from geoloc.models.onnx.runner import OnnxRunner
 from geoloc.models.runner import HeadOutput, Runner
 from geoloc.reference.database import ReferenceDatabase
@@ -45,6 +45,7 @@ Reference = ReferenceDatabase | Literal["own"] | None
 
 CELL_MASS = 0.95  # the chosen cells hold this much of the posterior …
 MAX_CELLS = 32  # … or are this many
+RECOGNISED_KM = 0.025  # of a place, as the field counts it
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,29 @@ class PosteriorModel:
         return Reading(output, queries, merge)
 
     @property
+    def recognises_places(self) -> bool:
+        """Whether its answers are places of references alone, seen from the street or from above."""
+        config = self.runner.config
+        if config.cells is not None or config.regression is not None:
+            return False
+        return config.street_as_query or bool({"street", "aerial"} & config.embeddings.keys())
+
+    @property
+    def default_utility(self) -> Utility:
+        """What a point is good at unless something else is asked for.
+
+        The expected GeoScore; of a model that recognises places, being within the 25 m in which the field counts one
+        as recognised: a GeoScore hardly tells the best reference from the middle of its town.
+        """
+        return Utility("within", RECOGNISED_KM) if self.recognises_places else Utility("geoscore")
+
+    @cached_property
+    def _guessed_fusion(self) -> Weigher:
+        return Weigher.guessed(RECOGNISED_KM) if self.recognises_places else Weigher.guessed()
+
+    @property
     def _fusion(self) -> Reranker | Weigher:
-        return self.reranker or Weigher(RerankerConfig())
+        return self.reranker or self._guessed_fusion
 
     def evidence(
         self, reading: Reading, calibration: Calibration, retriever: Retriever | None, k: int | None = None

@@ -21,6 +21,7 @@ IntArray = NDArray[np.int64]
 
 # A reference at the very place of a query would make a kernel of no width infinitely likely: 5 m, as good as GPS is.
 LEAST_LOG_KERNEL_KM = float(np.log(0.005))
+GUESSED_KERNEL_KM = float(np.exp(3.0))  # about 20 km
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,27 @@ class Weigher:
 
     Args:
         config: its size.
-        parameters: as `RerankerConfig.shapes` names them; None is plain fusion with a guess at its scales.
+        parameters: as `RerankerConfig.shapes` names them.
     """
 
-    def __init__(
-        self, config: RerankerConfig, parameters: Mapping[str, NDArray[np.floating]] | None = None
-    ) -> None:
-        if parameters is None:
-            config, parameters = replace(config, hidden_dim=0), _FIRST_GUESS
+    def __init__(self, config: RerankerConfig, parameters: Mapping[str, NDArray[np.floating]]) -> None:
         self.config = config
         self.parameters = {name: np.asarray(values, np.float64) for name, values in parameters.items()}
+
+    @classmethod
+    def guessed(cls, kernel_km: float = GUESSED_KERNEL_KM) -> Weigher:
+        """Plain fusion with a guess at its scales, where none was fitted.
+
+        Args:
+            kernel_km: how far around a reference the photo may have been taken, one standard deviation.
+        """
+        guess = {
+            "similarity_scale": np.full(SOURCES, 20.0),
+            "similarity_bias": np.zeros(SOURCES),
+            "log_kernel_km": np.full(SOURCES, np.log(kernel_km)),
+            "gate_logit": np.zeros(()),
+        }
+        return cls(RerankerConfig(hidden_dim=0), guess)
 
     def plain(self) -> Weigher:
         """The same without the network over candidates: plain fusion as it was fitted."""
@@ -155,14 +167,6 @@ class Weigher:
         of = self.parameters
         hidden = _gelu(x @ of[f"{name}.0.weight"].T + of[f"{name}.0.bias"])
         return np.asarray(hidden @ of[f"{name}.2.weight"].T + of[f"{name}.2.bias"])
-
-
-_FIRST_GUESS: Mapping[str, FloatArray] = {
-    "similarity_scale": np.full(SOURCES, 20.0),
-    "similarity_bias": np.zeros(SOURCES),
-    "log_kernel_km": np.full(SOURCES, 3.0),
-    "gate_logit": np.zeros(()),
-}
 
 
 def _gelu(x: FloatArray) -> FloatArray:

@@ -11,6 +11,7 @@ from tiny import VIT, tiny_geolocalizer, tiny_image
 
 from geoloc.errors import ConfigError
 from geoloc.localize.geolocalizer import Geolocalizer
+from geoloc.localize.posterior import Utility
 from geoloc.localize.rerank import RerankerConfig
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, RegressionHeadConfig
 from geoloc.reference.database import ReferenceDatabase
@@ -109,6 +110,18 @@ def test_street_photos_are_embedded_by_the_head_of_the_query(tmp_path: Path) -> 
     prediction = model.localize(tiny_image(2), reference=database, places=False)
     best = max(prediction.candidates, key=lambda c: c.similarity or 0)
     assert (best.lat, best.lon) == pytest.approx(tuple(PLACES[2]), abs=1e-4)
+
+
+def test_the_point_is_the_place_that_was_recognised(tmp_path: Path) -> None:
+    model, database = saved_with_references(street_model(), tmp_path)
+    assert model.recognises_places
+    assert model.default_utility == Utility("within", 0.025)
+    for seed in range(3):
+        prediction = model.localize(tiny_image(seed), reference=database, places=False)
+        best = prediction.candidates[0]
+        assert haversine_km([prediction.lat, prediction.lon], [best.lat, best.lon]) < 0.01
+    assert not tiny_geolocalizer().recognises_places
+    assert tiny_geolocalizer().default_utility == Utility("geoscore")
 
 
 def test_without_references_it_is_refused(tmp_path: Path) -> None:

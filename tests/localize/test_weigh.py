@@ -75,7 +75,7 @@ def test_shapes_are_those_of_the_parameters():
 def test_without_parameters_it_is_the_first_guess_of_plain_fusion():
     evidence = made_up(0)
     expected = Reranker(RerankerConfig(hidden_dim=0)).weigh(evidence)
-    found = Weigher(RerankerConfig()).weigh(evidence)
+    found = Weigher.guessed().weigh(evidence)
     assert np.array_equal(found.weight, expected.weight)
     assert np.array_equal(found.cell_weight, expected.cell_weight)
 

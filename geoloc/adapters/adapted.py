@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoloc.errors import CheckpointError
 from geoloc.images.preprocess import Preprocess
@@ -65,7 +66,10 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def fill(network: GeoNetwork, state: dict[str, Tensor], origin: str) -> GeoNetwork:
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def fill(network: _Module, state: dict[str, Tensor], origin: str) -> _Module:
     """Give a network its tensors, all of them; in evaluation mode afterwards.
 
     Raises:

@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023; with registers: Darcet et al., 2024) as its authors name its tensors, as timm's towers.
+"""DINOv2 (Oquab et al., 2023; with registers: Darcet et al., 2024), in its authors' files or timm's, as timm's towers.
 
 A file has position embeddings for pictures of 518 px. For other sizes they are resampled as DINOv2 itself does it when
 it runs, which differs between towers without and with registers.
@@ -46,11 +46,14 @@ def read_dinov2(
         raise ConfigError(
             f"{file.origin} has a trunk {positions.shape[-1]} wide, and DINOv2's are {', '.join(map(str, _SIZES))}"
         )
+    is_timm = file.has(f"{prefix}reg_token")
     file.drop(f"{prefix}mask_token")  # of its training
     state = {_timm_name(name): tensor for name, tensor in file.take_all(prefix).items()}
     with_registers = "reg_token" in state
+    if with_registers and is_timm:  # where the class token has its position in itself
+        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
     resampled = resampled_positions(positions, image_size_px // PATCH_PX, with_registers=with_registers)
-    if with_registers:  # timm has the class token's position in the token itself
+    if with_registers:
         state["cls_token"] = state["cls_token"] + resampled[:, :1]
         resampled = resampled[:, 1:]
     state["pos_embed"] = resampled

@@ -14,12 +14,13 @@ from geoloc.adapters.osv5m import adapt_hub, adapt_training_checkpoint, is_train
 from geoloc.adapters.osv5m_heads import Classes
 from geoloc.adapters.osv5m_places import read_places
 from geoloc.adapters.place_recognition import adapt_place_recognition, is_place_recognition
+from geoloc.adapters.plonk import is_plonk
 from geoloc.adapters.registry import FILE_SUFFIXES, OSV5M_CELLS_SHA256, OSV5M_CELLS_URL, WEIGHTS
 from geoloc.adapters.statewide import adapt_statewide, is_statewide
 from geoloc.adapters.streetclip import MODEL_TYPE as CLIP_TYPE
 from geoloc.adapters.streetclip import adapt_images
 from geoloc.adapters.tensors import ForeignTensors
-from geoloc.errors import CheckpointError, NotFoundError
+from geoloc.errors import CheckpointError, ConfigError, NotFoundError
 from geoloc.hub.foreign import pinned
 from quadtree import Quadtree
 
@@ -38,6 +39,11 @@ def adapt(path: Path, options: Options) -> Adapted:
         NotFoundError: there is no such file, or something that it needs cannot be reached.
     """
     config = read_config(path / "config.json")
+    if is_plonk(config):
+        raise ConfigError(
+            f"{path} draws places, which a Geolocalizer does not: use "
+            "geoloc.localize.drawn.PlaceSampler.from_pretrained, or geoloc localize"
+        )
     if {"model", "transform"} <= config.keys():
         return adapt_hub(path, _osv5m_cells(options))
     if config.get("model_type") == MODEL_TYPE:

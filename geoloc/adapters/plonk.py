@@ -5,7 +5,8 @@ with the same network and the same names of tensors, so that a file does not tel
 
     sphere     Riemannian flow matching: Euler's steps, each brought back to the sphere
     space      flow matching in space around it: Euler's steps
-    diffusion  denoising: DDIM's steps (Song et al., 2021), its guess of the place kept in [-1, 1]
+    diffusion  denoising: DDIM's steps (Song et al., 2021), its guess of the place kept in [-1, 1]. On a GPU, PLONK
+               itself does it in half precision, and we do not.
 
 Guidance w (Ho & Salimans, 2022) makes the draws agree more with the photo: (1 + w) times what the network says of the
 photo, less w times what it says of none, which are features of 0.
@@ -13,8 +14,9 @@ photo, less w times what it says of none, which are features of 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,6 +34,11 @@ STEPS = 250
 _TIME_SCALE = 1000.0
 _SCHEDULE = (-7.0, 3.0)  # the piece of the sigmoid that the schedule follows
 _LEAST_SHARE = 1e-9
+
+
+def is_plonk(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is one of PLONK's, which say the network's sizes and nothing else."""
+    return {"input_dim", "cond_dim", "dim", "depth", "expansion"} <= config.keys()
 
 
 class PlonkField(nn.Module):
@@ -73,7 +80,11 @@ class PlonkField(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, points: Tensor, features: Tensor, share: Tensor) -> Tensor:
-        """(B, 3), (B, D), (B,) of the schedule, in [0, 1] -> (B, 3)."""
+        """(…, 3), (…, D), () of the schedule, in [0, 1] -> (…, 3).
+
+        Features broadcast against points: those of a photo, (B, 1, D), go with all its draws, (B, n, 3), and are read
+        once.
+        """
         given = self.cond_mapper(features) + self.time_embedder(share)
         x = self.initial_mapper(points)
         for block in self.blocks:
@@ -89,7 +100,7 @@ class PlonkField(nn.Module):
         both = self.forward(
             torch.cat([points, points]),
             torch.cat([features, torch.zeros_like(features)]),
-            torch.cat([share, share]),
+            share,
         )
         given, without = both.chunk(2)
         weighed: Tensor = (1 + guidance) * given - guidance * without
@@ -104,8 +115,8 @@ class _TimeEmbedder(nn.Module):
         self.map_time = nn.Sequential(nn.Linear(dim, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, share: Tensor) -> Tensor:
-        angles = torch.outer(share * _TIME_SCALE, self.encode_time.freqs)  # type: ignore[arg-type]
-        time = torch.cat([angles.cos(), angles.sin()], 1)
+        angles = share * _TIME_SCALE * self.encode_time.freqs  # type: ignore[operator]
+        time = torch.cat([angles.cos(), angles.sin()])
         time = (time - time.mean(-1, keepdim=True)) / time.std(-1, keepdim=True)
         embedded: Tensor = self.map_time(time)
         return embedded
@@ -135,13 +146,13 @@ def carried(
     guidance: float = 0.0,
     num_steps: int = STEPS,
 ) -> Tensor:
-    """Where noise is carried to: (B, 3) normal numbers, (B, D) -> (B, 3) points, of length 1 for "sphere" alone.
+    """Where noise is carried to: (B, …, 3) normal numbers, (B, …, D) -> (B, …, 3) points, of length 1 on the "sphere".
 
     Args:
         field: the network.
         kind: see the top of this file.
         start: one draw each.
-        features: of the photos.
+        features: of the photos; see `PlonkField.forward`.
         guidance: w, 0 for none.
         num_steps: more are nearer to what the network describes; PLONK takes 250.
 
@@ -149,13 +160,14 @@ def carried(
         ConfigError: features of another width, no steps, or a negative guidance.
     """
     if (
-        features.shape != (len(start), field.feature_dim)
+        features.shape[-1] != field.feature_dim
+        or features.ndim != start.ndim
         or num_steps < 1
         or not guidance >= 0
         or kind not in get_args(Kind)
     ):
         raise ConfigError(
-            f"a sampler is one of {', '.join(get_args(Kind))}, and this one takes (B, {field.feature_dim}) features, "
+            f"a sampler is one of {', '.join(get_args(Kind))}, and this one takes (…, {field.feature_dim}) features, "
             f"at least one step and a guidance of at least 0; found {kind}, {tuple(features.shape)}, {num_steps} and "
             f"{guidance}"
         )
@@ -165,7 +177,7 @@ def carried(
     lengths = of_place.diff().to(features)
     x = start.to(features)
     for (now, following), length in zip(pairwise(moments.to(features)), lengths, strict=True):
-        says = field.guided(x, features, now[0].expand(len(x)), guidance)
+        says = field.guided(x, features, now[0], guidance)
         if kind == "diffusion":
             place = ((x - now[2] * says) / now[1]).clamp(-1, 1)
             noise = (x - now[1] * place) / now[2]
@@ -178,7 +190,7 @@ def carried(
 
 
 def to_latlon_deg(points: Tensor) -> Tensor:
-    """Points as PLONK reads them, (B, 3) -> (B, 2) degrees.
+    """Points as PLONK reads them, (…, 3) -> (…, 2) degrees.
 
     The latitude is the arcsine of the third number, whatever the point's length. Where that is beyond 1, PLONK has none
     (a NaN), and ours is the pole.
@@ -224,7 +236,7 @@ def log_density(
         rising = torch.sigmoid(first + now * (last - first))
         pace = float(-(last - first) * rising * (1 - rising) / spread)
         with torch.enable_grad():
-            moves = field.guided(points, given, schedule(now).to(given).expand(n), guidance)
+            moves = field.guided(points, given, schedule(now).to(given), guidance)
             # Rows do not depend on each other, so the sum's gradient is every row's own.
             parts = [
                 torch.autograd.grad(moves[:, axis].sum(), points, retain_graph=True)[0][:, axis]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Gives = Literal["coordinates", "places of a gallery", "countries and cities", "embeddings", "nothing yet"]
+Gives = Literal["coordinates", "places of a gallery", "countries and cities", "embeddings", "draws of places"]
 
 OSV5M_CELLS_URL: Final = (
     "https://raw.githubusercontent.com/gastruc/osv5m/4e6075387ecde4255410785ffb83830c9aa099f6/"
@@ -23,6 +23,9 @@ WEIGHTS: Final = (
 )  # of a repository on the Hub, the first that there is
 FILE_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # of files of tensors
 
+# DINOv2 ViT-L/14 with registers, which its authors publish outside the Hub; its file or this one.
+DINOV2_L14_REGISTERS: Final = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
+STREETCLIP: Final = "geolocal/StreetCLIP"
 CLIP_L14: Final = "openai/clip-vit-large-patch14"
 CLIP_TOWER_FILES: Final = ("config.json", "model.safetensors")
 
@@ -65,6 +68,27 @@ class PublishedModel:
     def is_fetched(self) -> bool:
         """Whether its name is that of a repository on the Hub that `from_pretrained` fetches."""
         return bool(self.files)
+
+
+def _plonk(data: str, suffix: str, how: str) -> PublishedModel:
+    name, is_street = f"nicolas-dufour/PLONK_{data}{suffix}", data == "OSV_5M"
+    tower = f"{STREETCLIP} (CC-BY-NC 4.0)" if is_street else f"{DINOV2_L14_REGISTERS} (Apache-2.0)"
+    shortest = "336 px, shorter side bicubic, centre; CLIP mean and std"
+    square = "336 px, the centre's square, bicubic; ImageNet mean and std"
+    numbers = {"PLONK_OSV_5M": "GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)"}
+    return PublishedModel(
+        name=name,
+        gives="draws of places",
+        weights=f"Hub: {name} (not pinned: give revision=); image tower, Hub: {tower} (not pinned)",
+        code_licence="MIT",
+        weights_licence="MIT, as its code writes its page; the image tower's is its own",
+        pictures=shortest if is_street else square,
+        numbers=numbers.get(name.partition("/")[2], "its paper (Dufour et al., CVPR 2025)"),
+        adapter="plonk",
+        files=("config.json", "model.safetensors"),
+        how=f"{how}. geoloc.localize.drawn.PlaceSampler.from_pretrained, or geoloc localize --model; tower= the image "
+        "tower's files. Its predictions are not calibrated. Not for the search of references",
+    )
 
 
 MODELS: Final[tuple[PublishedModel, ...]] = (
@@ -119,7 +143,7 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         how="tower= a folder with the image tower, else it is fetched, too",
     ),
     PublishedModel(
-        name="geolocal/StreetCLIP",
+        name=STREETCLIP,
         gives="countries and cities",
         weights="Hub: geolocal/StreetCLIP (not pinned: give revision=)",
         code_licence="none published",
@@ -212,17 +236,14 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
         files=("weights/last.safetensors",),
         how="or by the path of its trainer's or database's file; aerial references have 4 views, 0.2 to 1.6 m a pixel",
     ),
-    PublishedModel(
-        name="PLONK",
-        gives="nothing yet",
-        weights="Hub: nicolas-dufour/PLONK_YFCC, PLONK_OSV_5M, PLONK_iNaturalist, also _flow and _diffusion",
-        code_licence="MIT",
-        weights_licence="by their pages; the OSV-5M ones need StreetCLIP's tower (CC-BY-NC 4.0)",
-        pictures="YFCC and iNaturalist: 336 px for DINOv2 ViT-L/14 with registers; OSV-5M: StreetCLIP's",
-        numbers="GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)",
-        adapter="plonk",
-        how="not read by from_pretrained: it draws places, and geoloc has no head that draws. "
-        "geoloc.adapters.plonk has its samplers and likelihood for features that are there",
+    *(
+        _plonk(data, suffix, how)
+        for data in ("YFCC", "OSV_5M", "iNaturalist")
+        for suffix, how in (
+            ("", "a flow on the sphere; also log_density"),
+            ("_flow", "a flow in space, its paper's baseline"),
+            ("_diffusion", "denoising in space, its paper's baseline"),
+        )
     ),
 )
 

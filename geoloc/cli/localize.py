@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -21,14 +21,15 @@ from geoloc.cli.models import (
     QueryOption,
     ReferenceOption,
     TopKOption,
+    check_device,
     load_model,
 )
 from geoloc.errors import BadImageError, ConfigError
 
 if TYPE_CHECKING:
     from geoloc.images.query import QueryMode
-    from geoloc.localize.batch import LocalizeJob
-    from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.batch import Asking, LocalizeJob
+    from geoloc.localize.drawn import PlaceSampler
     from geoloc.localize.output import Row
     from geoloc.view.map_html import MapPoint
 
@@ -106,7 +107,7 @@ def localize(
     130 interrupted.
     """
     from geoloc.images.query import check_query_mode
-    from geoloc.localize.batch import Asking, LocalizeJob, LocalizeOptions, check_output, open_reference
+    from geoloc.localize.batch import LocalizeJob, LocalizeOptions, check_output
     from geoloc.localize.inputs import find_images
 
     # All that can be refused is refused before a model is loaded.
@@ -129,8 +130,7 @@ def localize(
     images = find_images(paths, sys.stdin.buffer if "-" in paths else ())
     job: LocalizeJob | None = None
     try:
-        geolocalizer = load_model(model, device, threads, said)
-        asking = Asking(geolocalizer, cast("QueryMode", query), open_reference(reference))
+        asking = _load(model, query, reference, device, threads, said)
         with LocalizeJob(
             asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
         ) as job:
@@ -138,14 +138,14 @@ def localize(
             took_s = _run(job, quiet)
             summary = _Summary(job.rows())
             if map_path is not None:
-                _write_map(map_path, job, geolocalizer, summary)
+                _write_map(map_path, job, asking, summary)
             job.finish()
             if not quiet and (len(images) <= FEW_IMAGES or (output is None and map_path is None)):
                 _print_table(job.rows(), truth=truth_from_exif)
     except KeyboardInterrupt:
         say(f"interrupted{_ways_on(job, output)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    facts = [f"{count(len(images), 'image')} localised with {geolocalizer.name}"]
+    facts = [f"{count(len(images), 'image')} localised with {asking.name}"]
     if was_complete:
         facts = [f"already complete: {count(len(images), 'image')}"]
     elif num_before:
@@ -155,6 +155,34 @@ def localize(
     say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _load(
+    name: str, query: str, reference: str, device: str, num_threads: int | None, options: dict[str, Any]
+) -> "Asking | PlaceSampler":
+    """The model and how it is asked, or one that draws places.
+
+    Raises:
+        ConfigError: a model that draws was asked for more than it has.
+    """
+    from geoloc.localize.batch import Asking, open_reference
+    from geoloc.localize.published import draws_places
+
+    if not draws_places(name):
+        geolocalizer = load_model(name, device, num_threads, options)
+        return Asking(geolocalizer, cast("QueryMode", query), open_reference(reference))
+    if query != "central_crop" or reference not in ("own", "none"):
+        raise ConfigError(
+            f"{name!r} draws places from one picture, and searches no references: leave --query and --reference out"
+        )
+    if others := [option for option in options if option != "tower"]:
+        raise ConfigError(
+            f"{name!r} draws places, and has no option {others[0]!r}: it takes tower=PATH alone"
+        )
+    from geoloc.localize.drawn import PlaceSampler
+
+    check_device(device)
+    return PlaceSampler.from_pretrained(name, device=device, num_threads=num_threads, **options)
 
 
 def _run(job: "LocalizeJob", quiet: bool) -> float:
@@ -243,7 +271,7 @@ def _print_table(rows: "Iterable[Row]", *, truth: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
-def _write_map(path: Path, job: "LocalizeJob", model: "Geolocalizer", summary: _Summary) -> None:
+def _write_map(path: Path, job: "LocalizeJob", model: "Asking | PlaceSampler", summary: _Summary) -> None:
     from geoloc.view.map_html import write_map
 
     num_shown = min(len(job.images), MAX_MAP_IMAGES)

@@ -37,6 +37,6 @@ def models(
                 )
         return
     for bundled in bundled_names():
-        say(f"{bundled:38}{'coordinates':22}comes with geoloc")
+        say(f"{bundled:44}{'coordinates':22}comes with geoloc")
     for model in chosen:
-        say(f"{model.name:38}{model.gives:22}{model.weights_licence}")
+        say(f"{model.name:44}{model.gives:22}{model.weights_licence}")

@@ -20,7 +20,7 @@ from geoloc.images.resize import resize_u8
 if TYPE_CHECKING:
     import torch
 
-Resize = Literal["shortest", "squash", "pad", "native"]
+Resize = Literal["shortest", "squash", "crop", "pad", "native"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 # A picture one pixel high and millions wide would be resized to gigabytes of which only the centre is kept.
@@ -37,9 +37,10 @@ class Preprocess:
     Attributes:
         image_size_px: side S of the square input, or height and width of a rectangle.
         resize: "shortest" makes the picture cover the input, so that of a square the shorter side becomes S, and cuts
-            out the centre; "squash" brings both sides to the input's; "pad" makes the whole picture fit and puts it in
-            the middle of black; "native" leaves a picture as it is (up to `MAX_NATIVE_SIDE_PX`), for networks that take
-            any shape: then `image_size_px` is for what needs a size, such as aerial views.
+            out the centre; "squash" brings both sides to the input's; "crop" cuts the largest piece of the input's
+            shape out of the centre and brings that to its size; "pad" makes the whole picture fit and puts it in the
+            middle of black; "native" leaves a picture as it is (up to `MAX_NATIVE_SIDE_PX`), for networks that take any
+            shape: then `image_size_px` is for what needs a size, such as aerial views.
         interpolation: of the resize; always with antialiasing.
         mean: subtracted per channel, in RGB order, after scaling to [0, 1].
         std: divided by per channel, afterwards.
@@ -185,6 +186,8 @@ class Preprocess:
             image = _cut_centre(
                 image, min(image.shape[0], max(1, tallest)), min(image.shape[1], max(1, widest))
             )
+        elif self.resize == "crop":
+            image = _cut_centre(image, *_fitting(height, width, image.shape[0], image.shape[1]))
         resized = resize_u8(image, *self._resized_hw(image.shape[0], image.shape[1]), self.interpolation)
         if self.resize == "pad":
             return self._normalise(_on_black(resized, height, width))
@@ -221,7 +224,7 @@ class Preprocess:
         return out
 
     def _resized_hw(self, height: int, width: int) -> tuple[int, int]:
-        if self.resize == "squash":
+        if self.resize in ("squash", "crop"):
             return self.size_hw
         return (_fitting if self.resize == "pad" else _covering)(height, width, *self.size_hw)
 

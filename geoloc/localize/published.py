@@ -24,6 +24,21 @@ if TYPE_CHECKING:
     from geoloc.adapters.adapted import Adapted
 
 
+def draws_places(name: str | Path) -> bool:
+    """Whether a name is that of a model, published or in a folder here, which a `PlaceSampler` loads."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not is_foreign(folder):
+            return False
+        # Here, since they need torch, which an exported model does without.
+        from geoloc.adapters.formats import read_config
+        from geoloc.adapters.plonk import is_plonk
+
+        return is_plonk(read_config(folder / "config.json"))
+    published = find_published(str(name))
+    return published is not None and published.gives == "draws of places"
+
+
 def read_model(
     name: str | Path,
     revision: str | None = None,
@@ -46,6 +61,11 @@ def read_model(
         As `Geolocalizer.from_pretrained`.
     """
     said = _checked(options or {})
+    if (published := find_published(str(name))) is not None and published.gives == "draws of places":
+        raise ConfigError(
+            f"{published.name} draws places, which a Geolocalizer does not: use "
+            "geoloc.localize.drawn.PlaceSampler.from_pretrained, or geoloc localize"
+        )
     path = path_of(name, revision, subfolder)
     if path.is_file() or _is_of_others(path):
         return _read_foreign(str(name), path, said, device, num_threads)

@@ -23,7 +23,7 @@ def field(**change: torch.Tensor) -> PlonkField:
 
 def test_the_same_field_as_the_peer() -> None:
     assert digest(state_of(MADE["tensors"], 1.2)) == MADE["sha256"]
-    moves = field()(START, FEATURES, torch.full((5,), 0.3))
+    moves = field()(START, FEATURES, torch.tensor(0.3))
     np.testing.assert_allclose(moves, MADE["flow"], rtol=0, atol=1e-5)
 
 

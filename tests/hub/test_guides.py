@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import typer
-from hub_server import HubServer
+from hub_server import HubServer, Repository
 from PIL import Image
 from tiny import tiny_geolocalizer, tiny_image
+from tiny_plonk import plonk_files, street_files
 
 from geoloc import Geolocalizer, ReferenceDatabase, cli
 from geoloc.localize.coarse import CoarseGrid
@@ -87,7 +88,15 @@ def test_use_a_published_model(hub: HubServer, model: Geolocalizer, database: Re
         ("quadtree.csv", "quadtree_10_1000.csv"),
     ):
         Path(called).symlink_to(OSV5M / name)
+    for name, files in (
+        ("nicolas-dufour/PLONK_OSV_5M", plonk_files()),
+        ("geolocal/StreetCLIP", street_files()),
+    ):
+        hub.repositories["model", name] = Repository()
+        hub.repositories["model", name].commit(files, "published")
     names = run("use-a-published-model.md", commit=commit, labelled=labelled)
+    assert names["latlon_deg"].shape == (1, 64, 2)
+    assert np.isfinite(names["log_density"]).all()
     assert names["cells"].quadtree is not None
     assert names["pinned"].embedding_fingerprint == model.embedding_fingerprint
     assert names["model"].calibration.num_images == 20

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from geoloc.geo.places import Place
 
 
+CITY_KM = 25.0  # what the field calls the right city
+
+
 @dataclass(frozen=True)
 class Asked:
     """What an answer shall be.
@@ -33,6 +36,7 @@ class Asked:
         max_precision_km: answer on a grid no finer than this, see `geoloc.localize.coarse`; then `place` is a region.
         places: look up the nearest city's name.
         model: what an error calls the model.
+        near_km: without cells, the probability of a prediction is that of lying so near to its point.
 
     Raises:
         ConfigError: an option that is impossible, or abstaining without calibration.
@@ -45,6 +49,7 @@ class Asked:
     max_precision_km: float | None = None
     places: bool = True
     model: str = ""
+    near_km: float = CITY_KM
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -64,7 +69,7 @@ class Asked:
         self,
         posteriors: Sequence[Posterior],
         candidates: Sequence[Sequence[Candidate]],
-        best_cells: Sequence[tuple[str, float]],
+        best_cells: Sequence[tuple[str, float | None]],
         quadtree: Quadtree | None = None,
     ) -> list[Prediction]:
         """The answer to each image.
@@ -72,7 +77,7 @@ class Asked:
         Args:
             posteriors: of the images.
             candidates: of each, best first.
-            best_cells: path and probability of each one's most probable cell; ("", …) without cells.
+            best_cells: path and probability of each one's most probable cell; ("", None) without cells.
             quadtree: of the model; None without cells.
         """
         grid = None if self.max_precision_km is None else CoarseGrid(self.max_precision_km)
@@ -80,6 +85,8 @@ class Asked:
         for posterior, ranked, (path, probability) in zip(posteriors, candidates, best_cells, strict=True):
             unit = posterior.point(self.utility)
             lat, lon = unit_to_latlon(unit).tolist()
+            if probability is None:
+                probability = posterior.probability_within(unit, self.near_km)
             radii_km = posterior.radii_km(unit, list(self.levels.values()))
             prediction = Prediction(
                 lat=lat,

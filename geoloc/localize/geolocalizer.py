@@ -20,11 +20,11 @@ from geoloc.hub.card import Source
 from geoloc.hub.push import Pushed, PushOptions
 from geoloc.images.decode import ImageSource
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode
-from geoloc.localize.answer import Asked
+from geoloc.localize.answer import CITY_KM, Asked
 from geoloc.localize.calibrate import Calibration
 from geoloc.localize.checkpoint import Checkpoint, Saved, write_checkpoint
 from geoloc.localize.posterior import Utility
-from geoloc.localize.posterior_model import Images, LabelledBatch, PosteriorModel, Reference
+from geoloc.localize.posterior_model import RECOGNISED_KM, Images, LabelledBatch, PosteriorModel, Reference
 from geoloc.localize.prediction import Prediction
 from geoloc.localize.publish import push_checkpoint
 from geoloc.localize.published import read_model
@@ -268,6 +268,7 @@ class Geolocalizer(PosteriorModel):
             max_precision_km,
             places,
             repr(self.name) + ("" if database is None else f" with the references in {database.folder}"),
+            near_km=RECOGNISED_KM if self.recognises_places else CITY_KM,
         )
         reading = self.read(images, embed=retriever is not None, merge=merge)
         posteriors, candidates = self.posteriors_of(reading, self.calibration, retriever, top_k)

@@ -3,7 +3,7 @@
     id                          the image, unique in its table
     latitude, longitude         degrees on WGS84; empty for an image that failed
     place, country_code         the nearest city, "Lund, Skane, SE", and its ISO 3166-1 alpha-2 code
-    cell_path, probability      of the most probable cell
+    cell_path, probability      of the most probable cell; see `Prediction` for models without cells
     radius_50_km, radius_90_km  the circles that hold the truth so often; empty without calibration
     abstained                   the 90 % radius exceeds the user's limit: do not rely on the point
     error                       why there is no prediction; empty for an image that did not fail

@@ -178,6 +178,8 @@ class Posterior:
         median's; Fletcher et al. 2009), each step towards the mean of what pulls, and the best place seen
         wins. For "within" only the atoms count: background points have no density.
         """
+        if len(self.cloud_unit) == POINTS_PER_ATOM:  # one atom alone: its middle is best at everything
+            return self.unit[0]
         unit, weight, scale_km = self.cloud_unit, self.cloud_weight, np.zeros(1)
         if utility.kind == "within":
             unit, weight, scale_km = self.unit, self.weight, self.scale_km
@@ -228,6 +230,14 @@ class Posterior:
     def mass_within(self, unit: FloatArray, radius_km: float) -> float:
         """The posterior's mass in the circle around a point, in [0, 1]; (3,) -> ()."""
         return float(np.interp(radius_km, *self._mass_curve(unit)))
+
+    def probability_within(self, unit: FloatArray, radius_km: float) -> float:
+        """The chance that the truth is so near to a point, in [0, 1]; (3,) -> ().
+
+        As `mass_within`, but of the atoms' kernels themselves: circles may be far smaller than a kernel.
+        """
+        mass = mass_in_disc(distance_km(unit[None], self.unit)[0], self.scale_km, np.float64(radius_km))
+        return min(1.0, float(mass @ self.weight))
 
     def radii_km(self, unit: FloatArray, masses: list[float]) -> list[float]:
         """The circles around a point that hold these masses: the inverse of `mass_within`."""

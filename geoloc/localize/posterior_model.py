@@ -368,11 +368,11 @@ class PosteriorModel:
             [candidates_of(evidence, weighed, q, top_k, self._paths, keys) for q in queries],
         )
 
-    def _best_cell(self, reading: Reading, b: int) -> tuple[str, float]:
-        """Path and probability of an image's most probable cell."""
+    def _best_cell(self, reading: Reading, b: int) -> tuple[str, float | None]:
+        """Path and probability of an image's most probable cell; nothing without cells."""
         logits = reading.output.cell_logits
         if logits is None:
-            return "", 1.0
+            return "", None
         row = log_softmax(logits[b].astype(np.float64) / self.calibration.temperature)
         best = int(row.argmax())
         return self._paths[best], float(np.exp(row[best]))

@@ -77,8 +77,9 @@ class Prediction:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
         cell_path: the most probable cell, digits from the root of the quadtree; "" for a model without cells.
-        probability: of that cell, after temperature; 1.0 for a model without cells; of a model that draws places, the
-            share of its draws that lie within 25 km of the point.
+        probability: of that cell, after temperature. Of a model without cells, that the place lies within 25 km of the
+            point, or within 25 m for one that recognises places; of one that draws places, the share of its draws
+            within 25 km. Not calibrated there, and so no more than what the references' similarities say.
         candidates: the most probable places, best first.
         radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out
             data like the model's own ({50: …, 90: …}); empty for a model without calibration.

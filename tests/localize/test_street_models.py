@@ -120,6 +120,8 @@ def test_the_point_is_the_place_that_was_recognised(tmp_path: Path) -> None:
         prediction = model.localize(tiny_image(seed), reference=database, places=False)
         best = prediction.candidates[0]
         assert haversine_km([prediction.lat, prediction.lon], [best.lat, best.lon]) < 0.01
+        # A kernel holds 1 - exp(-1/2) of its mass within its own width; the other places are far away.
+        assert prediction.probability == pytest.approx(best.probability * -np.expm1(-0.5), abs=0.01)
     assert not tiny_geolocalizer().recognises_places
     assert tiny_geolocalizer().default_utility == Utility("geoscore")
 

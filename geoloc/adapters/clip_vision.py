@@ -18,9 +18,15 @@ from torch import Tensor
 
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import ConfigError
+from geoloc.images.preprocess import Preprocess
 from geoloc.models.config import BackboneConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pictures(image_size_px: int) -> Preprocess:
+    """The pictures that transformers' CLIPProcessor makes: shorter side bicubic, centre, CLIP's mean and std."""
+    return Preprocess(image_size_px=image_size_px, mean=CLIP_MEAN, std=CLIP_STD, floors_centre=True)
 
 
 @dataclass(frozen=True)

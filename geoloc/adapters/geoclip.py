@@ -23,13 +23,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from geoloc.adapters.adapted import Adapted, Gallery, digest_of, fill
-from geoloc.adapters.clip_vision import CLIP_MEAN, CLIP_STD, find_clip_vision, read_clip_vision
+from geoloc.adapters.clip_vision import clip_pictures, find_clip_vision, read_clip_vision
 from geoloc.adapters.options import Options
 from geoloc.adapters.registry import CLIP_L14, CLIP_TOWER_FILES
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError
 from geoloc.hub.foreign import foreign
-from geoloc.images.preprocess import Preprocess
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import EmbeddingHeadConfig, NetworkConfig
 from geoloc.models.network import GeoNetwork
@@ -108,7 +107,7 @@ def _adapt(file: ForeignTensors, gallery: Path, tower: Path) -> Adapted:
         provenance="GeoCLIP's gallery, of MP-16 (Flickr)",
         licence="MIT",
     )
-    return Adapted(network, Preprocess(image_size_px=size, mean=CLIP_MEAN, std=CLIP_STD), gallery=places)
+    return Adapted(network, clip_pictures(size), gallery=places)
 
 
 def _read_gallery(path: Path) -> NDArray[np.float64]:

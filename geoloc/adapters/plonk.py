@@ -244,8 +244,8 @@ def log_density(
             ]
         divergence = torch.stack(parts).sum(0)
         both = torch.cat([moves.detach().reshape(-1), divergence]) * pace
-        return np.asarray(both.double().cpu().numpy())
+        return np.asarray(both.cpu().double().numpy())
 
-    begin = np.concatenate([places.double().cpu().numpy().reshape(-1), np.zeros(n)])
+    begin = np.concatenate([places.cpu().double().numpy().reshape(-1), np.zeros(n)])
     end = solve_ivp(slope, (0.0, 1.0), begin, method="RK45", rtol=tolerance, atol=tolerance).y[:, -1]
     return np.asarray(end[3 * n :] - np.log(4 * np.pi))

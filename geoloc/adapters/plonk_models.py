@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from geoloc.adapters.adapted import fill
-from geoloc.adapters.clip_vision import CLIP_MEAN, CLIP_STD, find_clip_vision, read_clip_vision
+from geoloc.adapters.clip_vision import clip_pictures, find_clip_vision, read_clip_vision
 from geoloc.adapters.dinov2 import read_dinov2
 from geoloc.adapters.formats import weights_of
 from geoloc.adapters.place_recognition import IMAGENET_MEAN, IMAGENET_STD
@@ -131,4 +131,4 @@ def _streetclip(tower: str | Path | None) -> tuple[BackboneConfig, dict[str, Ten
     file.finish()
     assert config.custom is not None
     size = int(config.custom["vision_cfg"]["image_size"])
-    return config, state, Preprocess(image_size_px=size, mean=CLIP_MEAN, std=CLIP_STD)
+    return config, state, clip_pictures(size)

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from geoloc.adapters.adapted import Adapted, fill
-from geoloc.adapters.clip_vision import BLOCK, CLIP_MEAN, CLIP_STD, find_clip_vision, read_clip_vision
+from geoloc.adapters.clip_vision import BLOCK, clip_pictures, find_clip_vision, read_clip_vision
 from geoloc.adapters.options import Options
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError
-from geoloc.images.preprocess import Preprocess
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import EmbeddingHeadConfig, NetworkConfig
 from geoloc.models.network import GeoNetwork
@@ -61,7 +60,7 @@ def adapt_both(folder: Path, options: Options) -> tuple[Adapted, Texts]:
     network = GeoNetwork(config, Backbone(backbone, load_pretrained=False))
     fill(network, {f"backbone.{name}": tensor for name, tensor in state.items()}, file.origin)
     size = int(backbone.custom["vision_cfg"]["image_size"])
-    return Adapted(network, Preprocess(image_size_px=size, mean=CLIP_MEAN, std=CLIP_STD)), texts
+    return Adapted(network, clip_pictures(size)), texts
 
 
 def _read_texts(file: ForeignTensors, config: dict[str, Any]) -> Texts:

@@ -45,6 +45,8 @@ class Preprocess:
         mean: subtracted per channel, in RGB order, after scaling to [0, 1].
         std: divided by per channel, afterwards.
         aerial_size_px: side of aerial views, where it is not that of photos.
+        floors_centre: where the centre lies between two pixels, the window lies to the left and above, as transformers'
+            processors have it, and not where torchvision's rounding to even numbers puts it.
 
     Raises:
         ConfigError: a value that is impossible.
@@ -56,6 +58,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     aerial_size_px: int | None = None
+    floors_centre: bool = False
 
     def __post_init__(self) -> None:
         size: Any = self.image_size_px
@@ -78,6 +81,8 @@ class Preprocess:
             object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
         if min(self.std) <= 0:
             raise ConfigError(f"preprocess.std must be positive, not {list(self.std)}")
+        if not isinstance(self.floors_centre, bool):
+            raise ConfigError(f"preprocess.floors_centre must be true or false, not {self.floors_centre!r}")
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -118,6 +123,8 @@ class Preprocess:
             values["image_size_px"] = list(self.image_size_px)
         if self.aerial_size_px is None:  # as before there was such a key: digests stay what they are
             del values["aerial_size_px"]
+        if not self.floors_centre:  # likewise
+            del values["floors_centre"]
         return values
 
     @classmethod
@@ -191,7 +198,7 @@ class Preprocess:
         resized = resize_u8(image, *self._resized_hw(image.shape[0], image.shape[1]), self.interpolation)
         if self.resize == "pad":
             return self._normalise(_on_black(resized, height, width))
-        return self._normalise(_cut_centre(resized, height, width))
+        return self._normalise(_cut_centre(resized, height, width, floors=self.floors_centre))
 
     def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> NDArray[np.float32]:
         """The whole image in its own shape, (3, h, w) float32, for networks that take any.
@@ -284,10 +291,12 @@ def _on_black(image_hwc: NDArray[np.uint8], height: int, width: int) -> NDArray[
     return found
 
 
-def _cut_centre(image_hwc: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """The central window of an image; an odd pixel goes where torchvision puts it."""
-    top = round((image_hwc.shape[0] - height) / 2)
-    left = round((image_hwc.shape[1] - width) / 2)
+def _cut_centre(
+    image_hwc: NDArray[np.uint8], height: int, width: int, *, floors: bool = False
+) -> NDArray[np.uint8]:
+    """The central window of an image; an odd pixel goes where torchvision puts it, or to the right and below."""
+    top, left = (image_hwc.shape[0] - height) / 2, (image_hwc.shape[1] - width) / 2
+    top, left = (math.floor(top), math.floor(left)) if floors else (round(top), round(left))
     return image_hwc[top : top + height, left : left + width]
 
 

@@ -108,6 +108,7 @@ class PlaceSampler:
         published_as: str | None = None,
         revision: str | None = None,
         drawing: Drawing | None = None,
+        calibration: Calibration | None = None,
         device: Any = "cpu",
         num_threads: int | None = None,
     ) -> PlaceSampler:
@@ -121,6 +122,7 @@ class PlaceSampler:
             published_as: of a folder, which of these models it holds; None is the folder's own name.
             revision: of the Hub's repository.
             drawing: how places are drawn, if not told otherwise.
+            calibration: that `calibrate` returned for such a drawing.
             device: where its tensors go, as torch names it.
             num_threads: CPU threads of all of torch; None leaves it to the library.
 
@@ -134,7 +136,7 @@ class PlaceSampler:
         folder = Path(name).expanduser()
         variant = variant_of(published_as or (folder.resolve().name if folder.is_dir() else str(name)))
         model = adapt_plonk(path_of(name, revision, ""), variant, tower)
-        return cls(str(name), model, drawing, None, device)
+        return cls(str(name), model, drawing, calibration, device)
 
     @cached_property
     def _weights_digest(self) -> str:
@@ -300,7 +302,7 @@ class PlaceSampler:
             raise CheckpointError(
                 f"the model {self.name!r} draws places that are not finite: its weights are damaged; fetch it again"
             )
-        return validate_latlon_deg(to_latlon_deg(points.double().cpu()).numpy())
+        return validate_latlon_deg(to_latlon_deg(points.cpu().double()).numpy())
 
 
 def posterior_of_draws(unit: FloatArray) -> Posterior:

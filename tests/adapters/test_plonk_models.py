@@ -101,7 +101,7 @@ def test_pictures_and_kinds(folder: Path) -> None:
     yfcc, osv = adapted(folder, NAMES[0]), adapted(folder, NAMES[1])
     assert (yfcc.kind, yfcc.preprocess.image_size_px, yfcc.preprocess.resize) == ("sphere", 336, "crop")
     assert yfcc.preprocess.mean == (0.485, 0.456, 0.406)
-    assert (osv.kind, osv.preprocess.resize) == ("space", "shortest")
+    assert (osv.kind, osv.preprocess.resize, osv.preprocess.floors_centre) == ("space", "shortest", True)
     assert osv.preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
     assert len(VARIANTS) == 9
     published = [model.name for model in MODELS if model.adapter == "plonk"]

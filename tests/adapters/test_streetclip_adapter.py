@@ -62,6 +62,7 @@ def test_its_image_side_is_an_embedding(folder: Path) -> None:
     model = Geolocalizer.from_pretrained(folder)
     assert model.embedding_dim == 16
     assert model.preprocess.image_size_px == 28
+    assert model.preprocess.floors_centre
 
 
 def test_the_activation_matters_and_tensors_are_counted(folder: Path, tmp_path: Path) -> None:

@@ -168,6 +168,17 @@ def test_aerial_views_are_squares_of_their_own():
     np.testing.assert_array_equal(clip(224).of_aerial(patch), clip(224)(patch))
 
 
+@pytest.mark.parametrize(("width", "first"), [(38, 5), (39, 5), (40, 6), (41, 6), (43, 7), (28, 0)])
+def test_transformers_leaves_an_odd_pixel_to_the_right(width, first):
+    """Its processors floor half of what is cut off; torchvision rounds it to an even number: 6 of 11, and 8 of 15."""
+    image = np.broadcast_to(np.arange(width, dtype=np.uint8)[None, :, None], (28, width, 3))
+    ours = grey_levels(clip(28, floors_centre=True)(np.ascontiguousarray(image)))
+    np.testing.assert_allclose(ours[0, 0], np.arange(first, first + 28), atol=1e-3)
+    values = clip(28, floors_centre=True).to_dict()
+    assert Preprocess.from_dict(values).floors_centre
+    assert "floors_centre" not in clip(28).to_dict()
+
+
 def test_normalisation_by_hand():
     levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     expected = ((levels / 255.0 - MEAN) / STD).transpose(2, 0, 1)
@@ -303,6 +314,7 @@ def test_defaults_and_frozen():
             r"preprocess\.interpolation must be one of bicubic, bilinear, not 'nearest'",
         ),
         ({"interpolation": ["bicubic"]}, r"preprocess\.interpolation must be one of"),
+        ({"floors_centre": 1}, r"preprocess\.floors_centre must be true or false, not 1"),
         ({"mean": [0.5, 0.5]}, r"preprocess\.mean must be three finite numbers"),
         ({"mean": "abc"}, r"preprocess\.mean must be three finite numbers, not 'abc'"),
         ({"std": [0.1, float("nan"), 0.1]}, r"preprocess\.std must be three finite numbers"),

@@ -116,10 +116,7 @@ def _adapt(
     cells = (None, None) if tree is None else (tree.bounds_deg, tree.center_latlon_deg)
     network = GeoNetwork(NetworkConfig(backbone=tower.config, **heads.configs), backbone, *cells)
     fill(network, tower.state | heads.state, file.origin)
-    size = backbone.preprocess_defaults.size_px
-    return Adapted(
-        network, preprocess or Preprocess(image_size_px=size, mean=tower.mean, std=tower.std), tree
-    )
+    return Adapted(network, preprocess or tower.preprocess, tree)
 
 
 def _merge_lora(file: ForeignTensors, alpha: float) -> None:

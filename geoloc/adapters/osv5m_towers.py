@@ -6,7 +6,7 @@ Which one it is, its tensors' names tell; only which GELU a CLIP was trained wit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from geoloc.adapters.clip_vision import (
     CLIP_STD,
     KNOWN,
     ClipVision,
+    clip_pictures,
     find_clip_vision,
     read_clip_vision,
 )
@@ -24,6 +25,7 @@ from geoloc.adapters.place_recognition import IMAGENET_MEAN, IMAGENET_STD
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.adapters.torchvision_names import read_trunk
 from geoloc.errors import CheckpointError, ConfigError
+from geoloc.images.preprocess import Preprocess
 from geoloc.models.config import BackboneConfig
 
 _PICTURES_PX = 224  # of all its experiments
@@ -37,16 +39,12 @@ class Tower:
     Attributes:
         config: what it is.
         state: as `GeoNetwork` names it.
-        mean: of the pictures that it was trained with.
-        std: likewise.
+        preprocess: the pictures that it was trained with.
     """
 
     config: BackboneConfig
     state: dict[str, Tensor]
-    mean: tuple[float, float, float] = (
-        CLIP_MEAN  # also of DINOv2: OSV-5M changes its pictures for ResNet-50 alone
-    )
-    std: tuple[float, float, float] = CLIP_STD
+    preprocess: Preprocess
 
 
 def read_tower(file: ForeignTensors, tower: str | Path | None, folder: Path | None = None) -> Tower:
@@ -67,7 +65,9 @@ def read_tower(file: ForeignTensors, tower: str | Path | None, folder: Path | No
         file.drop(f"{_DINO}norm.")  # the features come before it
         trunk, state = read_dinov2(file, _DINO, _PICTURES_PX)
         config = BackboneConfig(**trunk, features="cls_before_norm")
-        return Tower(config, {f"backbone.tower.trunk.{name}": t for name, t in state.items()})
+        named = {f"backbone.tower.trunk.{name}": tensor for name, tensor in state.items()}
+        # CLIP's mean and std here, too: OSV-5M has other pictures for ResNet-50 alone.
+        return Tower(config, named, Preprocess(image_size_px=_PICTURES_PX, mean=CLIP_MEAN, std=CLIP_STD))
     if tower is None:
         raise ConfigError(
             f"{file.origin} does not tell which image tower it was trained with, and QuickGELU or GELU is not in its "
@@ -77,7 +77,8 @@ def read_tower(file: ForeignTensors, tower: str | Path | None, folder: Path | No
 
 
 def _clip(file: ForeignTensors, known: ClipVision) -> Tower:
-    if file.has(f"{_CLIP}text_model."):  # StreetCLIP's image embedding
+    is_street = file.has(f"{_CLIP}text_model.")
+    if is_street:  # StreetCLIP's image embedding, for which its own processor makes the pictures
         file.drop(f"{_CLIP}text_model.", f"{_CLIP}text_projection.", f"{_CLIP}logit_scale")
         config, state = read_clip_vision(file, f"{_CLIP}vision_model.", known, "projected")
     else:
@@ -86,7 +87,10 @@ def _clip(file: ForeignTensors, known: ClipVision) -> Tower:
         if not file.has("embeddings."):
             file.remove_prefix(_CLIP)
         config, state = read_clip_vision(file, "", known, "cls_before_norm")
-    return Tower(config, {f"backbone.{name}": tensor for name, tensor in state.items()})
+    assert config.custom is not None
+    pictures = clip_pictures(int(config.custom["vision_cfg"]["image_size"]))
+    named = {f"backbone.{name}": tensor for name, tensor in state.items()}
+    return Tower(config, named, pictures if is_street else replace(pictures, floors_centre=False))
 
 
 def _resnet(file: ForeignTensors) -> Tower:
@@ -96,7 +100,8 @@ def _resnet(file: ForeignTensors) -> Tower:
     trunk, state, _ = read_trunk(file, _RESNET)
     config = BackboneConfig(**trunk, features="pooled", image_size_px=_PICTURES_PX)
     named = {f"backbone.tower.trunk.{name}": tensor for name, tensor in state.items()}
-    return Tower(config, named, IMAGENET_MEAN, IMAGENET_STD)
+    pictures = Preprocess(image_size_px=_PICTURES_PX, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Tower(config, named, pictures)
 
 
 def _torchvision_name(name: str, origin: str) -> str:

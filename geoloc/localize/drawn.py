@@ -30,7 +30,7 @@ from geoloc.adapters.plonk_models import DrawingModel, adapt_plonk, variant_of
 from geoloc.errors import CheckpointError, ConfigError
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import load_and_preprocess
-from geoloc.localize.answer import Asked
+from geoloc.localize.answer import CITY_KM, Asked
 from geoloc.localize.calibrate import Calibration
 from geoloc.localize.fit import mass_levels
 from geoloc.localize.posterior import Posterior, Utility, distance_km
@@ -40,7 +40,7 @@ from quadtree.sphere import latlon_to_unit, unit_to_latlon, validate_latlon_deg
 
 FloatArray = NDArray[np.float64]
 
-SAME_PLACE_KM = 25.0  # draws that near are one candidate
+SAME_PLACE_KM = CITY_KM  # draws that near are one candidate
 ALONE_KM = 500.0  # the width of a single draw, which tells nothing of how far others would lie
 LEAST_KM = 1.0
 _ROWS = 4096  # draws that go through the network together
@@ -226,12 +226,8 @@ class PlaceSampler:
         asked = Asked(utility, levels, top_k, abstain_above_km, max_precision_km, places, repr(self.name))
         units = [latlon_to_unit(latlon) for latlon in self._draw(images, self.drawing)]
         posteriors = [posterior_of_draws(unit) for unit in units]
-        near = [
-            _share_near(unit, posterior.point(utility))
-            for unit, posterior in zip(units, posteriors, strict=True)
-        ]
         candidates = [candidates_of_draws(unit, top_k) for unit in units]
-        return asked.predictions(posteriors, candidates, [("", share) for share in near])
+        return asked.predictions(posteriors, candidates, [("", None)] * len(units))
 
     def log_density(
         self, image: ImageSource, latlon_deg: ArrayLike, guidance: float | None = None
@@ -338,10 +334,6 @@ def candidates_of_draws(unit: FloatArray, top_k: int) -> list[Candidate]:
         left &= ~here
         left[best] = False
     return found
-
-
-def _share_near(unit: FloatArray, place: FloatArray) -> float:
-    return float((distance_km(unit, place[None])[:, 0] <= SAME_PLACE_KM).mean())
 
 
 def _as_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

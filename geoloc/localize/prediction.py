@@ -78,8 +78,8 @@ class Prediction:
         lon: WGS84 degrees in [-180, 180).
         cell_path: the most probable cell, digits from the root of the quadtree; "" for a model without cells.
         probability: of that cell, after temperature. Of a model without cells, that the place lies within 25 km of the
-            point, or within 25 m for one that recognises places; of one that draws places, the share of its draws
-            within 25 km. Not calibrated there, and so no more than what the references' similarities say.
+            point, or within 25 m for one that recognises places. Not calibrated there, and so no more than what the
+            references' similarities, or the draws, say.
         candidates: the most probable places, best first.
         radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out
             data like the model's own ({50: …, 90: …}); empty for a model without calibration.

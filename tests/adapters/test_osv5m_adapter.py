@@ -68,6 +68,9 @@ def test_preprocessing_is_read_from_the_config() -> None:
         "bicubic",
     )
     assert preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
+    # StreetCLIP is shown pictures by its own processor, all others by torchvision.
+    assert adapted("streetclip").preprocess.floors_centre
+    assert not adapted("regression").preprocess.floors_centre
 
 
 def test_the_activation_matters() -> None:

@@ -54,6 +54,7 @@ def test_what_the_pictures_are() -> None:
     assert (resnet.image_size_px, resnet.resize, resnet.interpolation) == (224, "shortest", "bicubic")
     assert (resnet.mean, resnet.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert (dino.image_size_px, dino.mean) == (224, (0.48145466, 0.4578275, 0.40821073))
+    assert adapted("text").preprocess.image_size_px == 28
 
 
 def test_a_tensor_that_no_resnet_has_is_named() -> None:

@@ -179,7 +179,7 @@ class Posterior:
         wins. For "within" only the atoms count: background points have no density.
         """
         if len(self.cloud_unit) == POINTS_PER_ATOM:  # one atom alone: its middle is best at everything
-            return self.unit[0]
+            return np.asarray(self.unit[0])
         unit, weight, scale_km = self.cloud_unit, self.cloud_weight, np.zeros(1)
         if utility.kind == "within":
             unit, weight, scale_km = self.unit, self.weight, self.scale_km

@@ -278,7 +278,7 @@ def test_a_traceback_is_for_those_who_ask_and_for_bugs(geoloc, photos, checkpoin
     assert code == 2
     assert "Traceback" in err
     assert err.endswith("NotFoundError: there is no file or folder 'gone.jpg'; check the path\n")
-    monkeypatch.setattr("geoloc.cli.localize.load_model", lambda *_: 1 / 0)
+    monkeypatch.setattr("geoloc.localize.asking.open_asking", lambda *_, **__: 1 / 0)
     code, _, err = geoloc("localize", "photos")
     assert code == 2
     assert err.endswith("ZeroDivisionError: division by zero\n")
@@ -339,10 +339,10 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(geoloc, tmp_path, ch
 
 
 def test_ctrl_c_before_anything_is_done(geoloc, photos, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geoloc.cli.localize.load_model", interrupt)
+    monkeypatch.setattr("geoloc.localize.asking.open_asking", interrupt)
     assert geoloc("localize", "photos", "-o", "out.csv") == (130, "", "interrupted: nothing was saved\n")
 
 

@@ -25,10 +25,11 @@ from geoloc.batch.sources import Payload, read_images
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.files import atomic_write
 from geoloc.images.query import MERGES, QueryMode, check_query_mode
-from geoloc.localize.batch import Asking, open_reference
+from geoloc.localize.asking import BatchLocalizer, open_asking
 from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.output import Row, make_row, write_rows
+from geoloc.localize.prediction import Prediction
 from geoloc.reference.embedder import embed_images
 
 if TYPE_CHECKING:
@@ -97,12 +98,12 @@ class _ModelWork:
         twin.options = replace(self.options, device="cpu")
         return twin
 
-    def _identity(self, task: str) -> dict[str, Any]:
+    def _identity(self, task: str, model_identity: str) -> dict[str, Any]:
         return {
             "task": task,
             "geoloc": __version__,
             "torch": importlib.metadata.version("torch"),
-            "model": self.in_driver.model.identity,
+            "model": model_identity,
             **asdict(self.options),
         }
 
@@ -158,9 +159,16 @@ class LocalizeWork(_ModelWork):
             CoarseGrid(max_precision_km)  # refuses what is impossible before a model is loaded
 
     @cached_property
-    def asking(self) -> Asking:
+    def asking(self) -> BatchLocalizer:
         """The model with its query mode and its references, loaded when first asked."""
-        return Asking(self.model, self.options.query, open_reference(self.reference))
+        return open_asking(
+            self.model_name,
+            self.options.query,
+            self.reference,
+            device=self.options.device,
+            num_threads=self.options.num_threads,
+            options=self.model_options,
+        )
 
     def identity(self) -> dict[str, Any]:
         """For `ShardJob`.
@@ -168,8 +176,9 @@ class LocalizeWork(_ModelWork):
         Raises:
             GeolocError: the model or the references cannot be loaded, or do not belong together.
         """
-        return self._identity("localize") | {
-            "reference": self.in_driver.asking.database,
+        asking = self.in_driver.asking
+        return self._identity("localize", asking.model_identity) | {
+            "reference": asking.database,
             "top_k": self.top_k,
             "utility": self.utility,
             "max_precision_km": self.max_precision_km,
@@ -182,13 +191,21 @@ class LocalizeWork(_ModelWork):
     def _rows(self, payload: Payload) -> Iterator[Row]:
         for batch in self._batches(payload, self.asking.load):
             tensors = [tensor for _, tensor in batch if not isinstance(tensor, str)]
-            asked = {name: getattr(self, name) for name in ("utility", "top_k", "max_precision_km")}
-            predictions = iter(self.asking.localize_batch(tensors, **asked) if tensors else ())
+            predictions = iter(self._localized(tensors) if tensors else ())
             for image_id, tensor in batch:
                 if isinstance(tensor, str):
                     yield make_row(image_id, None, tensor)
                 else:
                     yield make_row(image_id, next(predictions))
+
+    def _localized(self, images: list[Input]) -> list[Prediction]:
+        return self.asking.localize_batch(
+            images,
+            utility=self.utility,
+            top_k=self.top_k,
+            abstain_above_km=None,
+            max_precision_km=self.max_precision_km,
+        )
 
 
 class EmbedWork(_ModelWork):
@@ -228,7 +245,10 @@ class EmbedWork(_ModelWork):
 
     def identity(self) -> dict[str, Any]:
         """For `ShardJob`."""
-        return self._identity("embed") | {"role": self.role, "dtype": self.dtype}
+        return self._identity("embed", self.in_driver.model.identity) | {
+            "role": self.role,
+            "dtype": self.dtype,
+        }
 
     def __call__(self, payload: Payload, output: Path) -> None:
         """Embed the images of a shard."""

@@ -361,13 +361,12 @@ def _localize(work: "LocalizeWork", benchmark: "Benchmark", output: Path, crew: 
 
 def _facts_of(work: "LocalizeWork") -> dict[str, Any]:
     """What a report says of the model and of how it was asked."""
-    work = work.in_driver
-    database = work.asking.database
+    asking = work.in_driver.asking
     return {
-        "model": f"{work.model.name} ({work.model.identity[:12]})",
-        "preprocessing of the model": str(work.model.preprocess),
+        "model": f"{asking.name} ({asking.model_identity[:12]})",
+        "preprocessing of the model": str(asking.preprocess),
         "query mode": work.options.query,
-        "references": "none" if database == "none" else f"{work.reference} ({database[:12]})",
+        "references": "none" if asking.database == "none" else f"{work.reference} ({asking.database[:12]})",
     }
 
 

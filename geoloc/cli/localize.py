@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -22,14 +22,13 @@ from geoloc.cli.models import (
     ReferenceOption,
     TopKOption,
     check_device,
-    load_model,
 )
 from geoloc.errors import BadImageError, ConfigError
 
 if TYPE_CHECKING:
     from geoloc.images.query import QueryMode
-    from geoloc.localize.batch import Asking, LocalizeJob
-    from geoloc.localize.drawn import PlaceSampler
+    from geoloc.localize.asking import BatchLocalizer
+    from geoloc.localize.batch import LocalizeJob
     from geoloc.localize.output import Row
     from geoloc.view.map_html import MapPoint
 
@@ -107,6 +106,7 @@ def localize(
     130 interrupted.
     """
     from geoloc.images.query import check_query_mode
+    from geoloc.localize.asking import open_asking
     from geoloc.localize.batch import LocalizeJob, LocalizeOptions, check_output
     from geoloc.localize.inputs import find_images
 
@@ -130,7 +130,11 @@ def localize(
     images = find_images(paths, sys.stdin.buffer if "-" in paths else ())
     job: LocalizeJob | None = None
     try:
-        asking = _load(model, query, reference, device, threads, said)
+        if device != "cpu":  # an exported model on the CPU needs no torch
+            check_device(device)
+        asking = open_asking(
+            model, cast("QueryMode", query), reference, device=device, num_threads=threads, options=said
+        )
         with LocalizeJob(
             asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
         ) as job:
@@ -155,34 +159,6 @@ def localize(
     say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _load(
-    name: str, query: str, reference: str, device: str, num_threads: int | None, options: dict[str, Any]
-) -> "Asking | PlaceSampler":
-    """The model and how it is asked, or one that draws places.
-
-    Raises:
-        ConfigError: a model that draws was asked for more than it has.
-    """
-    from geoloc.localize.batch import Asking, open_reference
-    from geoloc.localize.published import draws_places
-
-    if not draws_places(name):
-        geolocalizer = load_model(name, device, num_threads, options)
-        return Asking(geolocalizer, cast("QueryMode", query), open_reference(reference))
-    if query != "central_crop" or reference not in ("own", "none"):
-        raise ConfigError(
-            f"{name!r} draws places from one picture, and searches no references: leave --query and --reference out"
-        )
-    if others := [option for option in options if option != "tower"]:
-        raise ConfigError(
-            f"{name!r} draws places, and has no option {others[0]!r}: it takes tower=PATH alone"
-        )
-    from geoloc.localize.drawn import PlaceSampler
-
-    check_device(device)
-    return PlaceSampler.from_pretrained(name, device=device, num_threads=num_threads, **options)
 
 
 def _run(job: "LocalizeJob", quiet: bool) -> float:
@@ -271,7 +247,7 @@ def _print_table(rows: "Iterable[Row]", *, truth: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
-def _write_map(path: Path, job: "LocalizeJob", model: "Asking | PlaceSampler", summary: _Summary) -> None:
+def _write_map(path: Path, job: "LocalizeJob", model: "BatchLocalizer", summary: _Summary) -> None:
     from geoloc.view.map_html import write_map
 
     num_shown = min(len(job.images), MAX_MAP_IMAGES)

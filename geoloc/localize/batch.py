@@ -22,15 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geoloc import __version__
 from geoloc.errors import BadImageError, ConfigError, NotFoundError, OutputMismatchError
-from geoloc.images.decode import ImageSource
 from geoloc.images.exif import read_exif_latlon_deg
-from geoloc.images.query import MERGES, check_query_mode
 from geoloc.jobs.journal import Journal
 from geoloc.jobs.receipt import check_receipt, write_receipt
+from geoloc.localize.asking import BatchLocalizer
 from geoloc.localize.coarse import CoarseGrid
 from geoloc.localize.inputs import ImageFile
 from geoloc.localize.output import Row, check_suffix, make_row, read_rows, with_truth, write_rows
@@ -40,94 +39,9 @@ from geoloc.localize.prediction import Prediction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from geoloc.images.query import QueryMode
-    from geoloc.localize.geolocalizer import Geolocalizer
-    from geoloc.localize.posterior_model import Reference
 
 MAX_TOP_K = 1000
 MAX_DECODING_THREADS = 8
-
-
-class BatchLocalizer(Protocol):
-    """What a job needs of a `Geolocalizer`."""
-
-    name: str
-
-    @property
-    def identity(self) -> str:
-        """Digest of the checkpoint."""
-        ...
-
-    def load(self, source: Path, /) -> "Tensor":
-        """One image, decoded and preprocessed, (3, S, S)."""
-        ...
-
-    def localize_batch(
-        self,
-        images: "list[Tensor]",
-        *,
-        utility: str | None,
-        top_k: int,
-        abstain_above_km: float | None,
-        max_precision_km: float | None,
-    ) -> list[Prediction]:
-        """The predictions of B images as `load` gave them."""
-        ...
-
-
-class Asking:
-    """A model, and how it is asked: the query mode and the references. What a job of a `Geolocalizer` runs.
-
-    Attributes:
-        name: of the model.
-        database: identity of the references, "none" without.
-
-    Args:
-        model: the model.
-        query: see `geoloc.images.query`.
-        reference: a database, "own" or None, as for `Geolocalizer.localize_batch`.
-
-    Raises:
-        ConfigError: there is no such mode, or the model cannot search.
-        FingerprintMismatchError: the database was made with another model or quadtree.
-    """
-
-    def __init__(
-        self, model: "Geolocalizer", query: "QueryMode" = "central_crop", reference: "Reference" = "own"
-    ) -> None:
-        check_query_mode(query)
-        retriever = model.retriever(reference)  # now, before any image is read
-        self.name = model.name
-        self._model, self._query, self._reference = model, query, reference
-        self.database = "none" if retriever is None else retriever.database.identity
-
-    @property
-    def identity(self) -> str:
-        """Digest of the model, and what differs from its defaults."""
-        return " ".join([self._model.identity, self._query, self.database])
-
-    def load(self, source: ImageSource, /) -> Any:
-        """The views of one image, (V, 3, h, w)."""
-        return self._model.load_query(source, self._query)
-
-    def localize_batch(self, images: "list[Tensor]", **options: Any) -> list[Prediction]:
-        """See `Geolocalizer.localize_batch`."""
-        merge = MERGES.get(self._query, "mean")
-        return self._model.localize_batch(images, reference=self._reference, merge=merge, **options)
-
-
-def open_reference(name: str) -> "Reference":
-    """The references that are searched, by what a command calls them: a database's folder, "own" or "none".
-
-    Raises:
-        NotFoundError: there is no such database.
-        IntegrityError: it is damaged.
-    """
-    from geoloc.reference.database import ReferenceDatabase
-
-    if name == "own":
-        return "own"
-    return None if name == "none" else ReferenceDatabase.open(name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,7 @@ class PlaceSampler:
         device: Any = "cpu",
     ) -> None:
         self.name, self.preprocess, self.kind = name, model.preprocess, model.kind
+        self.database = "none"  # it searches no references
         self.drawing, self.calibration = drawing or Drawing(), calibration or Calibration()
         self.device = torch.device(device)
         self._field, self._backbone = model.field.to(self.device), model.backbone.to(self.device)
@@ -141,6 +142,11 @@ class PlaceSampler:
     @cached_property
     def _weights_digest(self) -> str:
         return digest_of(self._field.state_dict() | self._backbone.state_dict())
+
+    @property
+    def model_identity(self) -> str:
+        """The same as `identity`."""
+        return self.identity
 
     @property
     def identity(self) -> str:

@@ -212,3 +212,33 @@ def test_the_command_localises_with_it(
         code, said = run(*more)
         assert code == 2
         assert why in said
+
+
+def test_an_evaluation_and_a_batch_of_a_model_that_draws(
+    published: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from PIL import Image
+    from typer.testing import CliRunner
+
+    from geoloc.batch.work import LocalizeWork
+
+    folder, tower = published
+    (tmp_path / "photos").mkdir()
+    lines = ["id,latitude,longitude"]
+    for seed in range(3):
+        Image.fromarray(tiny_image(seed)).save(tmp_path / "photos" / f"{seed}.png")
+        lines.append(f"{seed},{10 * seed},{20 * seed}")
+    (tmp_path / "photos" / "truth.csv").write_text("\n".join(lines))
+    command = ["evaluate", "--model", str(folder), "--model-option", f"tower={tower}", "--benchmark", "csv"]
+    result = CliRunner().invoke(
+        cli.app,
+        [*command, "--data", str(tmp_path / "photos"), "-o", str(tmp_path / "report")],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    metrics = (tmp_path / "report" / "metrics.json").read_text()
+    assert '"references": "none"' in metrics
+    assert "PLONK_OSV_5M" in metrics
+    work = LocalizeWork(str(folder), model_options={"tower": str(tower)}, reference=str(tmp_path / "refs"))
+    with pytest.raises(ConfigError, match="searches no references: leave --query and --reference out"):
+        work.identity()

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from tiny import tiny_geolocalizer, tiny_image
 
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError, IntegrityError
-from geoloc.localize.batch import Asking, LocalizeJob
+from geoloc.localize.asking import Asking
+from geoloc.localize.batch import LocalizeJob
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.inputs import find_images
 from geoloc.localize.rerank import RerankerConfig

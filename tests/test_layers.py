@@ -57,7 +57,7 @@ DOORS = {
     "omegaconf": ["geoloc/cli/"],
     "onnx": ["geoloc/models/onnx/"],
     "onnxruntime": ["geoloc/models/onnx/"],
-    "open_clip": ["geoloc/models/backbone.py", "geoloc/models/text_tower.py"],
+    "open_clip": ["geoloc/models/image_tower.py", "geoloc/models/text_tower.py"],
     "pillow_heif": ["geoloc/images/decode.py"],
     "pyproj": ["quadtree/sphere.py", "geoloc/geo/wgs84.py"],
     "pytorch_metric_learning": ["geoloc/models/losses/pairs.py"],
@@ -65,7 +65,7 @@ DOORS = {
     "ray": ["geoloc/jobs/ray_engine.py"],
     "shapely": ["geoloc/reference/aerial/region.py"],
     "simplejpeg": ["geoloc/images/decode.py"],
-    "timm": ["geoloc/models/backbone.py"],
+    "timm": ["geoloc/models/image_tower.py"],
     "torchvision": [],  # geoloc/torchvision_cpu.py makes it importable for others, and we want no more of it
     "webdataset": ["geoloc/data/"],
     "yaml": ["geoloc/reference/aerial/layout.py"],

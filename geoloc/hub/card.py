@@ -47,6 +47,14 @@ _NEEDED: Final = (
     "median_km",
     "accuracy_within_km",
 )
+_NEEDED_OF_RECALL: Final = (
+    "set",
+    "num_queries",
+    "num_database",
+    "num_without_positive",
+    "rules",
+    "unreadable",
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,7 @@ def database_card(
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """The `metrics.json` of an evaluation report.
+    """The `metrics.json` that `geoloc evaluate` or `geoloc recall` has written.
 
     Args:
         path: of the file, or of the report's folder.
@@ -208,20 +216,34 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     try:
         metrics = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise NotFoundError(f"there is no {file}: `geoloc evaluate --output` writes one") from None
+        raise NotFoundError(
+            f"there is no {file}: `geoloc evaluate --output` and `geoloc recall --output` write one"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not a readable JSON file: {error}") from error
-    if not isinstance(metrics, dict) or (missing := [key for key in _NEEDED if key not in metrics]):
-        lacks = "is no JSON object" if not isinstance(metrics, dict) else f"has no {missing[0]!r}"
-        raise ConfigError(f"{file} {lacks}: give the metrics.json of `geoloc evaluate`")
-    return metrics
+    complaint = "is no JSON object"
+    if isinstance(metrics, dict):
+        needed = _NEEDED_OF_RECALL if _is_of_recall(metrics) else _NEEDED
+        if not (missing := [key for key in needed if key not in metrics]):
+            return metrics
+        complaint = f"has no {missing[0]!r}"
+    raise ConfigError(f"{file} {complaint}: give the metrics.json of `geoloc evaluate` or `geoloc recall`")
 
 
 # --- Metrics ----------------------------------------------------------------------------------------------
 
 
+def _is_of_recall(report: Mapping[str, Any]) -> bool:
+    return "set" in report
+
+
 def _named_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     """The identifier, name and value of each headline number; shares stay fractions, distances kilometres."""
+    if _is_of_recall(report):
+        for name, share in report.items():
+            if name.startswith("recall_at_"):
+                yield name, f"recall@{name.removeprefix('recall_at_')}", share
+        return
     yield "geoscore", "GeoScore", report["geoscore"]
     yield "mean_km", "mean error, km", report["mean_km"]
     yield "median_km", "median error, km", report["median_km"]
@@ -237,12 +259,20 @@ def _named_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, str, float 
 def _eval_results(report: Mapping[str, Any]) -> Iterator[Any]:
     from huggingface_hub import EvalResult
 
+    if _is_of_recall(report):
+        task, kind = "image-retrieval", "place-recognition"
+        data_set = (
+            f"{report['set']}, {report['num_queries']:,.0f} queries among {report['num_database']:,} photos"
+        )
+    else:
+        task, kind = "image-geolocation", report["protocol"]
+        data_set = f"protocol {report['protocol']}, {report['num_images']:,} images"
     for identifier, name, value in _named_metrics(report):
         if value is not None:
             yield EvalResult(
-                task_type="image-geolocation",
-                dataset_type=report["protocol"],
-                dataset_name=f"protocol {report['protocol']}, {report['num_images']:,} images",
+                task_type=task,
+                dataset_type=kind,
+                dataset_name=data_set,
                 metric_type=identifier,
                 metric_name=name,
                 metric_value=value,
@@ -250,10 +280,21 @@ def _eval_results(report: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    rules = report.get("rules", {}).get("description", "")
+    if _is_of_recall(report):
+        said = (
+            f"`{report['set']}`: {report['num_queries']:,.0f} queries among {report['num_database']:,} photos, "
+            f"{report['num_without_positive']:,.0f} without a right one. "
+            + "; ".join(f"{name}: {rule}" for name, rule in report["rules"].items())
+            + "."
+        )
+    else:
+        rules = report.get("rules", {}).get("description", "")
+        said = (
+            f"Protocol `{report['protocol']}`: {report['num_images']:,} images, {report['num_missing']:,} without a "
+            f"prediction. {rules}".rstrip()
+        )
     lines = [
-        f"Protocol `{report['protocol']}`: {report['num_images']:,} images, {report['num_missing']:,} without a "
-        f"prediction. {rules}".rstrip(),
+        said,
         "",
         "| measured | value |",
         "|---|--:|",

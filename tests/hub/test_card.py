@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from geoloc.errors import ConfigError, NotFoundError
+from geoloc.evaluate.recall_set import RecallRules, RecallSet, score_recall_set, write_recall_report
 from geoloc.hub.card import (
     MISUSE,
     USES,
@@ -122,10 +124,27 @@ def test_a_databases_card() -> None:
     assert all(line in text for line in MISUSE)
 
 
+def test_recall_is_of_the_set_that_it_was_measured_on(tmp_path: Path) -> None:
+    eye = np.eye(3, dtype=np.float32)
+    found = RecallSet("pitts", tuple("abc"), tuple("de"), (np.array([0]), np.array([2])), "what pitts says")
+    write_recall_report(
+        score_recall_set(found, eye, eye[:2], RecallRules((1, 5))), found, tmp_path / "report"
+    )
+    text = made("# mine\n", reports=[read_metrics(tmp_path / "report"), REPORT])
+    first, second, *_ = ModelCard(text).data.eval_results
+    assert (first.metric_type, first.metric_value, second.metric_value) == ("recall_at_1", 0.5, 1.0)
+    assert (first.task_type, first.dataset_type) == ("image-retrieval", "place-recognition")
+    assert first.dataset_name == "pitts, 2 queries among 3 photos"
+    assert "`pitts`: 2 queries among 3 photos, 0 without a right one. right: what pitts says; query" in text
+    assert "| recall@1 | 0.5000 |" in text
+    assert "Protocol `osv5m`" in text
+
+
 def test_reading_a_report(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     with pytest.raises(
-        NotFoundError, match=r"there is no .*metrics.json: `geoloc evaluate --output` writes one"
+        NotFoundError,
+        match=r"there is no .*metrics.json: `geoloc evaluate --output` and `geoloc recall --output` write",
     ):
         read_metrics(tmp_path)
     path.write_text(json.dumps(REPORT))

@@ -147,7 +147,7 @@ class Geolocalizer(PosteriorModel):
             revision: branch; it is made if there is none.
             create_pr: open a pull request instead of changing the branch.
             commit_message: None says what was pushed.
-            metrics: reports of `geoloc evaluate` and `geoloc recall`, folders or their metrics.json; the card shows them.
+            metrics: reports of `geoloc evaluate` and `geoloc recall` for the card, or their metrics.json.
             licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps what the card says.
             ledger: what the model was made from, for the card.
             half: store floating-point tensors as float16.

@@ -28,7 +28,7 @@ def push_checkpoint(
         folder: a checkpoint.
         repo_id: "org/name"; the repository is made if there is none.
         options: where it goes.
-        metrics: reports of `geoloc evaluate`, folders or their metrics.json; the card shows them.
+        metrics: as of `Geolocalizer.push_to_hub`.
         licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps what the card says.
         ledger: what the model was made from.
 

@@ -29,7 +29,10 @@ def push(
     message: Annotated[str | None, typer.Option("--message", "-m", help="What the commit says.")] = None,
     metrics: Annotated[
         list[Path],
-        typer.Option(metavar="REPORT", help="A report of `geoloc evaluate`, for a model's card. Repeatable."),
+        typer.Option(
+            metavar="REPORT",
+            help="A report of `geoloc evaluate` or `recall`, for a model's card. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     licence: Annotated[
         str | None, typer.Option(help="Of the weights or the database, by the Hub's names: apache-2.0, …")

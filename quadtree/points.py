@@ -58,7 +58,8 @@ class PointTable:
             except pa.ArrowException as error:
                 raise InvalidPointTableError(
                     f"{path} cannot be read as a table of points: {error}; {self.latitude_column!r} and "
-                    f"{self.longitude_column!r} must be columns of numbers"
+                    f"{self.longitude_column!r} must be columns of numbers, in a .csv with commas between columns "
+                    "and points in numbers"
                 ) from error
 
     def _record_batches(self, path: Path) -> "Iterator[pa.RecordBatch]":

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from geoloc.metrics.protocols import Protocol
 
 IMAGES_PER_SHARD = 256
+REMEDY, TRUTH_REMEDY = (f"name the right one with --{of}{{}}-column" for of in ("", "truth-"))
 
 
 def evaluate(
@@ -187,8 +188,14 @@ def evaluate(
     wanted = _read_subset(subset)
     if compare is not None:
         assert truth is not None
-        tables = [read_points(path, columns) for path in compare]
-        _compare(read_points(truth, true_columns), tables, rules or get_protocol("geodesic"), wanted, output)
+        tables = [read_points(path, columns, remedy=REMEDY) for path in compare]
+        _compare(
+            read_points(truth, true_columns, remedy=TRUTH_REMEDY),
+            tables,
+            rules or get_protocol("geodesic"),
+            wanted,
+            output,
+        )
         return
     crew = Crew(engine, workers, gpus_per_worker)
     facts: dict[str, Any] = {}
@@ -222,7 +229,8 @@ def evaluate(
         assert predictions is not None
         assert truth is not None
         rules = rules or get_protocol("geodesic")
-        true_table, table = read_points(truth, true_columns), read_points(predictions, columns)
+        true_table = read_points(truth, true_columns, remedy=TRUTH_REMEDY)
+        table = read_points(predictions, columns, remedy=REMEDY)
         find_image = _finder(images)
     if rules.needs_positive and database is None:
         warnings.append(
@@ -234,7 +242,7 @@ def evaluate(
     for path in gallery or ():
         facts.setdefault("gallery", "")
         facts["gallery"] = ", ".join(filter(None, [facts["gallery"], path.name]))
-        known = read_points(path, true_columns)
+        known = read_points(path, true_columns, remedy=TRUTH_REMEDY)
         warnings += leakage_warnings(
             matched.truth_latlon_deg, known.latlon_deg, path.name, leakage_within_m or RADII_M
         )

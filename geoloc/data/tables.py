@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Strings = NDArray[np.object_]
 
+_SEPARATORS: Final = {",": "commas", ";": "semicolons", "\t": "tabs"}
 NULL_TEXTS: Final = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "N/A")  # of a coordinate
 
 
@@ -101,7 +102,11 @@ class PointTable:
 
 
 def read_points(
-    path: str | Path, columns: Columns | None = None, others: Collection[str] | None = None
+    path: str | Path,
+    columns: Columns | None = None,
+    others: Collection[str] | None = None,
+    *,
+    remedy: str = "rename the right one",
 ) -> PointTable:
     """Read a table of points.
 
@@ -109,6 +114,7 @@ def read_points(
         path: ends in .csv, .csv.gz, .tsv or .parquet.
         columns: what its columns are called.
         others: which of the other columns come along, where they are there; None takes all.
+        remedy: what an error advises where a column is missing; "{}" in it becomes id, latitude or longitude.
 
     Raises:
         NotFoundError: there is no such file.
@@ -123,7 +129,7 @@ def read_points(
         if (num := names.count(name)) != 1:
             raise BadTableError(
                 f"{path} has {num if num else 'no'} column {name!r} of {option}s; its columns are "
-                f"{', '.join(names)}; name the right one with --{option}-column"
+                f"{', '.join(names)}; {remedy.format(option)}"
             )
     needed = (columns.id, columns.latitude, columns.longitude)
     kept = names if others is None else [name for name in names if name in needed or name in others]
@@ -233,10 +239,10 @@ def _delimiter(path: Path) -> str:
 def _rows(path: Path) -> Iterator[Any]:
     """Rows of a CSV as the csv module reads them; its `line_num` is the line on which the last row ended."""
     if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield csv.reader(file, delimiter=_delimiter(path), strict=True)
     else:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             yield csv.reader(file, delimiter=_delimiter(path), strict=True)
 
 
@@ -248,6 +254,11 @@ def _header(path: Path) -> list[str]:
             raise BadTableError(f"{path} line 1 is no header: {error}") from error
     if not header:
         raise BadTableError(f"{path} is empty: expected a header such as id,latitude,longitude")
+    if len(header) == 1 and (found := next((sign for sign in ";\t," if sign in header[0]), None)):
+        raise BadTableError(
+            f"{path} has {_SEPARATORS[found]} between its columns: save it with {_SEPARATORS[_delimiter(path)]} there, "
+            "and with points in numbers; a .csv has commas, a .tsv has tabs"
+        )
     return header
 
 

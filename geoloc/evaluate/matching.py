@@ -145,7 +145,8 @@ def match(
         within_m: what is near, metres on WGS84, the radius included.
 
     Raises:
-        BadTableError: no image of the truth can be evaluated, or an id of the subset is not in it.
+        BadTableError: no image of the truth can be evaluated, an id of the subset is not in it, or all predictions
+            are for others.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -184,6 +185,11 @@ def match(
     prediction_row = np.append(predicted_row, -1)[position.astype(np.int64)]
     problems.add("missing", truth.ids[truth_row[prediction_row < 0]])
     extra = ~_bools(pc.is_in(predicted_ids, value_set=pa.array(truth.ids, pa.string())))
+    if len(extra) and extra.all():
+        raise BadTableError(
+            f"no id of {predictions.path} is in {truth.path}: ids are like {predictions.ids[0]!r} there and "
+            f"{truth.ids[0]!r} here; name images in the same way in both"
+        )
     problems.add("extra", predictions.ids[predicted_row[extra]])
 
     predicted = np.append(predictions.latlon_deg, [[np.nan, np.nan]], axis=0)[prediction_row]

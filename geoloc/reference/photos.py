@@ -34,6 +34,7 @@ from geoloc.images.places import ImagePlace, tar_samples
 from quadtree import InvalidCoordinateError, validate_latlon_deg
 
 _MAX_JSON_BYTES: Final = 2**20
+_NULL_TEXTS: Final = ("", "nan", "null", "none", "n/a")  # of a coordinate
 # Our name of a field -> what tables call it.
 _ALIASES: Final = {
     "id": ("id",),
@@ -325,7 +326,10 @@ def read_metadata(
                 path, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text)
             )
     except pa.ArrowException as error:
-        raise ConfigError(f"{path} is no table that can be read ({str(error).splitlines()[0]})") from None
+        raise ConfigError(
+            f"{path} is no table that can be read ({str(error).splitlines()[0]}): a .csv has commas between its "
+            "columns, and points in numbers"
+        ) from None
     found = {ours: next((n for n in given if n in table.column_names), None) for ours, given in names.items()}
     needed = ("id", "latitude", "longitude") if with_id else ("latitude", "longitude")
     if missing := [name for name in needed if found[name] is None]:
@@ -351,9 +355,9 @@ def _position(known: Mapping[str, Any]) -> tuple[float, float] | None:
     """The position in metadata; None where there is none.
 
     Raises:
-        BadImageError: it is no place on Earth.
+        BadImageError: it is no number, or no place on Earth.
     """
-    latitude, longitude = (_number(known.get(name)) for name in ("latitude", "longitude"))
+    latitude, longitude = (_degrees(known, name) for name in ("latitude", "longitude"))
     if latitude is None or longitude is None:
         return None
     try:
@@ -361,6 +365,15 @@ def _position(known: Mapping[str, Any]) -> tuple[float, float] | None:
     except InvalidCoordinateError:
         raise BadImageError(f"its position ({latitude}, {longitude}) is no place on Earth") from None
     return lat, lon
+
+
+def _degrees(known: Mapping[str, Any], name: str) -> float | None:
+    value = known.get(name)
+    number = _number(value)
+    if number is None and isinstance(value, str) and value.strip().lower() not in _NULL_TEXTS:
+        # Not as if nothing were said: then the photo's EXIF would be taken for it.
+        raise BadImageError(f"its {name} is {value!r}, which is no number")
+    return number
 
 
 def _number(value: Any) -> float | None:

@@ -62,9 +62,14 @@ def test_numbers_of_another_column(tmp_path):
         ('id,latitude,longitude\na,1,2\n"b,1,2\n', r"table.csv line 3.*quote"),
         (
             "id,lat,lon\na,1,2\n",
-            r"has no column 'latitude' of latitudes; its columns are id, lat, lon; .*--latitude-column",
+            r"has no column 'latitude' of latitudes; its columns are id, lat, lon; rename the right one$",
         ),
         ("id,latitude,longitude,id\na,1,2,b\n", r"has 2 column 'id' of ids"),
+        (
+            "id;latitude;longitude\na;1,5;2,5\n",
+            r"has semicolons between its columns: save it with commas there, and",
+        ),
+        ("id\tlatitude\tlongitude\na\t1\t2\n", r"table.csv has tabs between its columns: .*a .tsv has tabs"),
         ("", r"table.csv is empty: expected a header such as id,latitude,longitude"),
     ],
 )
@@ -94,3 +99,16 @@ def test_a_parquet_with_words_names_the_row(tmp_path):
     pq.write_table(pa.table({"id": ["a", None], "latitude": [1.0, 2.0], "longitude": [1.0, 2.0]}), path)
     with pytest.raises(BadTableError, match=r"the column 'id' of ids is empty in 1 rows"):
         read_points(path)
+
+
+def test_a_spreadsheets_csv(tmp_path):
+    text = "\ufeffid,latitude,longitude\r\nå.jpg,1.5,2\r\n"  # its mark of UTF-8, its ends of lines
+    for table in (
+        read_points(write(tmp_path, text)),
+        read_points(write(tmp_path, text.replace(",", "\t"), "t.tsv")),
+    ):
+        assert (table.ids.tolist(), table.latlon_deg.tolist()) == (["å.jpg"], [[1.5, 2]])
+    with pytest.raises(
+        BadTableError, match=r"t\.tsv has commas between its columns: save it with tabs there"
+    ):
+        read_points(write(tmp_path, text, "t.tsv"))

@@ -70,9 +70,9 @@ def test_nothing_to_evaluate():
 
 
 def test_only_ten_examples_are_kept():
-    found = match(table([(str(i), 1, 1) for i in range(30)]), table([("x", 1, 1)]))
-    assert found.problems.counts["missing"] == 30
-    assert found.problems.examples["missing"] == [str(i) for i in range(10)]
+    found = match(table([(str(i), 1, 1) for i in range(30)]), table([("x", 1, 1), ("9", 1, 1)]))
+    assert found.problems.counts["missing"] == 29
+    assert found.problems.examples["missing"] == [*map(str, range(9)), "10"]
     assert len(found.part(slice(3, 9))) == 6
 
 
@@ -86,7 +86,7 @@ ROWS = st.lists(
 
 @given(ROWS, ROWS)
 def test_no_row_is_lost(true_rows, predicted_rows):
-    truth, predictions = table([("ok", 1, 1), *true_rows]), table(predicted_rows)
+    truth, predictions = (table([("ok", 1, 1), *rows]) for rows in (true_rows, predicted_rows))
     found = match(truth, predictions)
     counts = found.problems.counts
     dropped = sum(
@@ -98,3 +98,14 @@ def test_no_row_is_lost(true_rows, predicted_rows):
     true_ids, first = set(truth.ids), dict.fromkeys(predictions.ids)
     assert counts.get("extra", 0) == sum(name not in true_ids for name in first)
     assert counts.get("duplicated", 0) == len(predictions) - len(first)
+
+
+def test_predictions_for_other_images_are_no_score_of_zero():
+    truth = table([("a.jpg", 1, 1), ("b.jpg", 2, 2)])
+    strangers = table([("photos/a.jpg", 1, 1), ("photos/b.jpg", 2, 2)], "p.csv")
+    with pytest.raises(
+        BadTableError, match=r"no id of p\.csv is in t\.csv: ids are like 'photos/a\.jpg' there and 'a"
+    ):
+        match(truth, strangers)
+    assert match(truth, table([])).problems.counts == {"missing": 2}
+    assert match(truth, table([("b.jpg", 2, 2)]), ["a.jpg"]).problems.counts["missing"] == 1

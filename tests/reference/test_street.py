@@ -155,6 +155,7 @@ def test_what_cannot_be_used_is_told_and_stops_nothing(tmp_path: Path, photos: P
         "/etc/hostname,1,2,,,",
         "b/2.jpg,95,2,,,",
         "b/4.jpg,,,,,",
+        'a/3.jpg,"1,5",2,,,',
     ]
     table.write_text("\n".join(lines) + "\n")
     database = create(tmp_path / "refs")
@@ -169,8 +170,9 @@ def test_what_cannot_be_used_is_told_and_stops_nothing(tmp_path: Path, photos: P
         "/etc/hostname": "its id leads out of the folder",
         "b/2.jpg": "its position (95.0, 2.0) is no place on Earth",
         "b/4.jpg": "no position: neither in the metadata nor in the photo's EXIF",
+        "a/3.jpg": "its latitude is '1,5', which is no number",
     }
-    assert report.num_problems == 7
+    assert report.num_problems == 8
 
 
 def test_photos_without_a_position_are_told(tmp_path: Path, photos: Path) -> None:

@@ -121,8 +121,18 @@ def test_a_broken_image_gets_a_row_and_the_exit_code_tells(geoloc, photos, check
     code, out, err = geoloc("localize", "photos", "-m", checkpoint, "-o", "out.csv")
     assert (code, err) == (1, "")
     assert re.search(r" 002\.jpg +error: truncated JPEG", out)
-    assert re.search(r"5 images localised with tiny, \d+\.\d s, 1 failed -> out\.csv\n$", out)
+    assert re.search(r"4 of 5 images localised with tiny, \d+\.\d s, 1 failed -> out\.csv\n$", out)
     assert [row["error"] != "" for row in read_csv("out.csv")] == [False, False, True, False, False]
+
+
+def test_a_model_that_was_never_calibrated_has_no_radii_and_says_so(geoloc, photos, tmp_path):
+    model = tiny_checkpoint(tmp_path / "rough", calibration=None)
+    code, out, _ = geoloc("localize", "photos", "-m", model, "-o", "out.csv", "--quiet")
+    assert code == 0
+    assert re.fullmatch(
+        r"5 images localised with tiny, .* s, no radii \(nothing was calibrated\) -> out\.csv\n", out
+    )
+    assert {row["radius_90_km"] for row in read_csv("out.csv")} == {""}
 
 
 def test_a_list_on_standard_input(geoloc, photos, checkpoint):

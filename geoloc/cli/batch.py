@@ -50,7 +50,7 @@ def batch(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder: one .parquet for each shard.")],
     task: Annotated[Task, typer.Option(help="What to do with the images.")] = Task.LOCALIZE,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, a file of others or a Hub id.")
     ] = "earthview",
     model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = "own",

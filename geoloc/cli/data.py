@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geoloc.cli.console import EXIT_SOME_FAILED, check_folder, count, new_app, say
-from geoloc.cli.shards import WorkersOption
 from geoloc.errors import BadTableError
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def shard(
     drop_bad: Annotated[
         bool, typer.Option("--drop-bad", help="Leave out what cannot be used, instead of refusing it.")
     ] = False,
-    workers: WorkersOption = 1,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = 1,
 ) -> None:
     """Write a data set as webdataset shards with an index.
 

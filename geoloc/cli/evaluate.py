@@ -42,7 +42,9 @@ def evaluate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Evaluate a model: a bundled one, a folder or a Hub id."),
+        typer.Option(
+            "--model", "-m", help="Evaluate a model: a bundled one, a folder, a file of others or a Hub id."
+        ),
     ] = None,
     model_option: ModelOption = [],  # noqa: B006  typer copies it
     benchmark: Annotated[

@@ -22,7 +22,9 @@ def _export() -> None:
 
 @export_app.command("onnx")
 def export_onnx(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a folder or a Hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, a file of others or a Hub id.")
+    ],
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder; an exported model there is replaced.")
     ],
@@ -39,14 +41,14 @@ def export_onnx(
         bool, typer.Option("--int8", help="The backbone in 8 bits; heads stay in float32.")
     ] = False,
     least_agreement: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.5,
             max=1.0,
-            help="With --int8, the share of pictures whose most probable cell must stay: as many layers as that takes "
-            "stay in float32. Less is smaller and faster.",
+            help="With --int8, the share of pictures whose most probable cell must stay, 0.998 by default: as many "
+            "layers as that takes stay in float32. Less is smaller and faster.",
         ),
-    ] = 0.998,
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
     model_option: ModelOption = [],  # noqa: B006  typer copies it
 ) -> None:
@@ -56,23 +58,29 @@ def export_onnx(
     card have the figures. `geoloc localize --model OUT` uses it.
     """
     from geoloc import Geolocalizer
-    from geoloc.localize.export import export_onnx
+    from geoloc.localize.export import ENOUGH_IMAGES, export_onnx
     from geoloc.localize.inputs import find_images
 
     check_folder(output)
+    if least_agreement is not None and not int8:
+        raise ConfigError("--least-agreement is about 8 bits: add --int8")
     said = model_options(model_option)
     found = find_images([str(images)])
     if not found:
         raise ConfigError(f"there are no images in {images}")
     loaded = Geolocalizer.from_pretrained(model, num_threads=threads, **said)
-    report = export_onnx(
-        loaded, output, [image.path for image in found], int8=int8, least_agreement=least_agreement
-    )
+    asked = {} if least_agreement is None else {"least_agreement": least_agreement}
+    report = export_onnx(loaded, output, [image.path for image in found], int8=int8, **asked)
     say(f"{count(report.num_images, 'image')} of {images}, model and export side by side")
     say(_line("fp32", report.fp32))
     if report.int8 is not None:
         say(f"in 8 bits: {report.num_quantised} of {report.num_operators} operators with weights")
         say(_line("int8", report.int8))
+        if report.num_images < ENOUGH_IMAGES:
+            say(
+                f"warning: half of the pictures set the ranges of 8 bits, and half judge them: {report.num_images} are "
+                f"few for that, give {ENOUGH_IMAGES} or more of the kind that the model will meet"
+            )
     if report.left_out:
         say(f"not exported: the embeddings {', '.join(report.left_out)} (build references with {model})")
     size_mb = sum(path.stat().st_size for path in output.rglob("*") if path.is_file()) / 1e6

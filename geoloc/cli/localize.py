@@ -46,7 +46,7 @@ def localize(
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder or a Hub id.")
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, a file of others or a Hub id.")
     ] = "earthview",
     model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = "own",
@@ -149,7 +149,8 @@ def localize(
     except KeyboardInterrupt:
         say(f"interrupted{_ways_on(job, output)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    facts = [f"{count(len(images), 'image')} localised with {asking.name}"]
+    found = f"{len(images) - summary.num_failed:,} of " if summary.num_failed else ""
+    facts = [f"{found}{count(len(images), 'image')} localised with {asking.name}"]
     if was_complete:
         facts = [f"already complete: {count(len(images), 'image')}"]
     elif num_before:
@@ -184,11 +185,13 @@ class _Summary:
     """What one line says about a table."""
 
     def __init__(self, rows: "Iterable[Row]") -> None:
-        self.num_failed = self.num_abstained = 0
+        self.num_failed = self.num_abstained = self.num_with_radii = self.num_rows = 0
         self.distances_km = array("d")
         for row in rows:
             self.num_failed += row["error"] is not None
             self.num_abstained += row["abstained"] is True
+            self.num_with_radii += row["radius_90_km"] is not None
+            self.num_rows += 1
             if row.get("distance_km") is not None:
                 self.distances_km.append(row["distance_km"])
 
@@ -198,6 +201,8 @@ class _Summary:
             yield f"{self.num_failed:,} failed"
         if self.num_abstained:
             yield f"{self.num_abstained:,} abstained"
+        if self.num_rows > self.num_failed and not self.num_with_radii:
+            yield "no radii (nothing was calibrated)"
         if self.distances_km:
             median = statistics.median(self.distances_km)
             yield (

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,25 +18,35 @@ def models(
 ) -> None:
     """List models: those that come with the package, and those of others that --model takes, too."""
     from geoloc.adapters.registry import MODELS, find_published
-    from geoloc.hub.resolve import bundled_names
+    from geoloc.hub.resolve import BUNDLED, bundled_names
 
-    chosen = MODELS
+    known: list[dict[str, Any]] = [
+        {
+            "name": bundled,
+            "gives": "coordinates",
+            "weights": "come with geoloc",
+            "weights_licence": "Apache-2.0, as geoloc",
+            "card": str(BUNDLED / bundled / "README.md"),
+        }
+        for bundled in bundled_names()
+    ]
+    known += [asdict(model) for model in MODELS]
     if name is not None:
-        found = find_published(name)
-        if found is None:
-            raise NotFoundError(f"no published model is called {name!r}: {', '.join(m.name for m in MODELS)}")
-        chosen = (found,)
+        published = find_published(name)
+        called = name if published is None else published.name
+        known = [facts for facts in known if facts["name"] == called]
+        if not known:
+            raise NotFoundError(f"{name!r} is not on the list of models; `geoloc models` prints it")
     if as_json:
-        print(json.dumps([asdict(model) for model in chosen], indent=2))
-        return
-    if name is not None:
-        for key, value in asdict(chosen[0]).items():
+        print(json.dumps(known, indent=2))
+    elif name is not None:
+        for key, value in known[0].items():
             if value:
-                say(
-                    f"{key.replace('_', ' ') + ':':18}{', '.join(value) if isinstance(value, tuple) else value}"
-                )
-        return
-    for bundled in bundled_names():
-        say(f"{bundled:44}{'coordinates':22}comes with geoloc")
-    for model in chosen:
-        say(f"{model.name:44}{model.gives:22}{model.weights_licence}")
+                text = ", ".join(value) if isinstance(value, tuple) else value
+                say(f"{key.replace('_', ' ') + ':':18}{text}")
+    else:
+        for facts in [
+            {"name": "NAME", "gives": "GIVES", "weights_licence": "LICENCE OF THE WEIGHTS"},
+            *known,
+        ]:
+            say(f"{facts['name']:44}{facts['gives']:22}{facts['weights_licence']}")

@@ -119,10 +119,10 @@ def recall(
     if len(problems) > 3:
         say(f"{len(problems) - 3:,} more could not be read")
     metrics = report.metrics
-    shares = [f"recall@{k} {metrics[f'recall_at_{k}']:.1%}" for k in rules.at]
+    shares = [f"recall@{k} {share:.1%}" for k, share in metrics["recall_at"].items()]
     say(
-        f"{metrics['set']}: {', '.join(shares)} of {metrics['num_queries']:,.0f} queries, "
-        f"{count(metrics['num_database'], 'photo')} in the database, {metrics['num_without_positive']:,.0f} queries "
+        f"{metrics['set']}: {', '.join(shares)} of {metrics['num_queries']:,} queries, "
+        f"{count(metrics['num_database'], 'photo')} in the database, {metrics['num_without_positive']:,} queries "
         f"without a right one ({rules.without_positive.replace('_', ' ')})"
     )
     say(f"-> {output / 'metrics.md'}")

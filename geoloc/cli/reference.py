@@ -37,7 +37,11 @@ class _Dtype(str, Enum):
 _Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The database.")]
 _Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="What embeds the references: a bundled model, a folder or a Hub id."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="What embeds the references: a bundled model, a folder, a file of others or a Hub id.",
+    ),
 ]
 _Aerial = Annotated[
     list[str],

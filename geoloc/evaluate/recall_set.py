@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from geoloc.geo.near import rows_within_m
 from geoloc.metrics.recall import WithoutPositive, positive_ranks, recall_at_k
 
 IntArray = NDArray[np.int64]
+_UNREADABLE: Final = {"database": "never found", "queries": "misses"}
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,14 @@ def score_recall_set(
     ranks, best = positive_ranks(np.nan_to_num(queries), database[there], positives)
     best = there[best]
     ranks[asked_in_vain], best[asked_in_vain] = np.iinfo(np.int64).max, -1
-    metrics = recall_at_k(ranks, has_positive, rules.at, rules.without_positive)
+    counted = recall_at_k(ranks, has_positive, rules.at, rules.without_positive)
     return RecallReport(
         {
             "set": found.name,
             "num_database": len(database),
-            **metrics,
+            "num_queries": int(counted["num_queries"]),
+            "num_without_positive": int(counted["num_without_positive"]),
+            "recall_at": {str(k): counted[f"recall_at_{k}"] for k in rules.at},
             "rules": {
                 "right": found.rule,
                 "query without a right photo": rules.without_positive.replace("_", " "),
@@ -210,19 +213,20 @@ def write_recall_report(
 
 
 def _markdown(metrics: Mapping[str, Any]) -> str:
-    ks = [name.removeprefix("recall_at_") for name in metrics if name.startswith("recall_at_")]
-    shares = [f"{100 * metrics[f'recall_at_{k}']:.1f}" for k in ks]
+    shares = [f"{100 * share:.1f}" for share in metrics["recall_at"].values()]
     lines = [
         f"# {metrics['set']}",
         "",
-        "| " + " | ".join(f"R@{k}" for k in ks) + " | queries | without a right photo | database |",
-        "|" + "--:|" * (len(ks) + 3),
-        f"| {' | '.join(shares)} | {metrics['num_queries']:,.0f} | {metrics['num_without_positive']:,.0f} | "
+        "| "
+        + " | ".join(f"R@{k}" for k in metrics["recall_at"])
+        + " | queries | without a right photo | database |",
+        "|" + "--:|" * (len(shares) + 3),
+        f"| {' | '.join(shares)} | {metrics['num_queries']:,} | {metrics['num_without_positive']:,} | "
         f"{metrics['num_database']:,} |",
         "",
         *[f"- {name}: {value}" for name, value in {**metrics["rules"], **metrics["facts"]}.items()],
         *[
-            f"- {count:,} photos of the {part} could not be read"
+            f"- of the {part}, {count:,} could not be read: {_UNREADABLE[part]}"
             for part, count in metrics["unreadable"].items()
             if count
         ],

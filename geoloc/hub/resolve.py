@@ -52,5 +52,5 @@ def resolve(name: str | Path, revision: str | None = None, subfolder: str = "") 
         return cached(name, "model", revision=revision, subfolder=subfolder)
     raise NotFoundError(
         f"no model is called {name!r}: it is not bundled (bundled: {', '.join(bundled_names()) or 'none'}), "
-        "not a folder here, and not a Hub id of the form org/name"
+        "not a folder here, and not a Hub id of the form org/name; `geoloc models` lists what has a name"
     )

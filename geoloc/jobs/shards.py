@@ -98,9 +98,12 @@ class ShardJob:
         if path.is_file():
             found = json.loads(path.read_bytes())
             if found != self.identity:
+                same_inputs = found.get("shards") == self.identity["shards"]
+                of_inputs = " (a digest of the inputs: some are new, gone, changed or called by another path)"
                 raise OutputMismatchError(
-                    f"{self.folder} holds another job: {describe_differences(found, self.identity)}; repeat the old "
-                    "values to continue it, choose another folder, or delete this one"
+                    f"{self.folder} holds another job: {describe_differences(found, self.identity)}"
+                    f"{'' if same_inputs else of_inputs}; repeat the old values to continue it, choose another folder, "
+                    "or delete this one"
                 )
         elif strangers := sorted(p.name for p in self.folder.iterdir() if not p.name.startswith(".")):
             raise OutputMismatchError(

@@ -29,7 +29,7 @@ from quadtree.sphere import haversine_km
 
 TOLERANCE = 1e-4  # of every number that an fp32 graph gives
 PARITY_NAME = "parity.json"
-MOST_IMAGES = 512  # that are looked at
+ENOUGH_IMAGES, MOST_IMAGES = 200, 512  # that int8 wants; that are looked at
 _BATCH = 16
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -94,7 +94,7 @@ def export_onnx(
         model: loaded or saved.
         folder: where to; it is made, or must hold a checkpoint.
         images: real pictures of the kind that the model will meet, of which at most `MOST_IMAGES` evenly spread ones
-            are used: both sides see them, and int8 takes its ranges from them; it wants a hundred or more.
+            are used: both sides see them, and int8 takes its ranges from them; it wants `ENOUGH_IMAGES`.
         int8: the backbone in 8 bits, as much of it as keeps the most probable cells.
         least_agreement: share of pictures whose most probable cell must stay in 8 bits; less is smaller and faster.
 

@@ -97,7 +97,7 @@ def path_of(name: str | Path, revision: str | None, subfolder: str) -> Path:
             return _in_package(published)
         if not published.is_fetched:
             raise ConfigError(
-                f"{published.name} is no repository: {published.how}. It is at {published.weights}"
+                f"{published.name} is not fetched by its name: {published.how}. Weights: {published.weights}"
             )
         pin = published.revision if revision is None else revision
         return foreign(published.name, published.files, revision=pin, subfolder=subfolder)

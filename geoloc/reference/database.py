@@ -168,9 +168,10 @@ class ReferenceDatabase(Adding, Sharing):
             ("quadtree", quadtree, self.quadtree_fingerprint),
         ):
             if here is not None and there is not None and here != there:
+                so_said = ", or say the options (--model-option) that it was built with" * (what == "model")
                 raise FingerprintMismatchError(
                     f"{self.folder} was made with the {what} {_short(there)}, and {_short(here)} was to use "
-                    f"it: take the database of that {what}, or build one with it"
+                    f"it: take the database of that {what}, or build one with it{so_said}"
                 )
 
     # --- What there is ---

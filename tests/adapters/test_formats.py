@@ -160,10 +160,12 @@ def test_the_command_lists_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         return out if not exited.value.code else err
 
     lines = run().splitlines()
-    assert [line.split()[0] for line in lines] == ["earthview", *(model.name for model in MODELS)]
+    names = ["earthview", *(model.name for model in MODELS)]
+    assert [line.split()[0] for line in lines] == ["NAME", *names]
+    assert "checkpoints/earthview/README.md" in run("earthview")
     assert "GeoScore 3361" in run("osv5m/baseline")
-    assert [entry["name"] for entry in json.loads(run("--json"))] == [model.name for model in MODELS]
-    assert "no published model is called 'nobody'" in run("nobody")
+    assert [entry["name"] for entry in json.loads(run("--json"))] == names
+    assert "'nobody' is not on the list of models" in run("nobody")
 
 
 def test_paths_that_are_no_model(tmp_path: Path) -> None:
@@ -174,5 +176,5 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         ConfigError, match="graph of an exported model, which is more than that: give its folder"
     ):
         Geolocalizer.from_pretrained(tmp_path / "model.onnx")
-    with pytest.raises(ConfigError, match=r"cosplace is no repository: give the file's path"):
+    with pytest.raises(ConfigError, match=r"cosplace is not fetched by its name: give the file's path"):
         Geolocalizer.from_pretrained("cosplace")

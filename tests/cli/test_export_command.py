@@ -53,3 +53,25 @@ def test_refusals(tmp_path: Path, images: Path) -> None:
             ["export", "onnx", model, str(tmp_path / "out"), "--calibration-images", str(tmp_path / "empty")],
             catch_exceptions=False,
         )
+    with pytest.raises(ConfigError, match="--least-agreement is about 8 bits: add --int8"):
+        CliRunner().invoke(
+            app,
+            [
+                "export",
+                "onnx",
+                model,
+                str(tmp_path / "out"),
+                "--calibration-images",
+                str(images),
+                "--least-agreement=1",
+            ],
+            catch_exceptions=False,
+        )
+
+
+def test_few_pictures_for_8_bits_are_said_to_be_few(tmp_path: Path, images: Path) -> None:
+    command = ["export", "onnx", str(tiny_checkpoint(tmp_path / "model")), str(tmp_path / "out"), "--int8"]
+    options = ["--calibration-images", str(images), "--least-agreement", "0.5"]
+    result = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "and half judge them: 4 are few for that, give 200 or more" in result.output

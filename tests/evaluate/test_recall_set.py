@@ -71,7 +71,7 @@ def test_photos_that_say_where_they_are(town: Path, model: Path, tmp_path: Path)
         in said
     )
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert metrics["recall_at_1"] == 0.8
+    assert metrics["recall_at"]["1"] == 0.8
     assert metrics["rules"]["right"] == "within 25 m, on the ellipsoid"
     assert "| 80.0 | 100.0 | 5 | 1 | 8 |" in (tmp_path / "report" / "metrics.md").read_text()
     rows = pq.read_table(tmp_path / "report" / "queries.parquet").to_pylist()
@@ -148,7 +148,7 @@ def test_photos_that_cannot_be_read(town: Path, model: Path, tmp_path: Path) -> 
     assert metrics["unreadable"] == {"database": 1, "queries": 1}
     rows = pq.read_table(tmp_path / "report" / "queries.parquet").to_pylist()
     assert rows[1]["best"] is None
-    assert "1 photos of the queries could not be read" in (tmp_path / "report" / "metrics.md").read_text()
+    assert "of the queries, 1 could not be read: misses" in (tmp_path / "report" / "metrics.md").read_text()
 
 
 def test_rows_are_those_of_the_whole_database() -> None:
@@ -158,8 +158,10 @@ def test_rows_are_those_of_the_whole_database() -> None:
     found = RecallSet("x", tuple("abcd"), tuple("efg"), positives, "by hand")
     report = score_recall_set(found, database, np.eye(3, dtype=np.float32)[[0, 1, 2]], RecallRules((1, 3)))
     assert report.best.tolist() == [1, 2, 3]
-    assert report.metrics["recall_at_1"] == pytest.approx(1 / 3)
-    assert report.metrics["recall_at_3"] == pytest.approx(2 / 3)  # the third's only positive cannot be read
+    assert report.metrics["recall_at"]["1"] == pytest.approx(1 / 3)
+    assert report.metrics["recall_at"]["3"] == pytest.approx(
+        2 / 3
+    )  # the third's only positive cannot be read
 
 
 def test_refusals(town: Path, model: Path, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import numpy as np
 
 from geoloc import files
 from geoloc.errors import NotFoundError
-from geoloc.reference import segments
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
+from geoloc.reference.segments import blocks
 
 change, how, num_kills, root = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 START, WORK, FINISHED, OTHER = root / "start", root / "work", root / "finished", root / "other"
@@ -182,7 +182,7 @@ while True:
                 (os, "open"), (os, "ftruncate"), (shutil, "rmtree"),
             ]:
                 arm(module, name)
-            files.open = segments.open = torn_open
+            files.open = blocks.open = torn_open
         CHANGES[change]()
         step()
         os._exit(0)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import geoloc.reference.index as index_module
-import geoloc.reference.scan as scan_module
+import geoloc.reference.scan.boards as boards_module
 from geoloc.errors import ConfigError
 from geoloc.reference.candidates import Candidates
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.index import CellIndex, with_border_neighbours
 from geoloc.reference.rows import SOURCES, ReferenceRows
-from geoloc.reference.scan import Best, DeviceBoard, DeviceRows, Rows, scan
+from geoloc.reference.scan import Best, DeviceBoard, DeviceRows, Rows, scan, widen
 from quadtree import Quadtree, build_quadtree
 from quadtree.errors import InvalidCoordinateError
 from quadtree.morton import encode
@@ -225,7 +225,7 @@ def test_batches_boards_and_single_queries_agree_to_the_last_bit(search, width: 
         np.testing.assert_array_equal(alone.row_id[0], together.row_id[i])
         np.testing.assert_array_equal(alone.similarity[0], together.similarity[i])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_module, "_BOARD_SCORES", width * max(1, len(query)))
+        patch.setattr(boards_module, "_BOARD_SCORES", width * max(1, len(query)))
         assert_same(index.search(query, cells, k, sources), together)
         patch.setattr(index_module, "_QUERIES_AT_ONCE", 3)
         assert_same(index.search(query, cells, k, sources), together)
@@ -425,7 +425,7 @@ def test_a_cuda_device_finds_the_same() -> None:
 def test_every_float16_becomes_the_same_float32() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)]
-    wide = scan_module.widen(halves, np.empty(1 << 16, dtype=np.float32))
+    wide = widen(halves, np.empty(1 << 16, dtype=np.float32))
     np.testing.assert_array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
 
 

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from geoloc.errors import ConfigError
 from geoloc.reference.candidates import Candidates
+from geoloc.reference.cell_slices import CellSlices
 from geoloc.reference.rows import SOURCES, Source
 from geoloc.reference.scan import (
     Best,
@@ -108,7 +109,7 @@ class CellIndex:
             raise ConfigError(f"all segments must have vectors of one width; found {widths}")
         self._dim = widths[0] if widths else None
         self._rows = Rows(filled)
-        self._lists = _Lists(quadtree, filled)
+        self._lists = CellSlices(quadtree, filled)
         self._sources_in = [_sources_in(segment) for segment in filled]
         self._views: dict[frozenset[int], _View] = {}
         self._device_rows = None if is_host or not filled else DeviceRows(self._rows, device)
@@ -235,74 +236,13 @@ class CellIndex:
         return queries
 
 
-class _Lists:
-    """The slices of segments that make up each cell, in the order of cells, then segments, then rows."""
-
-    def __init__(self, quadtree: Quadtree, segments: Sequence[SegmentRows]) -> None:
-        pieces = [_cell_slices(quadtree, segment) for segment in segments]
-        cell = np.concatenate([np.zeros(0, dtype=np.int64), *(piece[0] for piece in pieces)])
-        owner = np.repeat(np.arange(len(pieces)), [len(piece[0]) for piece in pieces])
-        start = np.concatenate([cell[:0], *(piece[1] for piece in pieces)])
-        stop = np.concatenate([cell[:0], *(piece[2] for piece in pieces)])
-        order = np.lexsort((start, owner, cell))
-        self.cell, self.segment, self.start, self.stop = cell[order], owner[order], start[order], stop[order]
-        self.num_rows = np.bincount(cell, weights=stop - start, minlength=quadtree.num_cells).astype(np.int64)
-        # Python's own integers: a query reads them one by one.
-        self._first = np.searchsorted(self.cell, np.arange(quadtree.num_cells + 1)).tolist()
-        self._pieces = list(zip(self.segment.tolist(), self.start.tolist(), self.stop.tolist(), strict=True))
-        self.everything = [(i, 0, len(segment.row_id)) for i, segment in enumerate(segments)]
-
-    def of_cells(self, cells: list[int]) -> list[tuple[int, int, int]]:
-        """Segment, start, stop of the slices of some cells."""
-        pieces, first = self._pieces, self._first
-        return [piece for cell in cells for piece in pieces[first[cell] : first[cell + 1]]]
-
-    def grouped(self, cells: list[list[int]]) -> tuple[list[Slice], int]:
-        """Slices with the queries that want them, and the most rows that one query wants."""
-        asking: dict[int, list[int]] = {}
-        for query, ids in enumerate(cells):
-            for cell in ids:
-                asking.setdefault(cell, []).append(query)
-        slices = [
-            Slice(segment, start, stop, asking[cell])
-            for cell in sorted(asking)
-            for segment, start, stop in self._pieces[self._first[cell] : self._first[cell + 1]]
-        ]
-        counts = self.num_rows.tolist()
-        return slices, max((sum(counts[cell] for cell in ids) for ids in cells), default=0)
-
-
-def _cell_slices(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, IntArray, IntArray]:
-    """Cell, start and stop of slices that hold every row of a segment once, by rising start."""
-    # As uint64: a search with signed integers would convert, and so read, the whole column.
-    bounds = np.searchsorted(segment.morton, quadtree.morton_ranges.astype(np.uint64))
-    cell, (start, stop) = np.arange(quadtree.num_cells), bounds.T
-    # Between the ranges lie the rows in empty leaves; neighbours on the curve mostly share a nearest cell.
-    gaps = np.stack([np.append(0, stop), np.append(start, len(segment.morton))], axis=1)
-    gaps = gaps[gaps[:, 0] < gaps[:, 1]]
-    if len(gaps):
-        rows = np.concatenate([np.arange(first, end) for first, end in gaps.tolist()])
-        nearest = quadtree.assign(np.asarray(segment.latlon_deg)[rows])
-        is_first = (np.diff(nearest, prepend=-1) != 0) | (np.diff(rows, prepend=-1) != 1)
-        first = np.flatnonzero(is_first)
-        length = np.diff(np.append(first, len(rows)))
-        cell = np.concatenate([cell, nearest[first]])
-        start, stop = np.concatenate([start, rows[first]]), np.concatenate([stop, rows[first] + length])
-    order = np.argsort(start, kind="stable")
-    order = order[start[order] < stop[order]]
-    cell, start, stop = cell[order], start[order], stop[order]
-    # They follow each other without a gap; those of one cell that do so are one.
-    is_first = np.diff(cell, prepend=-1) != 0
-    return cell[is_first], start[is_first], np.append(start[is_first][1:], len(segment.morton))
-
-
 class _FaissLists:
     """FAISS's inverted lists, one for each source and cell: number source * num_cells + cell.
 
     Deleted rows are not in them. Ids are positions in `Rows`.
     """
 
-    def __init__(self, structure: str, rows: Rows, lists: _Lists) -> None:
+    def __init__(self, structure: str, rows: Rows, lists: CellSlices) -> None:
         import faiss
 
         dim = rows.vectors[0].shape[1]
@@ -330,7 +270,7 @@ class _FaissLists:
         for segment in range(len(rows.segments)):
             self._add(rows, lists, segment)
 
-    def _add(self, rows: Rows, lists: _Lists, segment: int) -> None:
+    def _add(self, rows: Rows, lists: CellSlices, segment: int) -> None:
         import faiss
 
         columns = rows.segments[segment]

@@ -30,8 +30,9 @@ class Calibration:
         temperature: divides the cell logits.
         cell_kernel: kernel width of a cell's atom, as a share of the radius of a disc with the cell's area.
         regression_kernel_km: kernel width of a plain regression's single atom (models without cells).
-        mass_levels: by utility ("geoscore", "median"), percent -> posterior mass of the circle that holds the
-            truth in that percent of cases. Empty when not calibrated: then predictions have no radii.
+        mass_levels: by utility ("geoscore", "median", and the model's default), percent -> posterior mass of the
+            circle that holds the truth in that percent of cases. Empty when not calibrated: then predictions have no
+            radii.
         num_images: size of the calibration set.
         data: what the calibration images were, in words.
         reference_levels: as `mass_levels`, for predictions with references, by the identity of the database that
@@ -69,6 +70,7 @@ class Calibration:
         """Percent -> mass for a utility; another utility than the fitted ones borrows geoscore's.
 
         Args:
+            utility: its name, see `Utility.name`.
             reference: identity of the database that predictions use, if they use one.
         """
         table = self.mass_levels if reference is None else self.reference_levels.get(reference, {})

@@ -103,27 +103,29 @@ def _levels(
     retriever: Retriever | None,
 ) -> dict[str, dict[str, float]]:
     of_each = (model.posteriors_of(reading, fitted, retriever, top_k=1)[0] for reading in readings)
-    return mass_levels(chain.from_iterable(of_each), np.concatenate(truths))
+    utilities = dict.fromkeys((*UTILITIES, model.default_utility.name))
+    return mass_levels(chain.from_iterable(of_each), np.concatenate(truths), utilities)
 
 
 def mass_levels(
-    posteriors: Iterable[Posterior], latlon_deg: NDArray[np.float64]
+    posteriors: Iterable[Posterior], latlon_deg: NDArray[np.float64], utilities: Iterable[str] = UTILITIES
 ) -> dict[str, dict[str, float]]:
     """The mass of the circle around the point that reaches the truth, its conformal quantiles by utility.
 
     Args:
         posteriors: of n images.
         latlon_deg: (n, 2) where they were taken.
+        utilities: of the points that circles are drawn around, as `Utility.parse` reads them.
     """
-    masses: dict[str, list[float]] = {kind: [] for kind in UTILITIES}
+    masses: dict[str, list[float]] = {name: [] for name in utilities}
     for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
-        for kind, found in masses.items():
-            point = posterior.point(Utility.parse(kind))
+        for name, found in masses.items():
+            point = posterior.point(Utility.parse(name))
             off_km = float(distance_km(point[None], truth[None])[0, 0])
             found.append(posterior.mass_within(point, off_km))
     return {
-        kind: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
-        for kind, found in masses.items()
+        name: {str(percent): conformal_level(np.array(found), percent) for percent in PERCENTS}
+        for name, found in masses.items()
     }
 
 

@@ -262,7 +262,7 @@ class Geolocalizer(PosteriorModel):
         database = None if retriever is None else retriever.database
         asked = Asked(
             utility,
-            self.calibration.levels(utility.kind, None if database is None else database.identity),
+            self.calibration.levels(utility.name, None if database is None else database.identity),
             top_k,
             abstain_above_km,
             max_precision_km,

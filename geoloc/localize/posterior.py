@@ -69,6 +69,11 @@ class Utility:
             f"utility is {text!r}; expected geoscore, median or within:<radius in km>, as in within:25km"
         )
 
+    @property
+    def name(self) -> str:
+        """As `parse` reads it."""
+        return f"within:{self.radius_km:.12g}km" if self.kind == "within" else self.kind
+
     def expected(self, distance_km: FloatArray, scale_km: FloatArray) -> FloatArray:
         """Expected utility if the truth is Gaussian around a place that far away; larger is better.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -256,7 +257,11 @@ class PosteriorModel:
         database = self.reference if reference == "own" else reference
         if database is None:
             return None
-        assert not isinstance(database, str)
+        if isinstance(database, str | Path):
+            raise ConfigError(
+                f'reference is {str(database)!r}; expected a ReferenceDatabase, "own" or None: '
+                "ReferenceDatabase.open(folder) opens one"
+            )
         if (
             self._retriever is not None
             and self._retriever.database is database

@@ -185,3 +185,36 @@ def test_a_model_that_only_embeds_is_fitted_and_calibrated_with_references(tmp_p
     assert set(calibration.reference_levels) == {database.identity}
     prediction = model.localize(tiny_image(0), reference=database, places=False)
     assert set(prediction.radius_km) <= {50, 90}
+
+
+def test_the_circles_around_its_answers_hold_the_truth_as_often_as_they_say(tmp_path: Path) -> None:
+    """They are fitted around the points that it answers with.
+
+    Around those of the best GeoScore, between the references, they would be far too wide: 93 of 99 for 50 %.
+    """
+    model, database = saved_with_references(street_model(), tmp_path)
+    pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(99)])
+    # Half are where the most similar reference is, and half are a town away from it.
+    near = np.array(
+        [(p.lat, p.lon) for p in model.localize_batch(pictures, reference=database, places=False)]
+    )
+    truth = near + np.where(np.arange(99)[:, None] % 2, [0.08, 0.1], [0.0001, 0.0]) * np.where(
+        near > 0, -1, 1
+    )
+    calibration = model.calibrate([(pictures, truth)], "noise", reference=database)
+    (levels,) = calibration.reference_levels.values()
+    assert set(levels) == {"geoscore", "median", "within:0.025km"}
+    for utility in (None, "geoscore", "median"):
+        found = model.localize_batch(pictures, reference=database, places=False, utility=utility)
+        off_km = haversine_km([(p.lat, p.lon) for p in found], truth)
+        for percent in (50, 90):  # of 99, the 50th and the 90th smallest are on the circle
+            held = off_km <= [p.radius_km[percent] * (1 + 1e-6) + 1e-6 for p in found]
+            assert held.sum() >= percent, (utility, percent)
+            assert utility or held.sum() <= percent + 3, percent  # the others' points may tie
+
+
+def test_a_folder_is_no_database(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"reference is '.*refs'; expected a ReferenceDatabase.*open\(folder\)"
+    ):
+        tiny_geolocalizer().localize(tiny_image(), reference=tmp_path / "refs")

@@ -24,7 +24,8 @@ from geoloc.models.network import GeoNetwork
 from geoloc.train.module import GeoTask, TaskConfig
 from geoloc.train.optimise import build_optimizer
 from geoloc.train.run_folder import RunFolder
-from geoloc.train.trainer import MachineConfig, TrainerConfig, fit
+from geoloc.train.settings import MachineConfig, TrainerConfig
+from geoloc.train.trainer import fit
 from quadtree import Quadtree, build_quadtree
 
 SIZE_PX, BATCH_SIZE = 96, 32

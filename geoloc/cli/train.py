@@ -116,7 +116,7 @@ def train_experiment(values: dict[str, Any]) -> None:
         described = from_plain(earthview.EarthviewExperiment, experiment, "experiment")
         model = earthview.run(described, run_folder, values["threads"])
     elif recipe in ("osv5m", "places", "places_soup", "statewide"):
-        from geoloc.train.trainer import MachineConfig
+        from geoloc.train.settings import MachineConfig
 
         machine = from_plain(MachineConfig, values["machine"], "machine")
         if recipe == "osv5m":

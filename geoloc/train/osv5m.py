@@ -37,7 +37,8 @@ from geoloc.train.photos import PhotosConfig
 from geoloc.train.positives import WithPositives
 from geoloc.train.ranks import is_first_rank
 from geoloc.train.run_folder import RunFolder
-from geoloc.train.trainer import MachineConfig, TrainerConfig, fit
+from geoloc.train.settings import MachineConfig, TrainerConfig
+from geoloc.train.trainer import fit
 from quadtree import Quadtree, build_quadtree
 from quadtree.morton import MAX_DEPTH
 from quadtree.sphere import spherical_mean_latlon_deg

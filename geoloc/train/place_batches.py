@@ -8,7 +8,7 @@ from typing import Any
 from geoloc.data.stream import Batch, SampleStream
 from geoloc.errors import ConfigError
 from geoloc.train.ranks import Predict
-from geoloc.train.trainer import PlannedData, TrainingData
+from geoloc.train.task import PlannedData, TrainingData
 
 
 class GroupBatches:

@@ -13,7 +13,7 @@ from geoloc.train.mining import MiningConfig
 from geoloc.train.photos import PhotoSet
 from geoloc.train.place_photos import AugmentConfig, NightConfig
 from geoloc.train.place_task import DomainsConfig, LossConfig, RecallConfig
-from geoloc.train.trainer import TrainerConfig
+from geoloc.train.settings import TrainerConfig
 
 
 @dataclass(frozen=True)

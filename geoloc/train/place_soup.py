@@ -19,8 +19,8 @@ from geoloc.train.photos import PhotoSet
 from geoloc.train.place_task import RecallConfig, Truth
 from geoloc.train.places import recall_of, validation_of
 from geoloc.train.run_folder import RunFolder
+from geoloc.train.settings import MachineConfig
 from geoloc.train.soups import GreedySoup, greedy_soup, uniform_soup
-from geoloc.train.trainer import MachineConfig
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,9 @@ from geoloc.train.place_task import (
 )
 from geoloc.train.ranks import is_first_rank, seed_of
 from geoloc.train.run_folder import RunFolder
-from geoloc.train.trainer import MachineConfig, TrainingData, fit
+from geoloc.train.settings import MachineConfig
+from geoloc.train.task import TrainingData
+from geoloc.train.trainer import fit
 
 _EMBED_BATCH = 64  # photos that go through the network together where nothing is learnt
 _VLAD_PHOTOS, _VLAD_PER_PHOTO = 500, 100  # what a NetVLAD starts from, as published

@@ -44,7 +44,8 @@ from geoloc.train.osv5m import preprocess_of
 from geoloc.train.photos import PhotosConfig
 from geoloc.train.ranks import of_all_ranks
 from geoloc.train.run_folder import RunFolder
-from geoloc.train.trainer import MachineConfig, TrainerConfig, fit
+from geoloc.train.settings import MachineConfig, TrainerConfig
+from geoloc.train.trainer import fit
 from quadtree.sphere import haversine_km as distance_km
 
 RECALL_AT = (1, 5, 10, 100)

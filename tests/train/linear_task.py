@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from geoloc.train.optimise import LearningRates, OptimizerConfig, ScheduleConfig
-from geoloc.train.trainer import EarlyStopping, MachineConfig, TrainerConfig
+from geoloc.train.settings import EarlyStopping, MachineConfig, TrainerConfig
 
 CONFIG = TrainerConfig(
     num_steps=24,

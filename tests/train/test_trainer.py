@@ -16,7 +16,8 @@ from linear_task import CONFIG, MACHINE, LinearData, LinearTask
 
 from geoloc.errors import ConfigError, IntegrityError
 from geoloc.train.run_folder import RunFolder, read_metrics
-from geoloc.train.trainer import EarlyStopping, MachineConfig, TrainerConfig, fit
+from geoloc.train.settings import EarlyStopping, MachineConfig, TrainerConfig
+from geoloc.train.trainer import fit
 
 # Where a DataLoader's workers are, a fork meets threads; the children only train and die.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

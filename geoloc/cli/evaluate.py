@@ -1,34 +1,21 @@
 """`geoloc evaluate`: score predictions, or a model on a benchmark, under a named protocol."""
 
-import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from geoloc.cli.console import check_folder, count, km, say
+from geoloc.cli.console import check_folder
+from geoloc.cli.evaluate_ways import Case, compare_tables, finder, localized_case, say_scores, scores_folder
 from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
 from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from geoloc.batch.work import LocalizeWork
-    from geoloc.data.tables import PointTable
-    from geoloc.evaluate.benchmarks import Benchmark
     from geoloc.evaluate.pictures import PredictionPicture
-    from geoloc.evaluate.report import EvaluationRun
     from geoloc.images.query import QueryMode
-    from geoloc.metrics.protocols import Protocol
 
-IMAGES_PER_SHARD = 256
 REMEDY, TRUTH_REMEDY = (f"name the right one with --{of}{{}}-column" for of in ("", "truth-"))
 
 
@@ -161,8 +148,6 @@ def evaluate(
     OUTPUT.predictions/.
     """
     from geoloc.data.tables import Columns, read_points
-    from geoloc.evaluate.leakage import RADII_M, leakage_warnings
-    from geoloc.evaluate.matching import match
     from geoloc.metrics.protocols import get_protocol
 
     _check_ways(predictions, truth, model, benchmark, data, compare, output)
@@ -191,7 +176,7 @@ def evaluate(
     if compare is not None:
         assert truth is not None
         tables = [read_points(path, columns, remedy=REMEDY) for path in compare]
-        _compare(
+        compare_tables(
             read_points(truth, true_columns, remedy=TRUTH_REMEDY),
             tables,
             rules or get_protocol("geodesic"),
@@ -200,9 +185,6 @@ def evaluate(
         )
         return
     crew = Crew(engine, workers, gpus_per_worker)
-    facts: dict[str, Any] = {}
-    warnings: list[str] = []
-    database: NDArray[np.float64] | None = None
     if benchmark is not None:
         assert model is not None
         assert data is not None
@@ -216,77 +198,35 @@ def evaluate(
         )
         found = load_benchmark(benchmark, data, split, utm_epsg=utm_epsg)
         rules = rules or get_protocol(found.protocol)
-        warnings += found.warnings
-        true_table, find_image = found.truth, found.find_image
-        database = found.gallery_latlon_deg if rules.needs_positive else None
         top_k = top_k or (max(rules.recall_at) if rules.retrieval else 10)
         work = LocalizeWork(model, options, reference=reference, top_k=top_k, model_options=said)
-        table = _localize(work, found, output, crew)
-        facts = _facts_of(work)
-        if found.gallery_latlon_deg is not None:
-            facts["gallery"] = (
-                f"database of {found.truth.path.name}, {len(found.gallery_latlon_deg):,} images"
-            )
+        case = localized_case(work, found, rules, output, crew)
     else:
         assert predictions is not None
         assert truth is not None
-        rules = rules or get_protocol("geodesic")
-        true_table = read_points(truth, true_columns, remedy=TRUTH_REMEDY)
-        table = read_points(predictions, columns, remedy=REMEDY)
-        find_image = _finder(images)
-    if rules.needs_positive and database is None:
-        warnings.append(
-            f"The protocol {rules.name} leaves out queries without a positive; where the database's images are is not "
-            "known here, so they are misses."
+        case = Case(
+            read_points(truth, true_columns, remedy=TRUTH_REMEDY),
+            read_points(predictions, columns, remedy=REMEDY),
+            rules or get_protocol("geodesic"),
+            finder(images),
         )
-    radius_m = min(rules.recall_within_m)
-    matched = match(true_table, table, wanted, database_latlon_deg=database, within_m=radius_m)
+    matched = case.match(wanted)
     for path in gallery or ():
-        facts.setdefault("gallery", "")
-        facts["gallery"] = ", ".join(filter(None, [facts["gallery"], path.name]))
-        known = read_points(path, true_columns, remedy=TRUTH_REMEDY)
-        warnings += leakage_warnings(
-            matched.truth_latlon_deg, known.latlon_deg, path.name, leakage_within_m or RADII_M
-        )
+        case.check_leakage(matched, read_points(path, true_columns, remedy=TRUTH_REMEDY), leakage_within_m)
 
     shown: list[PredictionPicture] = []
     if photos is not None:  # before the scoring: it may have to be refused
         from geoloc.evaluate.pictures import prediction_pictures
 
-        finders = {"find_image": find_image, "find_reference": _finder(photos)}
-        shown = prediction_pictures(matched, rules, pictures, only_wrong=only_wrong, **finders)
+        finders = {"find_image": case.find_image, "find_reference": finder(photos)}
+        shown = prediction_pictures(matched, case.protocol, pictures, only_wrong=only_wrong, **finders)
 
-    from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS
-    from geoloc.evaluate.report import EvaluationRun
-    from geoloc.evaluate.scoring import score
-
-    facts.setdefault("gallery", "not stated: add --gallery to check for leakage")
-    with _scores_folder(output) as scores:
-        evaluation = score(
-            matched,
-            rules,
-            list(dict.fromkeys([*BUILT_IN_BREAKDOWNS, *(breakdowns or ())])),
-            folder=scores,
-            engine=engine.value,
-            num_workers=workers,
-        )
-        run = EvaluationRun.of(matched, evaluation, warnings=warnings, facts=facts, find_image=find_image)
+    with scores_folder(output) as folder:
+        run = case.score(matched, breakdowns or (), folder, engine.value, workers)
         if output is not None:
-            title = title or f"{table.path.name} against {true_table.path.name}"
+            title = title or f"{case.predictions.path.name} against {case.truth.path.name}"
             run.write(output, title=title, pictures=shown)
-    _print(run, output)
-
-
-@contextmanager
-def _scores_folder(output: Path | None) -> Iterator[Path]:
-    """Where the shards of the scoring lie until the report is there."""
-    if output is None:
-        with TemporaryDirectory(prefix="geoloc-") as name:
-            yield Path(name)
-    else:
-        folder = output.with_name(f".{output.name}.scores")
-        yield folder
-        shutil.rmtree(folder)
+    say_scores(run, output)
 
 
 def _check_ways(
@@ -336,99 +276,3 @@ def _photos_folder(folder: Path | None, output: Path | None) -> Path:
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder} of references' photos; check --reference-images")
     return folder
-
-
-def _finder(folder: Path | None) -> Any:
-    """Images of a folder by ids that are names with or without the suffix, or paths in the folder."""
-    if folder is None:
-        return lambda image_id: None
-    from geoloc.localize.inputs import IMAGE_SUFFIXES
-
-    def find(image_id: str) -> Path | None:
-        for suffix in ("", *IMAGE_SUFFIXES):
-            path = folder / f"{image_id}{suffix}"
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-                return path
-        return None
-
-    return find
-
-
-def _localize(work: "LocalizeWork", benchmark: "Benchmark", output: Path, crew: Crew) -> "PointTable":
-    """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
-    from geoloc.batch.sources import file_payloads, name_shards
-    from geoloc.data.tables import read_shards
-    from geoloc.jobs.shards import ShardJob
-
-    if not benchmark.images:
-        raise NotFoundError(f"no image of {benchmark.name} was found in {benchmark.truth.path}; check --data")
-    payloads = file_payloads(((image.id, str(image.path)) for image in benchmark.images), IMAGES_PER_SHARD)
-    folder = output.with_name(f"{output.name}.predictions")
-    job = ShardJob(folder, name_shards(payloads), work.identity())
-    crew.run(job, work)
-    return read_shards(folder, [job.output(shard) for shard in job.shards])
-
-
-def _facts_of(work: "LocalizeWork") -> dict[str, Any]:
-    """What a report says of the model and of how it was asked."""
-    asking = work.in_driver.asking
-    return {
-        "model": f"{asking.name} ({asking.model_identity[:12]})",
-        "preprocessing of the model": str(asking.preprocess),
-        "query mode": work.options.query,
-        "references": "none" if asking.database == "none" else f"{work.reference} ({asking.database[:12]})",
-    }
-
-
-def _compare(
-    truth: "PointTable",
-    tables: "Sequence[PointTable]",
-    protocol: "Protocol",
-    subset: Sequence[str] | None,
-    output: Path | None,
-) -> None:
-    from geoloc.evaluate.comparison import compare, to_markdown
-    from geoloc.files import replace_folder, write_manifest
-
-    compared = compare(truth, tables[0], tables[1], protocol, subset)
-    text = to_markdown(compared)
-    if output is not None:
-        with replace_folder(output) as folder:
-            (folder / "comparison.json").write_text(
-                json.dumps(compared, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-            (folder / "comparison.md").write_text(text, encoding="utf-8")
-            write_manifest(folder, kind="comparison")
-    for line in text.splitlines():
-        say(line)
-
-
-def _print(run: "EvaluationRun", output: Path | None) -> None:
-    metrics = run.metrics
-    low, high = metrics["intervals"]["geoscore"]
-    facts = [
-        f"protocol {metrics['protocol']}",
-        count(metrics["num_images"], "image"),
-        f"GeoScore {metrics['geoscore']:,.1f} ({low:,.0f} to {high:,.0f})",
-        f"median {km(metrics['median_km']) or 'none'}",
-        f"mean {km(metrics['mean_km']) or 'none'}",
-    ]
-    say(", ".join(facts))
-    shares = [f"{share:.1%} within {radius} km" for radius, share in metrics["accuracy_within_km"].items()]
-    shares += [
-        f"{share:.1%} right {level.replace('_', '-')}"
-        for level, share in metrics["accuracy_by_admin"].items()
-    ]
-    shares += [
-        f"recall@{k} within {radius} m {share:.1%}"
-        for radius, by_k in metrics["recall_at"].items()
-        for k, share in by_k.items()
-    ]
-    say(", ".join(shares))
-    for name, problem in metrics["problems"].items():
-        examples = ", ".join(problem["examples"][:3])
-        say(f"{problem['count']:,} {name.replace('_', ' ')}: {problem['meaning']} (for example {examples})")
-    for warning in metrics["warnings"]:
-        say(f"warning: {warning}")
-    if output is not None:
-        say(f"-> {output / 'report.html'}")

@@ -372,8 +372,7 @@ def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, An
             )
         if (digest := sha256_of(path)) != promised["sha256"]:
             raise IntegrityError(
-                f"{path} has sha256 {digest[:12]}…, but its manifest promises {promised['sha256'][:12]}…: "
-                f"{_REMEDY}"
+                f"{path} has sha256 {digest[:12]}…, but its manifest promises {promised['sha256'][:12]}…: {_REMEDY}"
             )
     if strict and (unlisted := set(_files_in(folder)) - manifest["files"].keys() - {MANIFEST_NAME}):
         raise IntegrityError(

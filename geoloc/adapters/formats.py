@@ -83,9 +83,8 @@ def weights_of(path: Path) -> Path:
     found = named[:1] or [file for file in inner if file.suffix in FILE_SUFFIXES]
     if len(found) != 1:
         raise NotFoundError(
-            f"{path} holds {len(found)} files of tensors ({', '.join(f.name for f in found[:4]) or 'none'}): give "
-            f"the path "
-            "of the one that is meant"
+            f"{path} holds {len(found)} files of tensors ({', '.join(f.name for f in found[:4]) or 'none'}): "
+            "give the path of the one that is meant"
         )
     return found[0]
 

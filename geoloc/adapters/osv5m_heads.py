@@ -138,8 +138,8 @@ def _check_boxes(file: ForeignTensors, tree: Quadtree) -> None:
         theirs = file.take(f"head.cell_{name}").double()
         if not torch.allclose(theirs, torch.from_numpy(own), rtol=0, atol=1e-9):
             raise FingerprintMismatchError(
-                f"the boxes in {file.origin} are not those of the given quadtree: give the table that it was "
-                "trained with"
+                f"the boxes in {file.origin} are not those of the given quadtree: "
+                "give the table that it was trained with"
             )
 
 

@@ -167,9 +167,9 @@ def carried(
         or kind not in get_args(Kind)
     ):
         raise ConfigError(
-            f"a sampler is one of {', '.join(get_args(Kind))}, and this one takes (…, {field.feature_dim}) features, "
-            f"at least one step and a guidance of at least 0; found {kind}, {tuple(features.shape)}, {num_steps} and "
-            f"{guidance}"
+            f"a sampler is one of {', '.join(get_args(Kind))}, and this one takes (…, "
+            f"{field.feature_dim}) features, at least one step and a guidance of at least 0; "
+            f"found {kind}, {tuple(features.shape)}, {num_steps} and {guidance}"
         )
     # In single precision, as PLONK has the schedule and its roots.
     of_place = schedule(1 - torch.arange(num_steps + 1) / num_steps)

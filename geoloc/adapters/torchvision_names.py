@@ -128,7 +128,7 @@ def _efficientnet_name(name: str) -> str:
 def _unknown(file: ForeignTensors, state: dict[str, Tensor]) -> ConfigError:
     begin = ", ".join(list(state)[:3]) or "nothing"
     return ConfigError(
-        f"{file.origin} has a trunk that we do not know (it begins with {begin}): known are torchvision's ResNets "
-        "and ResNeXts, VGG-16 and AlexNet without their last ReLU and pooling, EfficientNets, ViT-B/16, CCT-14/7x2 and "
-        "Swin V2"
+        f"{file.origin} has a trunk that we do not know (it begins with {begin}): "
+        "known are torchvision's ResNets and ResNeXts, VGG-16 and AlexNet without their last ReLU and pooling, "
+        "EfficientNets, ViT-B/16, CCT-14/7x2 and Swin V2"
     )

@@ -214,10 +214,7 @@ class _Summary:
 def _ways_on(job: "LocalizeJob | None", output: Path | None) -> str:
     if job is None or output is None or not job.num_done:
         return ": nothing was saved"
-    return (
-        f": {job.num_done:,} of {count(len(job.images), 'image')} are done; the same command with --resume "
-        "continues"
-    )
+    return f": {job.num_done:,} of {count(len(job.images), 'image')} are done; the same command with --resume continues"
 
 
 def _arrow_to(*paths: Path | None) -> str:

@@ -162,9 +162,9 @@ def _heading_steps(num: int, heading_deg: ArrayLike | None, config: GroupsConfig
     headings = np.full(num, np.nan) if heading_deg is None else np.asarray(heading_deg, np.float64)
     if missing := int((~np.isfinite(headings)).sum()):
         raise ConfigError(
-            f"{missing:,} of {num:,} photos have no heading, which groups.heading_step_deg={config.heading_step_deg:g} "
-            "needs: bring headings, leave those photos out, or set groups.heading_step_deg=null to make classes of "
-            "squares alone"
+            f"{missing:,} of {num:,} photos have no heading, "
+            f"which groups.heading_step_deg={config.heading_step_deg:g} needs: bring headings, "
+            "leave those photos out, or set groups.heading_step_deg=null to make classes of squares alone"
         )
     return np.floor(headings % 360 % 360 / config.heading_step_deg).astype(np.int64)  # -1e-20 % 360 is 360
 

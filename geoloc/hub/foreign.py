@@ -89,8 +89,8 @@ def pinned(url: str, sha256: str) -> Path:
         return path
     if is_offline_mode():
         raise NotFoundError(
-            f"{url} is not in the cache, and offline mode is on (HF_HUB_OFFLINE): unset that, or give the path of "
-            f"the file"
+            f"{url} is not in the cache, and offline mode is on (HF_HUB_OFFLINE): "
+            "unset that, or give the path of the file"
         )
     try:
         with urllib.request.urlopen(url, timeout=30) as response:  # never with the Hub's token
@@ -101,8 +101,8 @@ def pinned(url: str, sha256: str) -> Path:
         ) from error
     if (digest := hashlib.sha256(data).hexdigest()) != sha256:
         raise IntegrityError(
-            f"{url} has sha256 {digest[:12]}…, but {sha256[:12]}… was published: do not trust it; give the path of "
-            f"the file"
+            f"{url} has sha256 {digest[:12]}…, but {sha256[:12]}… was published: "
+            "do not trust it; give the path of the file"
         )
     with atomic_write(path, "wb") as file:
         file.write(data)

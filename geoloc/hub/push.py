@@ -116,8 +116,8 @@ def _explaining(what: str) -> Iterator[None]:
             yield
         except RuntimeError as error:  # how the client says that an upload was cut
             raise JobError(
-                f"could not {what}: {one_line(error)} ({one_line(error.__cause__)}); push again: what was uploaded "
-                "stays there"
+                f"could not {what}: {one_line(error)} ({one_line(error.__cause__)}); "
+                "push again: what was uploaded stays there"
             ) from error
 
 

@@ -281,8 +281,8 @@ def check_files(origin: str, kind: Kind, files: Mapping[str, Mapping[str, Any]])
 
     def refuse(name: str, why: str) -> None:
         raise IntegrityError(
-            f"the manifest of {origin} lists {name[:200]!r}, {why}: geoloc publishes no such thing, so do not trust "
-            "its source"
+            f"the manifest of {origin} lists {name[:200]!r}, {why}: "
+            "geoloc publishes no such thing, so do not trust its source"
         )
 
     folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}

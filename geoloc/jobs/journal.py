@@ -82,8 +82,7 @@ class Journal:
             _fsync_folder(self.path.parent)
         elif found != identity:
             raise OutputMismatchError(
-                f"{self.path} is the journal of another job: {describe_differences(found, identity)}; "
-                f"{REMEDY}"
+                f"{self.path} is the journal of another job: {describe_differences(found, identity)}; {REMEDY}"
             )
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -177,8 +176,7 @@ def _open_locked(path: Path) -> int:
         except BlockingIOError:
             os.close(descriptor)
             raise OutputMismatchError(
-                f"another process is at work on this job (it holds {path}); wait for it, or choose another "
-                "output"
+                f"another process is at work on this job (it holds {path}); wait for it, or choose another output"
             ) from None
         except OSError:
             return descriptor  # no locks on this file system

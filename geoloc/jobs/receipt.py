@@ -50,6 +50,5 @@ def check_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
         )
     if num_bytes != os.path.getsize(output) or sha256 != sha256_of(output):
         raise OutputMismatchError(
-            f"{output} was changed after the job had finished it: move it away, or start anew with "
-            "--overwrite"
+            f"{output} was changed after the job had finished it: move it away, or start anew with --overwrite"
         )

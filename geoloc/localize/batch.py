@@ -311,8 +311,7 @@ def check_output(output: str | Path, *, resume: bool = False, overwrite: bool = 
         return
     if journal_path(output).exists():
         raise OutputMismatchError(
-            f"an earlier run of {output} is not finished: continue it with --resume, or start anew with "
-            "--overwrite"
+            f"an earlier run of {output} is not finished: continue it with --resume, or start anew with --overwrite"
         )
     if output.exists():
         raise OutputMismatchError(

@@ -265,8 +265,7 @@ def _saved(manifest: Mapping[str, Any], config: _Config) -> Saved:
 def _check_listed(folder: Path, listed: Iterable[str], needed: Iterable[str]) -> None:
     if missing := sorted(set(needed) - set(listed)):
         raise IntegrityError(
-            f"{folder / 'manifest.json'} does not list {missing[0]!r}, so nothing vouches for that file; "
-            f"{_REMEDY}"
+            f"{folder / 'manifest.json'} does not list {missing[0]!r}, so nothing vouches for that file; {_REMEDY}"
         )
 
 

@@ -115,8 +115,8 @@ def export_onnx(
         raise ConfigError("an export is compared with its model on real images: give some")
     if model.preprocess.resize == "native":
         raise ConfigError(
-            f"{model.name!r} takes pictures as they are, and an exported graph takes one size: load it with "
-            "image_size_px="
+            f"{model.name!r} takes pictures as they are, "
+            "and an exported graph takes one size: load it with image_size_px="
         )
     spread = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
     pictures = np.stack([np.asarray(model.load(images[i])) for i in spread])

@@ -71,9 +71,8 @@ def read_model(
         return _read_foreign(str(name), path, said, device, num_threads)
     if said != Options():
         raise ConfigError(
-            f"{', '.join(options or {})} was given for {str(name)!r}, which geoloc has saved: its checkpoint "
-            f"leaves nothing "
-            "open; leave it out"
+            f"{', '.join(options or {})} was given for {str(name)!r}, which geoloc has saved: "
+            "its checkpoint leaves nothing open; leave it out"
         )
     return read_checkpoint(path, device, num_threads)
 

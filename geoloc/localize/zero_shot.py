@@ -91,9 +91,8 @@ class ZeroShot:
     def _choose(self, vector: Tensor, names: Sequence[str], template: str) -> Choices:
         if not names or len(set(names)) != len(names) or "{}" not in template:
             raise ConfigError(
-                f"choose from at least one name, none of them twice, in a template with {{}}; found {len(names)} "
-                f"names and "
-                f"{template!r}"
+                "choose from at least one name, none of them twice, in a template with {}; "
+                f"found {len(names)} names and {template!r}"
             )
         sentences = [template.replace("{}", name) for name in names]
         if new := [sentence for sentence in sentences if sentence not in self._known]:

@@ -85,8 +85,8 @@ class Backbone(nn.Module):
         """
         if self.config.features != "map":
             raise ConfigError(
-                f"asked for a feature map, but the backbone's features are {self.config.features!r}: build it "
-                "with 'map'"
+                f"asked for a feature map, but the backbone's features are {self.config.features!r}: "
+                "build it with 'map'"
             )
         return _as_map(self.tower, self.tower(images))
 
@@ -188,8 +188,8 @@ def _crop(tower: nn.Module, config: BackboneConfig) -> None:
                 delattr(parent, child)
             elif parent is not trunk:
                 raise ConfigError(
-                    f"{after!r} lies inside a {type(parent).__name__}, which goes on with {child!r}: crop after a "
-                    "whole block"
+                    f"{after!r} lies inside a {type(parent).__name__}, "
+                    f"which goes on with {child!r}: crop after a whole block"
                 )
             elif not (config.final_norm and child in _LAST_NORMS):
                 setattr(parent, child, nn.Identity())
@@ -234,8 +234,7 @@ def _as_map(tower: nn.Module, output: Tensor) -> FeatureMap:
 def _reduce_trunk_to_cls(trunk: nn.Module) -> None:
     if getattr(trunk, "cls_token", None) is None or not hasattr(trunk, "norm"):
         raise ConfigError(
-            f"backbone.features is 'cls_before_norm', but {type(trunk).__name__} has no class token: "
-            "use 'pooled'"
+            f"backbone.features is 'cls_before_norm', but {type(trunk).__name__} has no class token: use 'pooled'"
         )
     trunk.reset_classifier(0, "token")  # type: ignore[operator]
     for name in ("norm", "fc_norm", "attn_pool"):

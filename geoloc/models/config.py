@@ -89,8 +89,8 @@ class BackboneConfig:
             self.crop_after is not None or self.crop_blocks is not None or self.final_norm
         ):
             raise ConfigError(
-                f"crop_after, crop_blocks and final_norm are for feature maps, but backbone.features is "
-                f"{self.features!r}: use 'map'"
+                "crop_after, crop_blocks and final_norm are for feature maps, "
+                f"but backbone.features is {self.features!r}: use 'map'"
             )
         for name in ("batch_norm_eps", "layer_norm_eps"):
             if (eps := getattr(self, name)) is not None and not eps > 0:
@@ -232,9 +232,8 @@ class AggregationConfig:
         counts += [self.token_dim, self.hidden_dim]
         if min(counts) < 1 or self.mix_depth < 0 or not self.mlp_ratio > 0:
             raise ConfigError(
-                "clusters, pooled_size, out_channels, out_rows, mlp_ratio, fc_dim, token_dim and hidden_dim must "
-                "be positive, mix_depth "
-                "not negative"
+                "clusters, pooled_size, out_channels, out_rows, mlp_ratio, fc_dim, "
+                "token_dim and hidden_dim must be positive, mix_depth not negative"
             )
         if self.normalize_pooled and self.fc_dim is None:
             raise ConfigError("normalize_pooled is about the linear layer of fc_dim: give that, too")
@@ -272,8 +271,7 @@ class EmbeddingHeadConfig:
             return
         if self.hidden_dims:
             raise ConfigError(
-                f"hidden_dims is {list(self.hidden_dims)}, but an aggregation makes the vector itself: leave it "
-                "out"
+                f"hidden_dims is {list(self.hidden_dims)}, but an aggregation makes the vector itself: leave it out"
             )
         self._check_width(self.aggregation)
 
@@ -331,8 +329,8 @@ class NetworkConfig:
             )
         if self.street_as_query and ("query" not in self.embeddings or "street" in self.embeddings):
             raise ConfigError(
-                "'street_as_query' lets the embedding 'query' serve 'street': give an embedding 'query', and none for "
-                "'street'"
+                "'street_as_query' lets the embedding 'query' serve 'street': "
+                "give an embedding 'query', and none for 'street'"
             )
         for role, embedding in self.embeddings.items():
             if embedding.aggregation is not None and self.tower_of(role).features != "map":

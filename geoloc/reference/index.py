@@ -146,8 +146,8 @@ class CellIndex:
         queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
         if len(cells) != len(queries):
             raise ConfigError(
-                f"there are {len(queries)} queries but {len(cells)} sets of cells; give one (perhaps empty) "
-                "for each query"
+                f"there are {len(queries)} queries but {len(cells)} sets of cells; "
+                "give one (perhaps empty) for each query"
             )
         wanted = [sorted(set(np.asarray(ids, dtype=np.int64).ravel().tolist())) for ids in cells]
         for ids in wanted:

@@ -324,8 +324,7 @@ def train(
     described = json.dumps(asdict(recipe) | {"quadtree": quadtree.fingerprint}, indent=1)
     if recipe_path.exists() and recipe_path.read_text() != described:
         raise OutputMismatchError(
-            f"{folder} holds the run of another recipe ({recipe_path}); choose another run folder, or delete "
-            "this one"
+            f"{folder} holds the run of another recipe ({recipe_path}); choose another run folder, or delete this one"
         )
     recipe_path.write_text(described)
 

@@ -35,8 +35,8 @@ class ClassesConfig:
     def __post_init__(self) -> None:
         if self.num_groups < 1 or self.steps_per_group < 1:
             raise ConfigError(
-                f"classes.num_groups is {self.num_groups} and steps_per_group {self.steps_per_group}; both "
-                "are at least 1"
+                f"classes.num_groups is {self.num_groups} and steps_per_group {self.steps_per_group}; "
+                "both are at least 1"
             )
 
 

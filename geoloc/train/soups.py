@@ -104,9 +104,9 @@ def _check_same(first: str, base: State, name: str, state: State) -> None:
     missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
     if missing or extra:
         raise ConfigError(
-            f"{name!r} does not go into a soup with {first!r}: it lacks {', '.join(missing[:3]) or 'nothing'} and has "
-            f"{', '.join(extra[:3]) or 'nothing'} besides ({len(missing)} and {len(extra)} tensors); take models of "
-            "one form"
+            f"{name!r} does not go into a soup with {first!r}: "
+            f"it lacks {', '.join(missing[:3]) or 'nothing'} and has {', '.join(extra[:3]) or 'nothing'} "
+            f"besides ({len(missing)} and {len(extra)} tensors); take models of one form"
         )
     for key, tensor in base.items():
         if state[key].shape != tensor.shape:

@@ -126,8 +126,8 @@ class _Names:
             "bad metadata",
             ~is_like,
             lambda row: (
-                f"its name is not like {PATTERN}: rename it, or put its position into a table and use the layout "
-                "'photos'"
+                f"its name is not like {PATTERN}: "
+                "rename it, or put its position into a table and use the layout 'photos'"
             ),
         )
         padded = pc.binary_join_element_wise(stems, "@" * (len(FIELDS) + 1), "")
@@ -276,8 +276,8 @@ class _Names:
             "bad metadata",
             ~pc.or_(is_number, is_empty).to_numpy(zero_copy_only=False),
             lambda row: (
-                f"the {name} in its name is {texts[row].as_py()!r}, which is no number; leave it empty if it is not "
-                "known"
+                f"the {name} in its name is {texts[row].as_py()!r}, which is no number; "
+                "leave it empty if it is not known"
             ),
         )
         unsigned = pc.replace_substring_regex(texts, r"^\+", "")

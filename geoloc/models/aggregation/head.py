@@ -100,8 +100,8 @@ def _build_for_streets(
         if not num_tokens or height * width <= config.clusters:
             raise ConfigError(
                 f"'optimal_transport' needs a class token and more positions than its {config.clusters} clusters; "
-                f"found "
-                f"{num_tokens} tokens and {height * width} positions: use a ViT, larger pictures, or fewer clusters"
+                f"found {num_tokens} tokens and {height * width} positions: "
+                "use a ViT, larger pictures, or fewer clusters"
             )
         cluster_dim = config.out_channels or 128
         return OptimalTransport(channels, config.clusters, cluster_dim, config.token_dim, config.hidden_dim)

@@ -130,8 +130,8 @@ class Imagery(Region):
         for source in sources:
             if source.bounds_deg is None:
                 raise ConfigError(
-                    f"nobody knows where {source.name} has imagery: give a region, as south, west, north, east "
-                    "or as GeoJSON"
+                    f"nobody knows where {source.name} has imagery: "
+                    "give a region, as south, west, north, east or as GeoJSON"
                 )
             boxes += _split(source.bounds_deg)
         self.boxes = tuple(boxes)

@@ -125,8 +125,8 @@ def read_patch(
     """
     if not (gsd_m_per_px > 0 and np.isfinite(gsd_m_per_px)) or size_px < 1 or not np.isfinite(heading_deg):
         raise ConfigError(
-            f"a patch needs a positive gsd_m_per_px, a size_px of at least 1 and a finite heading_deg; found "
-            f"{gsd_m_per_px}, {size_px} and {heading_deg}"
+            "a patch needs a positive gsd_m_per_px, a size_px of at least 1 and a finite heading_deg; "
+            f"found {gsd_m_per_px}, {size_px} and {heading_deg}"
         )
     center = validate_latlon_deg(latlon_deg)
     sources = [source] if isinstance(source, AerialSource) else list(source)

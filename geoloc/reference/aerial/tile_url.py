@@ -88,8 +88,8 @@ class TileUrl(TiledSource):
             or len(rows) != 1
         ):
             raise ConfigError(
-                f"the address of tiles must be http or https with {{z}}, {{x}} and {{y}} (or {{-y}}, or WMTS's "
-                f"{{TileMatrix}}, {{TileCol}}, {{TileRow}}); found {url!r}"
+                "the address of tiles must be http or https with {z}, {x} and {y} (or {-y}, "
+                f"or WMTS's {{TileMatrix}}, {{TileCol}}, {{TileRow}}); found {url!r}"
             )
         super().__init__(name or str(urlsplit(url).hostname), grid or TileGrid(), zooms, licence)
         self.url, self.bounds_deg = url, bounds_deg

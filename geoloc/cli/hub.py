@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from geoloc.cli.console import check_folder, count, say
-from geoloc.cli.reference import BoundsOption, PathsOption, parse_bounds
+from geoloc.cli.parsing import BoundsOption, PathsOption, parse_bounds
 from geoloc.errors import ConfigError
 
 _Repository = Annotated[str, typer.Argument(metavar="REPO_ID", help="A repository of the Hub, org/name.")]

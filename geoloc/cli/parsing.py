@@ -1,0 +1,101 @@
+"""Options whose text is read here: boxes, ranges and pairs; and those of a region, which several commands have."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geoloc.errors import ConfigError, NotFoundError
+
+BoundsOption = Annotated[
+    str | None,
+    typer.Option(metavar="S,W,N,E", help="A box in degrees; west > east crosses the antimeridian."),
+]
+PathsOption = Annotated[
+    list[str], typer.Option("--path", help="A cell of the quadtree over the whole Earth, such as 0312.")
+]
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas between them.
+
+    Args:
+        option: what they were given for.
+        text: that was given.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them") from None
+
+
+def parse_bounds(text: str | None) -> Sequence[float] | None:
+    """What `--bounds` says: south, west, north, east; None without it.
+
+    Raises:
+        ConfigError: it is not four numbers.
+    """
+    if text is None:
+        return None
+    numbers = parse_numbers("--bounds", text)
+    if len(numbers) != 4:
+        raise ConfigError(f"--bounds is {text!r}; expected south, west, north and east")
+    return numbers
+
+
+def parse_value_range(text: str | None) -> Sequence[float] | None:
+    """What `--value-range` says: the values that become black and white; None without it.
+
+    Raises:
+        ConfigError: it is not two numbers.
+    """
+    if text is None:
+        return None
+    numbers = parse_numbers("--value-range", text)
+    if len(numbers) != 2:
+        raise ConfigError(f"--value-range is {text!r}; expected what becomes black and what becomes white")
+    return numbers
+
+
+def parse_region(text: str | None) -> Any:
+    """What `--region` says: a box as numbers, or the path of a GeoJSON file; None without it.
+
+    Raises:
+        NotFoundError: it is neither.
+    """
+    if text is None or Path(text).suffix.lower() in (".geojson", ".json"):
+        return text
+    if re.fullmatch(r"[-+.\d,\seE]+", text):
+        return parse_numbers("--region", text)
+    raise NotFoundError(f"--region is {text!r}; expected south, west, north, east with commas, or a .geojson")
+
+
+def parse_zooms(text: str | None) -> tuple[int, int] | None:
+    """What `--zooms` says: the coarsest and the finest, which may be the same one; None without it.
+
+    Raises:
+        ConfigError: it is neither one number nor two.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", text)
+    if match is None:
+        raise ConfigError(f"--zooms is {text!r}; expected the coarsest and the finest, such as 14-19")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_renaming(text: str) -> tuple[str, str]:
+    """What `--column` says: our name of a column, and the table's.
+
+    Raises:
+        ConfigError: it is no such pair.
+    """
+    ours, equals, theirs = text.partition("=")
+    if not equals or not theirs:
+        raise ConfigError(f"--column is {text!r}; expected our name = the table's, such as latitude=lat")
+    return ours, theirs

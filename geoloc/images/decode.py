@@ -8,10 +8,9 @@ the pipelines that trained the networks ignored them.
 
 import re
 import stat
-import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from geoloc.errors import BadImageError
+from geoloc.images.jpeg import ORIENTATION_TAG, survey_jpeg
 
 ImageSource: TypeAlias = bytes | str | Path | Image.Image | NDArray[Any]
 
@@ -66,16 +66,6 @@ _SIGNATURES = {
     "BMP": re.compile(rb"BM"),
     "HEIF": re.compile(rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
 }
-
-_ORIENTATION = 0x0112  # EXIF tag: how to turn the stored pixels, 1 to 8
-_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
-
-_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing, nor fill, nor restart markers
-_APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
-_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
-# A progressive JPEG has about ten scans. Each costs a pass over the whole picture and may be ten bytes long,
-# so without a limit a small file keeps libjpeg busy for hours.
-_MAX_JPEG_SCANS = 32
 
 # Pixels are converted in strips, because copies of a large picture in several modes would fill the memory.
 _STRIP_ROWS = 256
@@ -254,7 +244,7 @@ def _rgb_from_bytes(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArr
 
 def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArray[np.uint8] | None:
     """Decode with libjpeg-turbo; None where Pillow shall decide."""
-    orientation = _survey_jpeg(data)
+    orientation = survey_jpeg(data)
     try:
         header = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # KeyError: an arrangement of colours that it has no name for
@@ -287,67 +277,6 @@ def _eighths_to_decode(shorter_px: int, min_side_px: int) -> int:
     return next((eighths for eighths in (1, 2, 4) if -(-shorter_px * eighths // 8) >= min_side_px > 0), 8)
 
 
-def _survey_jpeg(data: bytes) -> int:
-    """Walk the header of a JPEG: the orientation that its metadata asks for, and a check on its scans.
-
-    Raises:
-        BadImageError: more scans than any honest file has.
-    """
-    orientation, num_components = 1, 0
-    for marker, segment, start in _jpeg_segments(data):
-        if marker == _APP1 and orientation == 1:
-            if segment.startswith(b"Exif\x00\x00"):
-                orientation = _exif_orientation(segment[6:])
-            elif xmp := _XMP_ORIENTATION.search(segment):
-                orientation = int(xmp[1])
-        elif marker in _SEQUENTIAL_FRAMES:
-            num_components = segment[5] if len(segment) > 5 else 0
-        elif marker == _START_OF_SCAN:
-            # A sequential scan of all components is the only one that libjpeg reads; otherwise they count.
-            # The quick count may be too high: the same two bytes occur behind the image and in metadata.
-            is_only_scan = segment[:1] == bytes([num_components])
-            if not is_only_scan and data.count(b"\xff\xda", start) >= _MAX_JPEG_SCANS:
-                _check_scans(data)
-            break
-    return orientation
-
-
-def _check_scans(data: bytes) -> None:
-    if sum(marker == _START_OF_SCAN for marker, _, _ in _jpeg_segments(data)) > _MAX_JPEG_SCANS:
-        raise BadImageError(f"JPEG with more than {_MAX_JPEG_SCANS} scans")
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Marker, contents and end of each segment up to the end of the image; compressed pixels are skipped."""
-    start = 2
-    while match := _JPEG_MARKER.search(data, start):
-        marker, start = data[match.end() - 1], match.end()
-        if marker == _END_OF_IMAGE:
-            return
-        if marker in (0x01, 0xD8):  # these stand alone, without a length
-            continue
-        length = int.from_bytes(data[start : start + 2], "big")
-        contents, start = data[start + 2 : start + length], start + max(length, 2)
-        yield marker, contents, start
-
-
-def _exif_orientation(exif: bytes) -> int:
-    """The orientation in the first directory of an EXIF block, 1 (upright) where there is none to be read."""
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(exif[:4])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
-            if tag == _ORIENTATION:
-                return int(value) if 1 <= value <= 8 else 1
-    except struct.error:  # an offset points outside the block
-        pass
-    return 1
-
-
 def _describe_truncated_jpeg(image: ImageFile.ImageFile, num_bytes: int) -> str:
     """How much of a JPEG is there, after Pillow has failed to load it."""
     # With nothing left to load, the rows decoded before the end can be looked at; the rest is black.
@@ -362,7 +291,7 @@ def _rgb_from_pillow(image: Image.Image, limits: ImageLimits) -> NDArray[np.uint
     with quiet_pillow:
         image.load()  # before the EXIF is asked: Pillow turns a TIFF while it loads it
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
         except Exception:  # broken EXIF is no reason to refuse the pixels
             orientation = 1
         return _turn(_rgb_from_loaded(image), orientation)

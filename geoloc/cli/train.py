@@ -105,7 +105,7 @@ def train_experiment(values: dict[str, Any]) -> None:
     """
     import torch
 
-    from geoloc.models.config import from_plain
+    from geoloc.models.plain import from_plain
 
     name, experiment = values["name"], values["experiment"]
     run_folder, recipe = values["run_folder"], values.get("recipe")

@@ -30,8 +30,9 @@ from geoloc.files import MANIFEST_NAME, atomic_write, replace_folder, verify_man
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.calibrate import Calibration
 from geoloc.localize.weigh import RerankerConfig, Weigher
-from geoloc.models.config import SCHEMA_VERSION, BackboneConfig, NetworkConfig, from_plain, to_plain
+from geoloc.models.config import SCHEMA_VERSION, BackboneConfig, NetworkConfig
 from geoloc.models.onnx.runner import OnnxRunner
+from geoloc.models.plain import from_plain, to_plain
 from geoloc.reference.database import ReferenceDatabase
 from quadtree import Quadtree
 from quadtree.errors import QuadtreeError

@@ -18,7 +18,7 @@ from geoloc.hub.repository import NotOursError
 from geoloc.hub.resolve import resolve
 from geoloc.localize.calibrate import Calibration
 from geoloc.localize.checkpoint import Checkpoint, Saved, read_checkpoint
-from geoloc.models.config import to_plain
+from geoloc.models.plain import to_plain
 
 if TYPE_CHECKING:
     from geoloc.adapters.adapted import Adapted

@@ -1,32 +1,25 @@
 """What a model is made of, as plain typed values: `config.json` and nothing else decides the network.
 
-`from_plain` turns JSON values into these dataclasses strictly: an unknown key, a missing key or a value of
-the wrong kind is a ConfigError that names the key. No value is ever a class path. Knows nothing about torch.
+No value is ever a class path. Knows nothing about torch.
 """
 
 from __future__ import annotations
 
 import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from geoloc.errors import ConfigError
+from geoloc.models.plain import LATER
 
 SCHEMA_VERSION = 1
 GROUPS = 4  # of the group norms in the heads' hidden layers (OSV-5M)
-T = TypeVar("T")
 
 # What a head's layers are: "group_norm" is OSV-5M's form, a layer norm, then linear - group norm - GELU; "gelu" is that
 # without the group norms (its multi-task models); "relu" is linear - ReLU without any norm (GeoCLIP); "identity" is no
 # layer at all: the features are the output (CLIP).
 Layers = Literal["group_norm", "gelu", "relu", "identity"]
-
-# Of a field that the first checkpoints lack: at its default it is left out of the plain form, so that their
-# digests, which reference databases carry, stay what they are.
-_LATER = {"left out at its default": True}
 
 
 @dataclass(frozen=True)
@@ -60,13 +53,13 @@ class BackboneConfig:
     pretrained: str | None = None
     features: Literal["projected", "pooled", "cls_before_norm", "map"] = "pooled"
     image_size_px: int | None = None
-    timm: str | None = field(default=None, metadata=_LATER)
-    crop_after: str | None = field(default=None, metadata=_LATER)
-    crop_blocks: int | None = field(default=None, metadata=_LATER)
-    final_norm: bool = field(default=False, metadata=_LATER)
-    batch_norm_eps: float | None = field(default=None, metadata=_LATER)
-    layer_norm_eps: float | None = field(default=None, metadata=_LATER)
-    tanh_gelu: bool = field(default=False, metadata=_LATER)
+    timm: str | None = field(default=None, metadata=LATER)
+    crop_after: str | None = field(default=None, metadata=LATER)
+    crop_blocks: int | None = field(default=None, metadata=LATER)
+    final_norm: bool = field(default=False, metadata=LATER)
+    batch_norm_eps: float | None = field(default=None, metadata=LATER)
+    layer_norm_eps: float | None = field(default=None, metadata=LATER)
+    tanh_gelu: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         given = [name for name in ("architecture", "custom", "timm") if getattr(self, name) is not None]
@@ -142,7 +135,7 @@ class RegressionHeadConfig:
 
     hidden_dims: tuple[int, ...] = (64,)
     kind: Literal["unit_vector", "tanh", "angles", "squared_angles"] = "unit_vector"
-    layers: Layers = field(default="group_norm", metadata=_LATER)
+    layers: Layers = field(default="group_norm", metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
@@ -205,19 +198,19 @@ class AggregationConfig:
     ] = "spatial_softmax"
     heads: int = 64
     num_views: int = 1
-    normalize_positions: bool = field(default=False, metadata=_LATER)
-    normalize_channels: bool = field(default=False, metadata=_LATER)
-    clusters: int = field(default=64, metadata=_LATER)
-    pooled_size: tuple[int, int] = field(default=(2, 2), metadata=_LATER)
-    out_channels: int | None = field(default=None, metadata=_LATER)
-    out_rows: int = field(default=4, metadata=_LATER)
-    mix_depth: int = field(default=4, metadata=_LATER)
-    mlp_ratio: float = field(default=1.0, metadata=_LATER)
-    token_dim: int = field(default=256, metadata=_LATER)
-    hidden_dim: int = field(default=512, metadata=_LATER)
-    normalize_pooled: bool = field(default=False, metadata=_LATER)
-    fc_dim: int | None = field(default=None, metadata=_LATER)
-    pca: bool = field(default=False, metadata=_LATER)
+    normalize_positions: bool = field(default=False, metadata=LATER)
+    normalize_channels: bool = field(default=False, metadata=LATER)
+    clusters: int = field(default=64, metadata=LATER)
+    pooled_size: tuple[int, int] = field(default=(2, 2), metadata=LATER)
+    out_channels: int | None = field(default=None, metadata=LATER)
+    out_rows: int = field(default=4, metadata=LATER)
+    mix_depth: int = field(default=4, metadata=LATER)
+    mlp_ratio: float = field(default=1.0, metadata=LATER)
+    token_dim: int = field(default=256, metadata=LATER)
+    hidden_dim: int = field(default=512, metadata=LATER)
+    normalize_pooled: bool = field(default=False, metadata=LATER)
+    fc_dim: int | None = field(default=None, metadata=LATER)
+    pca: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.num_views < 1:
@@ -256,8 +249,8 @@ class EmbeddingHeadConfig:
 
     dim: int = 256
     hidden_dims: tuple[int, ...] = ()
-    aggregation: AggregationConfig | None = field(default=None, metadata=_LATER)
-    layers: Layers = field(default="group_norm", metadata=_LATER)
+    aggregation: AggregationConfig | None = field(default=None, metadata=LATER)
+    layers: Layers = field(default="group_norm", metadata=LATER)
 
     def __post_init__(self) -> None:
         _check_hidden_dims(self.hidden_dims)
@@ -313,8 +306,8 @@ class NetworkConfig:
     offsets: OffsetHeadConfig | None = None
     regression: RegressionHeadConfig | None = None
     embeddings: Mapping[str, EmbeddingHeadConfig] = field(default_factory=dict)
-    aerial_backbone: BackboneConfig | None = field(default=None, metadata=_LATER)
-    street_as_query: bool = field(default=False, metadata=_LATER)
+    aerial_backbone: BackboneConfig | None = field(default=None, metadata=LATER)
+    street_as_query: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.offsets is not None and self.cells is None:
@@ -356,98 +349,3 @@ def _check_hidden_dims(hidden_dims: tuple[int, ...]) -> None:
     # A hidden layer ends in a group norm of GROUPS groups.
     if any(width < 1 or width % GROUPS for width in hidden_dims):
         raise ConfigError(f"hidden_dims is {list(hidden_dims)}; each must be a positive multiple of {GROUPS}")
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass as JSON values (tuples become lists)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        items = {item: getattr(value, item.name) for item in fields(value)}
-        value = {
-            item.name: kept
-            for item, kept in items.items()
-            if not (item.metadata == _LATER and kept == item.default)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def from_plain(kind: type[T], value: Any, where: str = "config") -> T:
-    """JSON values as the dataclass `kind`, strictly.
-
-    Args:
-        kind: a dataclass whose fields are dataclasses, plain types, tuples, mappings or literals, or one of
-            these or None.
-        value: what a JSON reader returns.
-        where: the name of the file or key, for the message.
-
-    Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong kind.
-    """
-    return typing.cast(T, _convert(kind, value, where))
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _convert(inner, value, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
-        return value
-    if is_dataclass(kind):
-        return _convert_dataclass(kind, value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        _expect(value, Mapping, "a mapping", where)
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        _expect(value, (list, tuple), "a list", where)
-        if arguments[-1] is Ellipsis:
-            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        if len(value) != len(arguments):
-            raise ConfigError(f"{where} has {len(value)} values; expected {len(arguments)}")
-        pairs = zip(arguments, value, strict=True)
-        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
-    if isinstance(value, bool) and kind is not bool:  # Python counts True as the number 1
-        raise ConfigError(f"{where} is {value!r}; expected {_WORDS[kind]}")
-    if kind is float:
-        _expect(value, (int, float), _WORDS[kind], where)
-        if not math.isfinite(value):
-            raise ConfigError(f"{where} is {value!r}; expected a finite number")
-        return float(value)
-    _expect(value, kind, _WORDS[kind], where)
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _expect(value, Mapping, "a mapping", where)
-    hints = typing.get_type_hints(kind)
-    known = {item.name: item for item in fields(kind)}
-    if unknown := sorted(set(value) - set(known), key=str):
-        raise ConfigError(
-            f"{where} has the unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}. "
-            "A checkpoint from a newer geoloc needs a newer geoloc; in your own file, check the spelling"
-        )
-    required = [n for n, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
-    if missing := [name for name in required if name not in value]:
-        raise ConfigError(f"{where} lacks the key {missing[0]!r}; add it")
-    converted = {name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
-    try:
-        return kind(**converted)
-    except ConfigError as error:  # from its __post_init__, which does not know where it is
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _expect(value: Any, kind: Any, words: str, where: str) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{where} is {value!r}; expected {words}")

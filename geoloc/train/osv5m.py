@@ -28,9 +28,9 @@ from geoloc.images.preprocess import Preprocess, Resize
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.posterior_model import LabelledBatch
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import to_plain
 from geoloc.models.losses import AUXILIARY_WIDTHS
 from geoloc.models.network import GeoNetwork
+from geoloc.models.plain import to_plain
 from geoloc.models.text_tower import TextTower, TextTowerConfig
 from geoloc.train.module import CONTRASTS, GeoTask, TaskConfig
 from geoloc.train.photos import PhotosConfig

@@ -14,7 +14,7 @@ from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError
 from geoloc.files import atomic_write
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.models.config import to_plain
+from geoloc.models.plain import to_plain
 from geoloc.train.photos import PhotoSet
 from geoloc.train.place_task import RecallConfig, Truth
 from geoloc.train.places import recall_of, validation_of

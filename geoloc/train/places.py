@@ -31,8 +31,8 @@ from geoloc.geo.near import rows_within_m
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.aggregation import MAX_DESCRIPTORS, AggregatingHead, NetVLAD, fit_pca, local_descriptors
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import to_plain
 from geoloc.models.network import GeoNetwork
+from geoloc.models.plain import to_plain
 from geoloc.train.domains import KeyedPhoto, check_apart
 from geoloc.train.mining import MinedTuples, TupleMiner, rarity_weights
 from geoloc.train.osv5m import preprocess_of

@@ -31,10 +31,11 @@ from geoloc.images.preprocess import Preprocess
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.aggregation import EmbeddingScale
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import NetworkConfig, to_plain
+from geoloc.models.config import NetworkConfig
 from geoloc.models.losses import decoupled_contrastive_loss, info_nce, soft_margin_triplet_loss
 from geoloc.models.losses.regression import haversine_km
 from geoloc.models.network import GeoNetwork
+from geoloc.models.plain import to_plain
 from geoloc.reference.aerial.cells import CellGrid
 from geoloc.reference.aerial.open import open_sources
 from geoloc.reference.aerial.source import AerialSource, read_patch

@@ -16,7 +16,7 @@ from geoloc.localize.calibrate import (
     log_softmax,
 )
 from geoloc.localize.posterior import Posterior, Utility
-from geoloc.models.config import from_plain, to_plain
+from geoloc.models.plain import from_plain, to_plain
 from quadtree.sphere import destination_latlon_deg, haversine_km, latlon_to_unit, unit_to_latlon
 
 # --- Temperature ---

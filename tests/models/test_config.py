@@ -16,9 +16,8 @@ from geoloc.models.config import (
     NetworkConfig,
     OffsetHeadConfig,
     RegressionHeadConfig,
-    from_plain,
-    to_plain,
 )
+from geoloc.models.plain import from_plain, to_plain
 
 FULL = NetworkConfig(
     backbone=BackboneConfig(

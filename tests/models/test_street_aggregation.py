@@ -26,7 +26,8 @@ from geoloc.models.aggregation import (
     local_descriptors,
 )
 from geoloc.models.aggregation.pooling import squares
-from geoloc.models.config import AggregationConfig, EmbeddingHeadConfig, from_plain, to_plain
+from geoloc.models.config import AggregationConfig, EmbeddingHeadConfig
+from geoloc.models.plain import from_plain, to_plain
 
 Array = NDArray[np.float64]
 B, C, H, W, T = 2, 6, 4, 6, 2

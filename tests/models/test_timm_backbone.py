@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from geoloc.errors import ConfigError, NotFoundError
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import BackboneConfig, from_plain, to_plain
+from geoloc.models.config import BackboneConfig
 from geoloc.models.fine_tune import FineTune
+from geoloc.models.plain import from_plain, to_plain
 
 import torchvision  # isort: skip  importable since conftest.py
 

@@ -22,9 +22,9 @@ from geoloc.models.config import (
     EmbeddingHeadConfig,
     NetworkConfig,
     OffsetHeadConfig,
-    from_plain,
 )
 from geoloc.models.network import GeoNetwork
+from geoloc.models.plain import from_plain
 from geoloc.train.augment import in_strange_looks, photometric, recoloured, restyled, tinted
 from geoloc.train.earthview import (
     BatchMaker,

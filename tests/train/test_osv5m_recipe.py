@@ -14,8 +14,8 @@ from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError, FingerprintMismatchError, OutputMismatchError
 from geoloc.images.preprocess import Preprocess
 from geoloc.models.backbone import Backbone
-from geoloc.models.config import from_plain
 from geoloc.models.network import GeoNetwork
+from geoloc.models.plain import from_plain
 from geoloc.train.module import GeoTask, TaskConfig
 from geoloc.train.osv5m import Osv5mExperiment, unit_tree
 from geoloc.train.positives import WithPositives

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from geoloc import files
 from geoloc.errors import IntegrityError, NotFoundError, OutputMismatchError
 from geoloc.files import (
     atomic_write,
+    folders,
+    manifests,
     recover_folder,
     replace_folder,
     safe_join,
@@ -240,7 +241,7 @@ def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "model"
     save(folder, "old")
     order: list[str] = []
-    fsync, exchange = os.fsync, files._exchange
+    fsync, exchange = os.fsync, folders._exchange
 
     def note_fsync(descriptor: int) -> None:
         order.append(os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else "")
@@ -251,7 +252,7 @@ def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
         return exchange(a, b)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(files, "_exchange", note_exchange)
+    monkeypatch.setattr(folders, "_exchange", note_exchange)
     with replace_folder(folder) as temporary:
         inside = str(temporary)
         (temporary / "weights").mkdir()
@@ -271,9 +272,8 @@ def test_everything_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: p
 DRIVER = """
 import os, shutil, signal, sys
 from pathlib import Path
-from geoloc import files
 from geoloc.errors import IntegrityError
-from geoloc.files import atomic_write, recover_folder, replace_folder, verify_manifest, write_manifest
+from geoloc.files import atomic_write, folders, recover_folder, replace_folder, verify_manifest, write_manifest
 
 what, swap, root = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 calls = 0
@@ -329,7 +329,7 @@ def read_file():
 
 save, read = {"folder": (save_folder, read_folder), "file": (save_file, read_file)}[what]
 if swap == "two renames":
-    files._exchange = lambda a, b: False
+    folders._exchange = lambda a, b: False
 save("old")
 seen, k = {"old": 0, "new": 0}, 0
 while True:
@@ -338,7 +338,7 @@ while True:
     if child == 0:
         for module, name in [
             (os, "fsync"), (os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"),
-            (os, "open"), (os, "ftruncate"), (shutil, "rmtree"), (files, "_exchange"),
+            (os, "open"), (os, "ftruncate"), (shutil, "rmtree"), (folders, "_exchange"),
         ]:
             arm(module, name, k)
         save("new", lambda: step(k))
@@ -404,7 +404,7 @@ def test_a_reader_that_recovers_between_two_renames_costs_the_save_not_the_folde
         if destination.name == ".model.old":
             rename(destination, source)
 
-    monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(folders, "_exchange", lambda a, b: False)
     monkeypatch.setattr(os, "rename", rename_and_let_a_reader_in)
     with pytest.raises(OSError, match="not empty"):
         save(folder, "new")
@@ -490,7 +490,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     """Change a manifest and sign it anew, as somebody would who knows the format."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest.update(changes)
-    files.save_manifest(folder, manifest)
+    manifests.save_manifest(folder, manifest)
 
 
 GOOD_ENTRY = {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
@@ -554,7 +554,7 @@ def test_a_newer_manifest_asks_for_a_newer_geoloc(folder: Path) -> None:
 
 
 def test_an_enormous_manifest_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_MANIFEST_BYTES", 10)
+    monkeypatch.setattr(manifests, "MAX_MANIFEST_BYTES", 10)
     with pytest.raises(IntegrityError, match="has more than 10 bytes"):
         verify_manifest(folder)
 

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from geoloc.errors import IntegrityError, OutputMismatchError
+from geoloc.files import fsync_folder
 
 # How every command that leaves an output names the ways out.
 REMEDY = "repeat the old values to continue it, choose another output, or start anew with --overwrite"
@@ -79,7 +80,7 @@ class Journal:
         os.ftruncate(self._descriptor, self._num_bytes)
         if found is None:
             self._write_line(0, identity)
-            _fsync_folder(self.path.parent)
+            fsync_folder(self.path.parent)
         elif found != identity:
             raise OutputMismatchError(
                 f"{self.path} is the journal of another job: {describe_differences(found, identity)}; {REMEDY}"
@@ -186,11 +187,3 @@ def _open_locked(path: Path) -> int:
         except FileNotFoundError:
             pass
         os.close(descriptor)  # between our two steps another process finished the job and removed its journal
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -217,3 +219,17 @@ def test_long_values_are_cut_in_the_description_of_differences():
     assert describe_differences(there, here) == f"model is {'a' * 12}… there and {'b' * 12}… here"
     assert json.loads("1") == 1  # numbers and lists are shown as JSON
     assert describe_differences({"x": [1, None]}, {"x": True}) == "x is [1, null] there and true here"
+
+
+def test_a_file_system_whose_folders_cannot_be_synced(tmp_path, monkeypatch):
+    """As some network file systems answer, where a checkpoint can be saved."""
+    real_fsync = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "journal")
+    assert read(tmp_path / "journal") == RECORDS

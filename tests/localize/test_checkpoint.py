@@ -517,7 +517,7 @@ import safetensors.torch
 import torch
 from tiny import VIT, tiny_geolocalizer
 
-from geoloc import files
+from geoloc.files import folders
 from geoloc.localize.geolocalizer import Geolocalizer
 
 torch.set_num_threads(1)
@@ -544,7 +544,7 @@ def arm(module, name, fatal):
 
 
 if swap == "two renames":
-    files._exchange = lambda a, b: False
+    folders._exchange = lambda a, b: False
 old, new = tiny_geolocalizer(seed=0), tiny_geolocalizer(seed=1)
 old.save_pretrained(folder.with_name("kept"))
 new.save_pretrained(folder)  # learns its own identity
@@ -558,7 +558,7 @@ while True:
     child = os.fork()
     if child == 0:
         for module, name in [
-            (os, "fsync"), (os, "replace"), (os, "rename"), (files, "_exchange"), (safetensors.torch, "save_file"),
+            (os, "fsync"), (os, "replace"), (os, "rename"), (folders, "_exchange"), (safetensors.torch, "save_file"),
         ]:
             arm(module, name, k)
         new.save_pretrained(folder)

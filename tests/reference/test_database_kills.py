@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geoloc import files
 from geoloc.errors import NotFoundError
+from geoloc.files import atomic
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
 from geoloc.reference.segments import blocks
@@ -182,7 +182,7 @@ while True:
                 (os, "open"), (os, "ftruncate"), (shutil, "rmtree"),
             ]:
                 arm(module, name)
-            files.open = blocks.open = torn_open
+            atomic.open = blocks.open = torn_open
         CHANGES[change]()
         step()
         os._exit(0)

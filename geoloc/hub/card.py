@@ -52,6 +52,7 @@ _NEEDED_OF_RECALL: Final = (
     "num_queries",
     "num_database",
     "num_without_positive",
+    "recall_at",
     "rules",
     "unreadable",
 )
@@ -240,9 +241,8 @@ def _is_of_recall(report: Mapping[str, Any]) -> bool:
 def _named_metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, str, float | None]]:
     """The identifier, name and value of each headline number; shares stay fractions, distances kilometres."""
     if _is_of_recall(report):
-        for name, share in report.items():
-            if name.startswith("recall_at_"):
-                yield name, f"recall@{name.removeprefix('recall_at_')}", share
+        for k, share in report["recall_at"].items():
+            yield f"recall_at_{k}", f"recall@{k}", share
         return
     yield "geoscore", "GeoScore", report["geoscore"]
     yield "mean_km", "mean error, km", report["mean_km"]

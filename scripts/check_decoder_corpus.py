@@ -105,8 +105,11 @@ def _run_batch(
             resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside a C loop
             with os.fdopen(write_end, "w", buffering=1) as pipe:
+                before_mib = _peak_rss_mib()  # a forked process begins with its parent's
                 for index in batch:
-                    for message in _decode_file(paths, index, num_mutations, seed, seconds_per_case, decode):
+                    for message in _decode_file(
+                        paths, index, num_mutations, seed, seconds_per_case, decode, before_mib
+                    ):
                         pipe.write(json.dumps(message) + "\n")
             status = 0
         except BaseException:
@@ -152,6 +155,7 @@ def _decode_file(
     seed: int,
     seconds_per_case: int,
     decode: Callable[[bytes], object],
+    before_mib: float,
 ) -> Iterator[dict[str, object]]:
     rng = random.Random(f"{seed}/{paths[index].name}")
     original = paths[index].read_bytes()
@@ -164,9 +168,13 @@ def _decode_file(
         kind, reason = _verdict(data, decode)
         seconds = time.perf_counter() - start
         signal.alarm(0)
-        rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rss_mib = _peak_rss_mib() - before_mib
         yield {"kind": kind, "reason": reason, "seconds": seconds, "rss_mib": rss_mib}
     yield {"kind": "end", "index": index}
+
+
+def _peak_rss_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _verdict(data: bytes, decode: Callable[[bytes], object]) -> tuple[str, str]:
@@ -201,7 +209,7 @@ def _print_report(report: Report) -> None:
     print("slowest:")
     for name in slowest:
         print(f"{report.seconds[name]:13.2f} s  {name}")
-    print(f"peak RSS: {report.peak_rss_mib:.0f} MiB")
+    print(f"peak RSS over the start: {report.peak_rss_mib:.0f} MiB")
     print(f"failures: {len(report.failures)}")
     for failure in report.failures:
         print(f"    {failure}")

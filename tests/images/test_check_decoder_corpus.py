@@ -78,3 +78,15 @@ def test_mutations_are_seeded_and_of_all_kinds(corpus_check):
     assert any(data.startswith(mutated) and mutated != data for mutated in first)
     assert any(len(mutated) == len(data) and mutated != data for mutated in first)
     assert any(mutated.endswith(bytes(50)) for mutated in first)
+
+
+def test_memory_counts_from_the_start(folder, corpus_check, monkeypatch):
+    """What the parent has taken is not the decoder's: whole test suites take a gigabyte."""
+    monkeypatch.setattr(corpus_check, "PEAK_RSS_LIMIT_MIB", 60)
+    ballast = np.ones(100 * 2**20, np.uint8)
+    assert corpus_check.main([str(folder)]) == 0
+    assert ballast[0] == 1
+    report = corpus_check.check_corpus(
+        sorted(folder.iterdir()), decode=lambda data: np.ones((40 * 2**20, 1, 3), np.uint8)
+    )
+    assert 100 < report.peak_rss_mib < 200

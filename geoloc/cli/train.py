@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,9 +92,17 @@ def compose_experiment(overrides: list[str], configs: Path) -> dict[str, Any]:
 
 def _addable(override: str, configs: Path) -> str:
     """`key=value` as an override that may add the key, unless it chooses a file of a group."""
-    key = override.partition("=")[0]
+    key, equals, value = override.partition("=")
     plain = key and key[0] not in "+~" and "@" not in key
+    override = f"{key}{equals}{_quoted(value)}"
     return f"++{override}" if plain and not (configs / key).is_dir() else override
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra reads it: of ASCII and some signs. Paths may be of others, and commas are no sweep here."""
+    if value[:1] in tuple("[{'\"$") or re.fullmatch(r"[\w\s/\-+.$%*@?|:\\]*|\w+\(.*\)", value, re.ASCII):
+        return value
+    return "'" + value.replace("'", "\\'") + "'"
 
 
 def train_experiment(values: dict[str, Any]) -> None:

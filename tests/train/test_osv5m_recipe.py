@@ -252,6 +252,29 @@ def test_names_of_experiments_and_keys(tmp_path):
         compose_experiment(["experiment=osv5m_hybrid", "encoder=vit_b33"], CONFIGS)
 
 
+@pytest.mark.parametrize(
+    "path", ["ünï/Häuser (alt)", "it's #1; a=b!", "~/my photos/", "Paris,London", "/a-b_c.d", ""]
+)
+def test_paths_are_of_any_words(path):
+    values = compose_experiment(["experiment=own_photos", f"experiment.data.path={path}"], CONFIGS)
+    assert values["experiment"]["data"]["path"] == path
+
+
+def test_values_keep_their_kinds():
+    given = {
+        "null": None,
+        "1e-3": 1e-3,
+        "true": True,
+        "[1,2]": [1, 2],
+        "{a: 1}": {"a": 1},
+        "'a b'": "a b",
+        "int(3)": 3,
+    }
+    for text, value in given.items():
+        composed = compose_experiment(["experiment=own_photos", f"experiment.data.path={text}"], CONFIGS)
+        assert composed["experiment"]["data"]["path"] == value, text
+
+
 def test_the_encoder_is_one_parameter():
     for path in (CONFIGS / "encoder").glob("*.yaml"):
         weights = "experiment.task.network.backbone.pretrained=weights.safetensors"

@@ -54,4 +54,11 @@ def km(distance_km: float | None) -> str:
     """A distance with its unit; nothing where there is none."""
     if distance_km is None:
         return ""
+    if distance_km < 1:
+        return f"{1000 * distance_km:.0f} m"
     return f"{distance_km:,.1f} km" if distance_km < 10 else f"{distance_km:,.0f} km"
+
+
+def radius(radius_km: float) -> str:
+    """A radius as it was chosen, "25 km" or "25 m"."""
+    return f"{radius_km:,g} km" if radius_km >= 1 else f"{1000 * radius_km:g} m"

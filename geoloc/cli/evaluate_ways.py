@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from geoloc.cli.console import count, km, say
+from geoloc.cli.console import count, km, radius, say
 from geoloc.cli.shards import Crew
 from geoloc.errors import NotFoundError
 
@@ -228,14 +228,14 @@ def say_scores(run: EvaluationRun, output: Path | None) -> None:
         f"mean {km(metrics['mean_km']) or 'none'}",
     ]
     say(", ".join(facts))
-    shares = [f"{share:.1%} within {radius} km" for radius, share in metrics["accuracy_within_km"].items()]
+    shares = [f"{share:.1%} within {radius(float(r))}" for r, share in metrics["accuracy_within_km"].items()]
     shares += [
         f"{share:.1%} right {level.replace('_', '-')}"
         for level, share in metrics["accuracy_by_admin"].items()
     ]
     shares += [
-        f"recall@{k} within {radius} m {share:.1%}"
-        for radius, by_k in metrics["recall_at"].items()
+        f"recall@{k} within {radius(float(r) / 1000)} {share:.1%}"
+        for r, by_k in metrics["recall_at"].items()
         for k, share in by_k.items()
     ]
     say(", ".join(shares))

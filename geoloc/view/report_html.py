@@ -9,7 +9,7 @@ security policy allows its one style sheet and embedded pictures, and nothing el
 import base64
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,13 +129,15 @@ def _summary(metrics: Mapping[str, Any]) -> str:
 def _numbers(metrics: Mapping[str, Any]) -> str:
     intervals = metrics.get("intervals", {})
     cards = [
-        _number("GeoScore", f"{metrics['geoscore']:,.0f}", _between(intervals.get("geoscore"), "{:,.0f}"))
+        _number(
+            "GeoScore", f"{metrics['geoscore']:,.0f}", _between(intervals.get("geoscore"), "{:,.0f}".format)
+        )
     ]
     for key, name in (("median_km", "median error"), ("mean_km", "mean error")):
-        cards.append(_number(name, _km(metrics[key]), _between(intervals.get(key), "{:,.4g}", " km")))
+        cards.append(_number(name, _km(metrics[key]), _between(intervals.get(key), _km)))
     for radius, share in metrics["accuracy_within_km"].items():
         between = intervals.get("accuracy_within_km", {}).get(radius)
-        cards.append(_number(f"within {_radius(radius)}", f"{share:.1%}", _between(between, "{:.1%}")))
+        cards.append(_number(f"within {_radius(radius)}", f"{share:.1%}", _between(between, "{:.1%}".format)))
     for level, share in metrics.get("accuracy_by_admin", {}).items():
         cards.append(_number(f"right {level.replace('_', '-')}", f"{share:.1%}", ""))
     for radius, shares in metrics.get("recall_at", {}).items():
@@ -149,11 +151,11 @@ def _number(name: str, value: str, interval: str) -> str:
     return f'<div class="number"><span>{_escaped(name)}</span><b>{_escaped(value)}</b>{small}</div>'
 
 
-def _between(interval: Sequence[float | None] | None, form: str, unit: str = "") -> str:
+def _between(interval: Sequence[float | None] | None, written: Callable[[float], str]) -> str:
     if interval is None:
         return ""
-    low, high = ("∞" if end is None else form.format(end) for end in interval)
-    return f"{low} to {high}{unit}"
+    low, high = ("∞" if end is None else written(end) for end in interval)
+    return f"{low} to {high}"
 
 
 def _problems(metrics: Mapping[str, Any]) -> str:

@@ -77,7 +77,7 @@ class Adding:
 
         Raises:
             NotFoundError: there is nothing of that name, or a server does not answer.
-            ConfigError: an impossible setting.
+            ConfigError: an impossible setting, or views in which the imagery is a handful of pixels.
             FingerprintMismatchError: the database was made with another model.
             OutputMismatchError: an unfinished build of something else is there, or another process is at work.
         """
@@ -91,6 +91,8 @@ class Adding:
         sources = open_sources(source, licence=licence, cache=cache, zooms=zooms, value_range=value_range)
         where = open_region(region, sources)
         references = AerialReferences(sources, grid, settings, self._embedder(model))
+        south, west, north, east = where.boxes[0]
+        references.check_resolution(((south + north) / 2, (west + east) / 2))
         identity = {**references.facts(), "region": where.facts(), "cells_per_block": CELLS_PER_BLOCK}
         cells = partial(blocks, grid, where, CELLS_PER_BLOCK)
         with _progress_bar("cells", lambda: sum(len(block.cells) for block in cells()), progress) as told:

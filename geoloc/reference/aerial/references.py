@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import ConfigError
 from geoloc.reference.aerial.cells import Block, CellGrid
 from geoloc.reference.aerial.region import wrapped
-from geoloc.reference.aerial.source import AerialSource, FloatArray, Mask, Patch, read_patch
+from geoloc.reference.aerial.source import (
+    AerialSource,
+    FloatArray,
+    Mask,
+    Patch,
+    finest_gsd_m_per_px,
+    read_patch,
+)
 from geoloc.reference.build import Embedded, Progress
 from geoloc.reference.embedder import ReferenceEmbedder, embed_views
 from geoloc.reference.rows import ReferenceRows
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
 
 STATEWIDE_GSD_M_PER_PX: Final = (0.2, 0.4, 0.8, 1.6)
 CELLS_PER_BLOCK: Final = 4096  # what a kill costs at most
+FEWEST_PIXELS: Final = 8.0  # of the imagery, that the widest view must span
 NO_IMAGERY: Final = "too little imagery"
 
 
@@ -75,6 +83,27 @@ class AerialReferences:
     ) -> None:
         self.sources, self.grid, self.settings, self.embedder = sources, grid, settings, embedder
         self._colour = [255.0 * mean for mean in embedder.preprocess.mean]  # to the network this is nothing
+
+    def check_resolution(self, latlon_deg: ArrayLike) -> None:
+        """Refuse views in which all imagery is a handful of pixels: they would be millions, and show nothing.
+
+        Args:
+            latlon_deg: (2,), a place with imagery.
+
+        Raises:
+            ConfigError: the widest view spans only a few pixels of the finest imagery.
+        """
+        finest = [finest_gsd_m_per_px(source, latlon_deg) for source in self.sources]
+        finest_gsd, widest_gsd = np.nanmin([*finest, np.inf]), max(self.settings.gsd_m_per_px)
+        spans_px = widest_gsd * self.embedder.preprocess.of_aerial.size_hw[0] / finest_gsd
+        if spans_px < FEWEST_PIXELS:
+            about = float(f"{finest_gsd:.2g}")
+            asked = ", ".join(f"{gsd:g}" for gsd in self.settings.gsd_m_per_px)
+            raise ConfigError(
+                f"the imagery has {about:g} m a pixel, and views of {asked} m a pixel were asked for: the "
+                f"widest would show {spans_px:.2g} of its pixels. Ask for gsd_m_per_px of about {about:g} or "
+                "more, and for a cell_size_m that goes with it"
+            )
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON values that decide the rows of a cell."""

@@ -101,6 +101,21 @@ class Patch:
         )
 
 
+def finest_gsd_m_per_px(source: AerialSource, latlon_deg: ArrayLike) -> float:
+    """Metres on the ground that a pixel of level 0 spans around a place; NaN where the projection does not reach.
+
+    Args:
+        source: the imagery.
+        latlon_deg: (2,).
+    """
+    ends = offset_latlon_deg(
+        validate_latlon_deg(latlon_deg), [-500.0, 500.0, 0.0, 0.0], [0.0, 0.0, -500.0, 500.0]
+    )
+    xy = source.pixel_xy(ends)
+    across, along = (float(np.hypot(*(xy[end + 1] - xy[end]))) for end in (0, 2))
+    return 1000.0 / max(across, along) if max(across, along) > 0 else float("nan")
+
+
 def read_patch(
     source: AerialSource | Sequence[AerialSource],
     latlon_deg: ArrayLike,

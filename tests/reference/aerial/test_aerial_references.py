@@ -11,6 +11,7 @@ from embedders import SIDE_PX, ColourEmbedder, JointColourEmbedder, contents, ro
 
 from geoloc.errors import ConfigError, FingerprintMismatchError, OutputMismatchError
 from geoloc.reference.aerial import CellGrid, GeoTiff, XyzFolder, read_patch
+from geoloc.reference.aerial.source import finest_gsd_m_per_px
 from geoloc.reference.database import ReferenceDatabase
 
 GSD = (0.5, 1.0, 2.0)
@@ -255,3 +256,17 @@ def test_a_geolocalizer_is_such_a_model(tmp_path: Path, raster: Path) -> None:
     vectors = np.stack([vector for _, vector in rows_of(database).values()])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     database.verify()
+
+
+def test_views_that_the_imagery_is_too_coarse_for_are_refused_at_once(tmp_path: Path) -> None:
+    raster = write_geotiff(tmp_path / "coarse.tif", "EPSG:32619", pixel=150.0)
+    database = create(tmp_path / "refs", ColourEmbedder())
+    assert finest_gsd_m_per_px(GeoTiff(raster), CENTER) == pytest.approx(150, rel=0.002)
+    with pytest.raises(
+        ConfigError,
+        match=r"has 150 m a pixel, and views of 0.5, 1, 2 m .* gsd_m_per_px of about 150 or more",
+    ):
+        database.add_aerial(raster, gsd_m_per_px=GSD)
+    assert not (tmp_path / "refs" / ".build").exists()
+    report = database.add_aerial(raster, cell_size_m=20_000, gsd_m_per_px=(150.0,))
+    assert report.num_rows > 4

@@ -72,7 +72,7 @@ class Asking:
         reference: a database, "own" or None, as for `Geolocalizer.localize_batch`.
 
     Raises:
-        ConfigError: there is no such mode, or the model cannot search.
+        ConfigError: there is no such mode, the model cannot search, or it only embeds and has nothing to search.
         FingerprintMismatchError: the database was made with another model or quadtree.
     """
 
@@ -81,6 +81,8 @@ class Asking:
     ) -> None:
         check_query_mode(query)
         retriever = model.retriever(reference)  # now, before any image is read
+        if retriever is None:
+            model.check_says_where()
         self.name, self.preprocess = model.name, model.preprocess
         self._model, self._query, self._reference = model, query, reference
         self.database = "none" if retriever is None else retriever.database.identity

@@ -290,17 +290,26 @@ class PosteriorModel:
         views = [image if image.ndim == 4 else image[None] for image in images]
         by_view = merge != "mean" and len({len(part) for part in views}) == 1
         output, queries = self.runner.read(views, "none" if not embed else "each" if by_view else "merged")
-        if not output.says_where() and not embed:
-            raise ConfigError(
-                f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds. Give it a "
-                "reference database to search"
-            )
+        if not embed:
+            self.check_says_where()
         if not all(bool(np.isfinite(values).all()) for values in [*output.says_where(), *queries]):
             raise CheckpointError(
                 f"the network of the model {self.name!r} gives numbers that are not finite: its weights are "
                 "damaged, or too large for their precision; fetch or train it again"
             )
         return Reading(output, queries, merge)
+
+    def check_says_where(self) -> None:
+        """Refuse to be asked without references where they are all that a model has.
+
+        Raises:
+            ConfigError: the network has no head that says where.
+        """
+        if self.runner.config.cells is None and self.runner.config.regression is None:
+            raise ConfigError(
+                f"the model {self.name!r} has neither a cell head nor a regression head: it only embeds. Give it a "
+                "reference database to search"
+            )
 
     @property
     def recognises_places(self) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import VIT, tiny_geolocalizer, tiny_image
 
 from geoloc.errors import ConfigError
+from geoloc.localize.asking import Asking
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.localize.posterior import Utility
 from geoloc.localize.rerank import RerankerConfig
@@ -130,6 +131,8 @@ def test_without_references_it_is_refused(tmp_path: Path) -> None:
     model = street_model()
     with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):
         model.localize(tiny_image())
+    with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):
+        Asking(model)  # before a job of any length has begun
     model.save_pretrained(tmp_path / "model")
     empty = ReferenceDatabase.create(tmp_path / "refs", model=model)
     with pytest.raises(ConfigError, match="only embeds, and the database has no references"):

@@ -96,7 +96,7 @@ class AerialReferences:
         finest = [finest_gsd_m_per_px(source, latlon_deg) for source in self.sources]
         finest_gsd, widest_gsd = np.nanmin([*finest, np.inf]), max(self.settings.gsd_m_per_px)
         spans_px = widest_gsd * self.embedder.preprocess.of_aerial.size_hw[0] / finest_gsd
-        if spans_px < FEWEST_PIXELS:
+        if np.isfinite(finest_gsd) and spans_px < FEWEST_PIXELS:
             about = float(f"{finest_gsd:.2g}")
             asked = ", ".join(f"{gsd:g}" for gsd in self.settings.gsd_m_per_px)
             raise ConfigError(

@@ -102,7 +102,8 @@ def _run_batch(
         os.close(read_end)
         status = 1
         try:
-            resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES, ADDRESS_SPACE_BYTES))
+            most = _address_space_bytes() + ADDRESS_SPACE_BYTES  # beside what the parent has
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even inside a C loop
             with os.fdopen(write_end, "w", buffering=1) as pipe:
                 before_mib = _peak_rss_mib()  # a forked process begins with its parent's
@@ -171,6 +172,11 @@ def _decode_file(
         rss_mib = _peak_rss_mib() - before_mib
         yield {"kind": kind, "reason": reason, "seconds": seconds, "rss_mib": rss_mib}
     yield {"kind": "end", "index": index}
+
+
+def _address_space_bytes() -> int:
+    status = Path("/proc/self/statm")  # of Linux; elsewhere a decoder has less room
+    return int(status.read_text().split()[0]) * resource.getpagesize() if status.exists() else 0
 
 
 def _peak_rss_mib() -> float:

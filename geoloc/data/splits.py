@@ -102,8 +102,11 @@ def within_km(latlon_deg: ArrayLike, others_latlon_deg: ArrayLike, distance_km: 
     points, others = np.asarray(latlon_deg), np.asarray(others_latlon_deg)
     if not len(points) or not len(others):
         return np.zeros(len(points), np.bool_)
-    # Through the Earth: the straight line grows with the great circle, up to the other end of the Earth.
-    chord = 2 * np.sin(min(distance_km / EARTH_MEAN_RADIUS_KM, np.pi) / 2)
+    angle = distance_km / EARTH_MEAN_RADIUS_KM
+    if angle > np.pi:  # nothing is farther than the other end of the Earth
+        return np.ones(len(points), np.bool_)
+    # Through the Earth: up to there, the straight line grows with the great circle.
+    chord = 2 * np.sin(angle / 2)
     nearest, _ = cKDTree(latlon_to_unit(others)).query(latlon_to_unit(points), distance_upper_bound=chord)
     return np.asarray(nearest < chord)
 

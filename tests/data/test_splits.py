@@ -53,6 +53,11 @@ def test_no_training_sample_lies_within_the_buffer(points, buffer_km, data):
     assert (distance_km[split.buffer] <= buffer_km + tolerance_km).all()
 
 
+def test_a_buffer_of_the_whole_earth_reaches_the_antipode():
+    split = split_by_cells([(90.0, 0.0), (-90.0, 0.0)], [0, 1], share=0.3, buffer_km=25_000.0, seed=1)
+    assert (len(split.train), len(split.held_out), len(split.buffer)) == (0, 1, 1)
+
+
 def test_the_buffer_crosses_the_antimeridian_and_the_pole():
     held = [[0.0, 179.9999], [89.9999, 0.0]]
     near = [[0.0, -179.9999], [89.9999, 180.0], [0.0, 179.0], [88.0, 0.0]]

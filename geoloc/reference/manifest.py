@@ -79,13 +79,15 @@ class Manifest:
         """What a folder's manifest says.
 
         Raises:
-            NotFoundError: there is no such folder.
+            NotFoundError: there is no such folder, or nothing of a reference database in it.
             IntegrityError: it is not that of a reference database, or was changed.
         """
         if not folder.is_dir():
             raise NotFoundError(
                 f"there is no reference database {folder}: check the path, or create it first"
             )
+        if not (folder / MANIFEST_NAME).exists() and not (folder / SEGMENTS).exists():
+            raise NotFoundError(f"{folder} is no reference database: check the path, or create one elsewhere")
         return Manifest.of(read_manifest(folder), str(folder))
 
     @staticmethod

@@ -215,7 +215,7 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         (["build", "x", *STREET, "--street", "more"], "one --metadata describes one --street"),
         (["build", "photos", *STREET], "photos"),
         (["info", "gone"], "there is no reference database gone"),
-        (["info", "photos"], "photos/manifest.json is missing"),
+        (["info", "photos"], "photos is no reference database: check the path"),
         (["delete", "refs"], "say in one way which rows are meant"),
         (["slice", "refs", "y"], "say in one way which rows are meant"),
         (["slice", "refs", "photos", "--path", "0"], "photos exists and is not empty"),

@@ -368,8 +368,13 @@ def test_create_refuses_what_cannot_be(tmp_path: Path) -> None:
 def test_open_needs_a_database(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there is no reference database .*create it first"):
         ReferenceDatabase.open(tmp_path / "refs")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(NotFoundError, match=r"photos is no reference database: check the path"):
+        ReferenceDatabase.open(tmp_path / "photos")
+    (tmp_path / "photos" / "segments").mkdir()
     with pytest.raises(IntegrityError, match=r"manifest\.json is missing"):
-        ReferenceDatabase.open(tmp_path)
+        ReferenceDatabase.open(tmp_path / "photos")
 
 
 def test_fingerprints_are_checked_and_both_are_named(tmp_path: Path) -> None:

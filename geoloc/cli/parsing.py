@@ -40,12 +40,7 @@ def parse_bounds(text: str | None) -> Sequence[float] | None:
     Raises:
         ConfigError: it is not four numbers.
     """
-    if text is None:
-        return None
-    numbers = parse_numbers("--bounds", text)
-    if len(numbers) != 4:
-        raise ConfigError(f"--bounds is {text!r}; expected south, west, north and east")
-    return numbers
+    return _as_many("--bounds", text, 4, "south, west, north and east")
 
 
 def parse_value_range(text: str | None) -> Sequence[float] | None:
@@ -54,11 +49,15 @@ def parse_value_range(text: str | None) -> Sequence[float] | None:
     Raises:
         ConfigError: it is not two numbers.
     """
+    return _as_many("--value-range", text, 2, "what becomes black and what becomes white")
+
+
+def _as_many(option: str, text: str | None, num: int, meant: str) -> Sequence[float] | None:
     if text is None:
         return None
-    numbers = parse_numbers("--value-range", text)
-    if len(numbers) != 2:
-        raise ConfigError(f"--value-range is {text!r}; expected what becomes black and what becomes white")
+    numbers = parse_numbers(option, text)
+    if len(numbers) != num:
+        raise ConfigError(f"{option} is {text!r}; expected {meant}")
     return numbers
 
 

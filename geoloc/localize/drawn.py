@@ -228,7 +228,7 @@ class PlaceSampler:
             ConfigError: an option that is impossible, or abstaining asked of a model without calibration.
         """
         utility = Utility.parse(utility or "geoscore")
-        levels = self.calibration.levels(utility.kind)
+        levels = self.calibration.levels(utility.name)
         asked = Asked(utility, levels, top_k, abstain_above_km, max_precision_km, places, repr(self.name))
         units = [latlon_to_unit(latlon) for latlon in self._draw(images, self.drawing)]
         posteriors = [posterior_of_draws(unit) for unit in units]
@@ -316,9 +316,8 @@ def posterior_of_draws(unit: FloatArray) -> Posterior:
     widths = np.full(n, ALONE_KM)
     if n > 1:
         rank = min(math.ceil(math.sqrt(n)), n - 1)
-        widths = np.partition(distance_km(unit, unit), rank, axis=1)[
-            :, rank
-        ]  # the nearest is the draw itself
+        nearest = np.partition(distance_km(unit, unit), rank, axis=1)  # the first is the draw itself
+        widths = nearest[:, rank]
     return Posterior(unit, np.full(n, 1 / n), np.maximum(widths, LEAST_KM))
 
 

@@ -148,7 +148,7 @@ def _embed(
         table = pq.read_table(job.output(shard))
         rows = start + np.flatnonzero(table["embedding"].is_valid())
         flat = table["embedding"].combine_chunks().drop_null().flatten().to_numpy(zero_copy_only=False)
-        vectors[rows] = flat.reshape(len(rows), -1)
+        vectors[rows] = flat.reshape(len(rows), vectors.shape[1])
         failed = table.filter(table["error"].is_valid())
         problems += zip(failed["id"].to_pylist(), failed["error"].to_pylist(), strict=True)
         start += len(table)

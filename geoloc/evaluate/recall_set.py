@@ -2,7 +2,7 @@
 
     found = open_recall_set("pitts30k")                                        # images/test/{database,queries}
     found = open_recall_set("datasets/Pittsburgh", "pitts30k_test", images="photos/Pittsburgh")
-    report = score_recall_set(found, vectors, RecallRules())
+    report = score_recall_set(found, database_vectors, query_vectors, RecallRules())
 
 What is right for a query is what lies within some metres of it, where photos say where they are (the Deep VG benchmark
 and SF-XL); or what the set itself says (GSV-Cities' files of Pitts, MSLS, Nordland, SPED). Embeddings are anybody's.

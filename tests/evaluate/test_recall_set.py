@@ -151,6 +151,14 @@ def test_photos_that_cannot_be_read(town: Path, model: Path, tmp_path: Path) -> 
     assert "of the queries, 1 could not be read: misses" in (tmp_path / "report" / "metrics.md").read_text()
 
 
+def test_not_one_photo_can_be_read(town: Path, model: Path, tmp_path: Path) -> None:
+    for path in (town / "images" / "test").glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    code, said = geoloc("recall", town, "--model", model, "-o", tmp_path / "report")
+    assert code
+    assert "no photo of the database of town test/queries could be read" in said
+
+
 def test_rows_are_those_of_the_whole_database() -> None:
     nan = np.full((1, 3), np.nan, np.float32)
     database = np.concatenate([nan, np.eye(3, dtype=np.float32)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from geoloc.models.config import NetworkConfig
 # Of B images with several views each: no query embeddings; of the mean of the views' features, one an image; or of
 # each view.
 Queries = Literal["none", "merged", "each"]
+# A picture of more pixels goes through a network alone: sixteen photos of a telephone at once need tens of gigabytes.
+ALONE_PX: Final = 2**20
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
 from geoloc.models.network import GeoNetwork, NetworkOutput
-from geoloc.models.runner import HeadOutput, Queries, wrong_shape
+from geoloc.models.runner import ALONE_PX, HeadOutput, Queries, wrong_shape
 
 
 class TorchRunner:
@@ -42,9 +42,10 @@ class TorchRunner:
         with torch.inference_mode():
             counts = [len(part) for part in views]
             aggregated = queries != "none" and self.network.aggregates("query")
-            if len({part.shape[1:] for part in views}) == 1:
+            shapes = {part.shape[1:] for part in views}
+            if len(shapes) == 1 and max(height * width for _, height, width in shapes) <= ALONE_PX:
                 read = [part.split(counts) for part in self._of_pictures(torch.cat(list(views)), aggregated)]
-            else:  # pictures in their own shapes
+            else:  # pictures in their own shapes, or large ones
                 by_image = [self._of_pictures(part, aggregated) for part in views]
                 read = list(zip(*by_image, strict=True))
             features = read[0]

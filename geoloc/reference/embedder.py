@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.models.runner import ALONE_PX
 from geoloc.reference.rows import Source
 
 if TYPE_CHECKING:
@@ -50,11 +51,12 @@ class JointEmbedder(Protocol):
 
 
 def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: Source) -> NDArray[np.float32]:
-    """Vectors of single images, (B, dim); those of one shape go through the network together."""
+    """Vectors of single images, (B, dim); those of one shape go through the network together, large ones alone."""
     found = np.zeros((len(images), embedder.embedding_dim), np.float32)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
-        by_shape.setdefault(tuple(image.shape), []).append(number)
+        alone = number if image.shape[-2] * image.shape[-1] > ALONE_PX else -1
+        by_shape.setdefault((alone, *image.shape), []).append(number)
     for numbers in by_shape.values():
         found[numbers] = embedder.embed_reference(_stacked([images[number] for number in numbers]), source)
     return found

@@ -16,6 +16,7 @@ from geoloc.localize.posterior import Utility
 from geoloc.localize.rerank import RerankerConfig
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, RegressionHeadConfig
 from geoloc.reference.database import ReferenceDatabase
+from geoloc.reference.embedder import embed_images
 from geoloc.reference.rows import ReferenceRows
 from quadtree.sphere import haversine_km
 
@@ -221,3 +222,24 @@ def test_a_folder_is_no_database(tmp_path: Path) -> None:
         ConfigError, match=r"reference is '.*refs'; expected a ReferenceDatabase.*open\(folder\)"
     ):
         tiny_geolocalizer().localize(tiny_image(), reference=tmp_path / "refs")
+
+
+def test_large_pictures_go_through_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = street_model()
+    pictures = [model.load(tiny_image(seed)) for seed in range(3)]
+    expected = model.read(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    seen: list[int] = []
+    model.network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    feature_map = model.network.backbone.feature_map
+    monkeypatch.setattr(
+        model.network.backbone,
+        "feature_map",
+        lambda images: (seen.append(len(images)), feature_map(images))[1],
+    )
+    for module in ("geoloc.models.torch_runner", "geoloc.reference.embedder"):
+        monkeypatch.setattr(f"{module}.ALONE_PX", pictures[0].shape[-1] ** 2 - 1)
+    found = model.read(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    assert set(seen) == {1}
+    assert len(seen) >= 6
+    for ours, before in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, before, atol=1e-5)

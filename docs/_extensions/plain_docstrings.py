@@ -9,9 +9,14 @@ tables and code blocks as literal blocks and escapes what reStructuredText would
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Note|Raises|Returns|Warns|Yields):$")
 LIST_ITEM = re.compile(r"([-*]|\d+\.) ")
@@ -108,7 +113,19 @@ def public_names(module_name: str) -> list[str]:
     return [".. rubric:: Public names", "", *links, ""] if links else []
 
 
+def check_modules(_app: Sphinx, environment: BuildEnvironment) -> None:
+    """Warn of each public module of the source that has no page."""
+    root = Path(__file__).parents[2]
+    for package in ("geoloc", "quadtree"):
+        for path in (root / package).rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            if parts[-1] != "__main__" and f"api/{name}" not in environment.found_docs:
+                logger.warning("the API reference has no page of the module %s", name)
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the handler; it runs before that of napoleon, whose priority is 500."""
+    """Register the handlers; docstrings are converted before napoleon reads them, whose priority is 500."""
     app.connect("autodoc-process-docstring", convert, priority=400)
+    app.connect("env-check-consistency", check_modules)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

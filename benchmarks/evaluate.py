@@ -24,9 +24,9 @@ from statistics import median
 
 import numpy as np
 
-from geoloc.data.tables import read_points
 from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import match
+from geoloc.files.tables import read_points
 from geoloc.geo.continents import density_class
 from geoloc.geo.places import load_places
 from geoloc.metrics.distances import haversine_km

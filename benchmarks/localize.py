@@ -16,11 +16,11 @@ import torch
 from preprocess import photo_like  # the benchmark beside this one
 
 from geoloc.images.preprocess import Preprocess
-from geoloc.localize.calibrate import Calibration
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import BackboneConfig, CellHeadConfig, NetworkConfig, OffsetHeadConfig
 from geoloc.models.network import GeoNetwork
+from geoloc.posterior.calibration import Calibration
 
 SIDE_PX = (640, 480)
 LEVELS = {"geoscore": {"50": 0.5, "90": 0.9}}

@@ -17,11 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from geoloc.data.earthview import load_cities_latlon_deg, random_places_latlon_deg
 from geoloc.images.preprocess import Preprocess
-from geoloc.localize.calibrate import Calibration
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.localize.rerank import Reranker, RerankerConfig
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import (
     BackboneConfig,
@@ -31,8 +28,12 @@ from geoloc.models.config import (
     OffsetHeadConfig,
 )
 from geoloc.models.network import GeoNetwork
+from geoloc.posterior.calibration import Calibration
+from geoloc.posterior.reranker import RerankerConfig
+from geoloc.posterior.reranker_network import RerankerNetwork
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
+from projects.earthview.mosaics import load_cities_latlon_deg, random_places_latlon_deg
 
 DIM = 512
 LEVELS = {"geoscore": {"50": 0.5, "90": 0.9}}
@@ -88,7 +89,9 @@ def main() -> None:
         network.cells[-1].weight.mul_(8)  # an opinion, as a trained classifier has one
     known = backbone.preprocess_defaults
     preprocess = Preprocess(image_size_px=known.size_px, mean=known.mean, std=known.std)
-    model = Geolocalizer("benchmark", network, preprocess, quadtree, reranker=Reranker(RerankerConfig()))
+    model = Geolocalizer(
+        "benchmark", network, preprocess, quadtree, reranker=RerankerNetwork(RerankerConfig()).reranker()
+    )
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder, "model"))
         database = random_database(Path(folder, "refs"), model, arguments.rows)
@@ -109,8 +112,8 @@ def main() -> None:
             forward()
             pairs = [(seconds(localize), seconds(forward)) for _ in range(arguments.rounds)]
             whole, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-            probs, evidence = model.evidence(
-                model.read(images, embed=True), model.calibration, model.retriever("own")
+            probs, evidence = model.pipeline.evidence(
+                model.pipeline.run(images, embed=True), model.calibration, model.retriever("own")
             )
             cells = float((evidence.cells.cell_id >= 0).sum(-1).mean())
             print(f"batch {batch_size}: {cells:.1f} cells a query of {probs.shape[1]}")

@@ -9,7 +9,7 @@ convolutions and products with weights of the backbone are in 8 bits. Goal: at l
 exported in float32, answers one photo in a fresh process, from its start to its end: within 2 s.
 
 The second form exports `earthview` in 8 bits, with ranges from one folder of pictures, and compares answers on another,
-such as `scripts/make_earthview_views.py` writes. Goal: the same most probable cell for 99 %.
+such as `projects/earthview/make_views.py` writes. Goal: the same most probable cell for 99 %.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import torch
 from preprocess import photo_like  # the benchmark beside this one
 
 from geoloc.images.preprocess import Preprocess
-from geoloc.localize.export import export_onnx
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import BackboneConfig, NetworkConfig, RegressionHeadConfig
@@ -108,7 +107,7 @@ def start(rounds: int) -> None:
     photos = sorted(DEMO.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "exported"
-        report = export_onnx(Geolocalizer.from_pretrained("earthview"), exported, photos)
+        report = Geolocalizer.from_pretrained("earthview").export_onnx(exported, photos)
         print(f"earthview exported: largest difference of any output {report.fp32.worst:.1e}")
         for name in ("earthview", str(exported)):
             command = [sys.executable, "-c", ANSWER, name, str(photos[0])]
@@ -127,7 +126,7 @@ def agree(calibration: Path, views: Path) -> None:
     pictures = sorted(path for path in views.iterdir() if path.suffix in (".png", ".jpg"))
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "exported"
-        report = export_onnx(model, exported, [*sorted(calibration.iterdir())], int8=True)
+        report = model.export_onnx(exported, [*sorted(calibration.iterdir())], int8=True)
         twin = Geolocalizer.from_pretrained(exported)
         told, again = (side.localize(pictures, places=False) for side in (model, twin))
     same = np.mean([a.cell_path == b.cell_path for a, b in zip(told, again, strict=True)])

@@ -32,11 +32,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.reference.candidates import Candidates
 from geoloc.reference.database import ReferenceDatabase
-from geoloc.reference.index import CellIndex
 from geoloc.reference.rows import ReferenceRows
 from geoloc.reference.segments import VectorFormat
+from geoloc.search.candidates import Candidates
+from geoloc.search.cell_index import CellIndex
 from quadtree import Quadtree, build_quadtree
 from quadtree.morton import encode
 

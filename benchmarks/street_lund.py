@@ -21,8 +21,8 @@ from references.imagenet_tower import ImagenetTower, all_rows
 
 from geoloc import Geolocalizer
 from geoloc.images import load_and_preprocess
+from geoloc.photos.positioned import read_metadata
 from geoloc.reference.database import ReferenceDatabase
-from geoloc.reference.photos import read_metadata
 from quadtree import geodesic_km
 
 RADII_M = (10.0, 25.0, 50.0)

@@ -23,9 +23,9 @@ from tempfile import TemporaryDirectory
 
 from localize import jpeg  # the benchmark beside this one
 
-from geoloc.batch.sources import Payload, plan_shards
-from geoloc.batch.work import LocalizeWork
 from geoloc.jobs.shards import Engine, ShardJob
+from geoloc.localize.work import LocalizeWork
+from geoloc.photos.sources import Payload, plan_shards
 
 IMAGES_PER_SHARD = 32
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
-    from geoloc.localize.prediction import Prediction
+    from geoloc.posterior.prediction import Prediction
     from geoloc.reference.database import ReferenceDatabase
 
 __all__ = ["Geolocalizer", "Prediction", "ReferenceDatabase", "__version__"]
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Geolocalizer": "geoloc.localize.geolocalizer",
-    "Prediction": "geoloc.localize.prediction",
+    "Prediction": "geoloc.posterior.prediction",
     "ReferenceDatabase": "geoloc.reference.database",
 }
 

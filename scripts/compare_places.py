@@ -2,11 +2,12 @@
 
     python scripts/compare_places.py
 
-Makes the data (scripts/make_place_dataset.py) unless it is there, and trains from the same trunk (EfficientNet-Lite0
-with ImageNet's weights) with as many photos: CosPlace's classes, GSV-Cities' places, the VG benchmark's tuples
-with random, partial and full mining, and places with photos turned into night, without and with looks of the target's.
-Each is tested on a continent that no training saw, by day and by night, within 25 m, next to the untrained tower with
-GeM. A run that is there is read again, or goes on if it was killed. Needs the extras `earthview` and `train`.
+Makes the data (projects/earthview/make_place_dataset.py) unless it is there, and trains from the same trunk
+(EfficientNet-Lite0 with ImageNet's weights) with as many photos: CosPlace's classes, GSV-Cities' places, the VG
+benchmark's tuples with random, partial and full mining, and places with photos turned into night, without and with
+looks of the target's. Each is tested on a continent that no training saw, by day and by night, within 25 m, next to the
+untrained tower with GeM. A run that is there is read again, or goes on if it was killed. Needs the extras `earthview`
+and `train`.
 """
 
 import argparse
@@ -113,8 +114,8 @@ def main() -> None:
 def make_data(folder: Path) -> None:
     """The data set, and the trunk's weights."""
     if not (folder / "data" / "README.md").exists():  # which is written last
-        script = Path(__file__).with_name("make_place_dataset.py")
-        subprocess.run([sys.executable, script, folder / "data", "--seed", str(SEED)], check=True)
+        module = "projects.earthview.make_place_dataset"
+        subprocess.run([sys.executable, "-m", module, folder / "data", "--seed", str(SEED)], check=True)
     save_trunk(folder / "imagenet.pt")
 
 

@@ -2,7 +2,7 @@
 
     python scripts/compare_recipes.py --steps 400
 
-Makes both layouts (scripts/make_earthview_dataset.py) unless they are there, and trains every recipe and its
+Makes both layouts (projects/earthview/make_dataset.py) unless they are there, and trains every recipe and its
 untrained twin (ImageNet's trunk, heads as drawn) two at a time, each on one core, with the same trunk and places held
 out by cells with a buffer. Statewide's is `statewide_boston` (photos and views share the trunk), without hard examples
 and with three times the steps; its recall is of the own cell of 50 km. A run that is there is read again, or goes on if
@@ -22,8 +22,8 @@ import torch
 from geoloc.cli.train import compose_experiment, default_configs, train_experiment
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import BackboneConfig
-from geoloc.train.earthview import load_imagenet_trunk
 from geoloc.train.run_folder import read_metrics
+from projects.earthview.training import load_imagenet_trunk
 
 TRUNK = {
     "embed_dim": 1280,
@@ -86,12 +86,19 @@ def main() -> None:
 
 def make_data(folder: Path) -> None:
     """Both layouts, and the trunk's weights."""
-    script = Path(__file__).with_name("make_earthview_dataset.py")
     last = {"osv5m": "test.csv", "statewide": "tiles/layout.yaml"}
     for layout, file in last.items():
         if not (folder / layout / file).exists():
             counts = ["--train", "4000", "--test", "800", "--size-px", "96"]
-            subprocess.run([sys.executable, script, layout, folder / layout, *counts], check=True)
+            command = [
+                sys.executable,
+                "-m",
+                "projects.earthview.make_dataset",
+                layout,
+                folder / layout,
+                *counts,
+            ]
+            subprocess.run(command, check=True)
     save_trunk(folder / "imagenet.pt")
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from geoloc.data.earthview import (
+from geoloc.geo.places import load_places
+from projects.earthview.mosaics import (
     UNSEEN_MOSAIC,
     HeldOutPlaces,
     Views,
     load_basemap_mosaics,
     load_cities_latlon_deg,
 )
-from geoloc.geo.places import load_places
 
 NUM_IMAGES = 12
 SIZE_PX = 448

@@ -18,8 +18,8 @@ from PIL import Image
 from tiny import tiny_checkpoint, tiny_geolocalizer
 
 from geoloc import __version__, cli
-from geoloc.localize.batch import journal_path
-from geoloc.localize.coarse import CoarseGrid
+from geoloc.localize.job import job_folder, num_done_on_disk
+from geoloc.posterior.coarse import CoarseGrid
 from quadtree import Quadtree, build_quadtree
 
 COMMAND = [sys.executable, "-m", "geoloc"]
@@ -288,7 +288,7 @@ def test_a_traceback_is_for_those_who_ask_and_for_bugs(geoloc, photos, checkpoin
     assert code == 2
     assert "Traceback" in err
     assert err.endswith("NotFoundError: there is no file or folder 'gone.jpg'; check the path\n")
-    monkeypatch.setattr("geoloc.localize.asking.open_asking", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("geoloc.localize.rows.open_session", lambda *_, **__: 1 / 0)
     code, _, err = geoloc("localize", "photos")
     assert code == 2
     assert err.endswith("ZeroDivisionError: division by zero\n")
@@ -298,7 +298,7 @@ def test_what_the_system_refuses_is_one_line_too(geoloc, photos, checkpoint, mon
     def refuse(*_):
         raise PermissionError(13, "Permission denied", "photos/secret")
 
-    monkeypatch.setattr("geoloc.localize.inputs.os.scandir", refuse)
+    monkeypatch.setattr("geoloc.photos.find.os.scandir", refuse)
     assert geoloc("localize", "photos")[1:] == ("", "error: Permission denied: photos/secret\n")
 
 
@@ -313,37 +313,33 @@ def start(*arguments, **options):
     return subprocess.Popen([*COMMAND, *map(str, arguments)], env=environment, text=True, **pipes, **options)
 
 
-def wait_for_journal(process, output, num_lines):
-    """Wait until so many lines are in the journal of a running job."""
-    while process.poll() is None:
-        try:
-            if journal_path(output).read_bytes().count(b"\n") >= num_lines:
-                return
-        except FileNotFoundError:
-            pass
+def wait_for_rows(process, output, num_images):
+    """Wait until the rows of so many images of a running job are on the disk."""
+    while process.poll() is None and num_done_on_disk(output) < num_images:
         time.sleep(0.002)
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(geoloc, tmp_path, checkpoint):
-    make_photos(tmp_path / "photos", 300)  # enough to be interrupted on a busy machine, too
+    make_photos(tmp_path / "photos", 600)  # enough to be interrupted on a busy machine, too
     output, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
     options = ["localize", tmp_path / "photos", "-m", checkpoint, "--batch-size", 1, "--output"]
     process = start(*options, output)
-    wait_for_journal(process, output, 3)
+    wait_for_rows(process, output, 1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130, err
     done = re.fullmatch(
-        r"interrupted: (\d+) of 300 images are done; the same command with --resume continues\n", err
+        r"interrupted: (\d+) of 600 images are done; the same command with --resume continues\n", err
     )
     assert out == ""
     assert not output.exists()
-    num_done = journal_path(output).read_bytes().count(b"\n") - 1
-    assert num_done < 300
-    assert num_done - int(done[1]) in (0, 1)  # a line may be written and not yet known to be on the disk
+    num_done = num_done_on_disk(output)
+    assert num_done == int(done[1])
+    assert 0 < num_done < 600
+    assert num_done % 64 == 0  # what a kill costs at most
     code, out, _ = geoloc(*options, output, "--resume")
     assert code == 0
-    assert f"300 images localised with tiny, {300 - num_done} of them now, " in out
+    assert f"600 images localised with tiny, {600 - num_done} of them now, " in out
     geoloc(*options, whole)
     assert output.read_bytes() == whole.read_bytes()
 
@@ -352,16 +348,16 @@ def test_ctrl_c_before_anything_is_done(geoloc, photos, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geoloc.localize.asking.open_asking", interrupt)
+    monkeypatch.setattr("geoloc.localize.rows.open_session", interrupt)
     assert geoloc("localize", "photos", "-o", "out.csv") == (130, "", "interrupted: nothing was saved\n")
 
 
 @pytest.mark.slow
 def test_killed_at_50_random_moments_the_file_is_the_same(tmp_path, checkpoint):
     num_kills, rng = 50, random.Random(2024)
-    make_photos(tmp_path / "photos", 240, size_px=160)
+    make_photos(tmp_path / "photos", 1200, size_px=160)
     (tmp_path / "photos" / "100.jpg").write_text("no picture")
-    output, last = tmp_path / "out.geojson", 61  # lines of the journal: its head and 60 batches
+    output, last = tmp_path / "out.geojson", 1200
     arguments = [
         "localize",
         tmp_path / "photos",
@@ -373,9 +369,6 @@ def test_killed_at_50_random_moments_the_file_is_the_same(tmp_path, checkpoint):
         "--batch-size",
         4,
     ]
-
-    def num_lines():
-        return journal_path(output).read_bytes().count(b"\n") if journal_path(output).exists() else 0
 
     def run_to_its_end():
         start_s = time.monotonic()
@@ -390,21 +383,21 @@ def test_killed_at_50_random_moments_the_file_is_the_same(tmp_path, checkpoint):
     killed = {"loading": 0, "working": 0, "writing": 0}
     num_finished = 0
     while sum(killed.values()) < num_kills:
-        before = num_lines()
+        before = num_done_on_disk(output)
         process = start(*arguments)
         if before == last or rng.random() < 0.2:
             time.sleep(rng.uniform(0, whole_s))
         else:
-            target = last if rng.random() < 0.3 else min(last, before + rng.randint(1, 20))
-            wait_for_journal(process, output, target)
+            target = last if rng.random() < 0.3 else min(last, before + 64 * rng.randint(1, 6))
+            wait_for_rows(process, output, target)
             time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.communicate()
         if process.returncode == -signal.SIGKILL:
-            after = num_lines()
+            after = num_done_on_disk(output)
             is_writing = after != before and (after in (0, last))
             killed["writing" if is_writing else "working" if after != before else "loading"] += 1
-        if output.exists() and not journal_path(output).exists():
+        if output.exists() and not job_folder(output).exists():
             assert run_to_its_end()[0] == expected  # complete already
             output.unlink()
             num_finished += 1

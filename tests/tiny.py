@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from geoloc.images.preprocess import Preprocess
-from geoloc.localize.calibrate import Calibration
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import BackboneConfig, CellHeadConfig, NetworkConfig, OffsetHeadConfig
 from geoloc.models.network import GeoNetwork
+from geoloc.posterior.calibration import Calibration
 from quadtree import Quadtree, build_quadtree
 
 IMAGE_SIZE_PX = 32

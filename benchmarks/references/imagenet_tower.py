@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from geoloc.images import Preprocess, load_and_preprocess
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import BackboneConfig
-from geoloc.train.earthview import load_imagenet_trunk
+from projects.earthview.training import load_imagenet_trunk
 
 
 class ImagenetTower:

@@ -42,7 +42,7 @@ def adapt(path: Path, options: Options) -> Adapted:
     if is_plonk(config):
         raise ConfigError(
             f"{path} draws places, which a Geolocalizer does not: use "
-            "geoloc.localize.drawn.PlaceSampler.from_pretrained, or geoloc localize"
+            "geoloc.localize.sampler.LocationSampler.from_pretrained, or geoloc localize"
         )
     if {"model", "transform"} <= config.keys():
         return adapt_hub(path, _osv5m_cells(options))

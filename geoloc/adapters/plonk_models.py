@@ -56,7 +56,7 @@ VARIANTS = {
 
 
 @dataclass(frozen=True)
-class DrawingModel:
+class SamplingModel:
     """A model that draws places.
 
     Attributes:
@@ -87,7 +87,7 @@ def variant_of(name: str) -> Variant:
     return variant
 
 
-def adapt_plonk(folder: Path, variant: Variant, tower: str | Path | None = None) -> DrawingModel:
+def adapt_plonk(folder: Path, variant: Variant, tower: str | Path | None = None) -> SamplingModel:
     """The model in a folder of PLONK's format.
 
     Args:
@@ -109,7 +109,7 @@ def adapt_plonk(folder: Path, variant: Variant, tower: str | Path | None = None)
             f"the image tower gives {backbone.feature_dim} features, and the sampler in {folder} takes "
             f"{field.feature_dim}: give tower= the one that it was trained with"
         )
-    return DrawingModel(field, variant.kind, backbone.requires_grad_(False), preprocess)
+    return SamplingModel(field, variant.kind, backbone.requires_grad_(False), preprocess)
 
 
 def _dinov2(tower: str | Path | None) -> tuple[BackboneConfig, dict[str, Tensor], Preprocess]:

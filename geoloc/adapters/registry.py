@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Gives = Literal["coordinates", "places of a gallery", "countries and cities", "embeddings", "draws of places"]
+Gives = Literal[
+    "coordinates", "places of a gallery", "countries and cities", "embeddings", "location samples"
+]
+SAMPLES: Final = "location samples"  # of `PublishedModel.gives`
 
 OSV5M_CELLS_URL: Final = (
     "https://raw.githubusercontent.com/gastruc/osv5m/4e6075387ecde4255410785ffb83830c9aa099f6/"
@@ -78,7 +81,7 @@ def _plonk(data: str, suffix: str, how: str) -> PublishedModel:
     numbers = {"PLONK_OSV_5M": "GeoScore 3767 on OSV-5M's test: its paper (Dufour et al., CVPR 2025)"}
     return PublishedModel(
         name=name,
-        gives="draws of places",
+        gives=SAMPLES,
         weights=f"Hub: {name} (not pinned: give revision=); image tower, Hub: {tower} (not pinned)",
         code_licence="MIT",
         weights_licence="MIT, as its code writes its page; the image tower's is its own",
@@ -86,8 +89,8 @@ def _plonk(data: str, suffix: str, how: str) -> PublishedModel:
         numbers=numbers.get(name.partition("/")[2], "its paper (Dufour et al., CVPR 2025)"),
         adapter="plonk",
         files=("config.json", "model.safetensors"),
-        how=f"{how}. geoloc.localize.drawn.PlaceSampler.from_pretrained, or geoloc localize --model; tower= the image "
-        "tower's files. Its predictions are not calibrated. Not for the search of references",
+        how=f"{how}. geoloc.localize.sampler.LocationSampler.from_pretrained, or geoloc localize --model; tower= "
+        "the image tower's files. Its predictions are not calibrated. Not for the search of references",
     )
 
 

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from geoloc import __version__
-from geoloc.cli.batch import batch as _batch
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.data import data_app
+from geoloc.cli.embed import embed as _embed
 from geoloc.cli.evaluate import evaluate as _evaluate
 from geoloc.cli.export import export_app
 from geoloc.cli.hub import pull as _pull
@@ -36,7 +36,7 @@ app = new_app(
 app.command()(_localize)
 app.command()(_evaluate)
 app.command()(_recall)
-app.command()(_batch)
+app.command()(_embed)
 app.command()(_train)
 app.command()(_push)
 app.command()(_pull)

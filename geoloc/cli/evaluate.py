@@ -7,9 +7,9 @@ import typer
 
 from geoloc.cli.console import check_folder
 from geoloc.cli.evaluate_ways import Case, compare_tables, finder, localized_case, say_scores, scores_folder
+from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
-from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def evaluate(
     and scoring are shard jobs; an interrupted run continues. A model's predictions are kept beside the report, in
     OUTPUT.predictions/.
     """
-    from geoloc.data.tables import Columns, read_points
+    from geoloc.files.tables import Columns, read_points
     from geoloc.metrics.protocols import get_protocol
 
     _check_ways(predictions, truth, model, benchmark, data, compare, output)
@@ -184,22 +184,23 @@ def evaluate(
             output,
         )
         return
-    crew = Crew(engine, workers, gpus_per_worker)
+    crew = Workers(engine, workers, gpus_per_worker)
     if benchmark is not None:
         assert model is not None
         assert data is not None
         assert output is not None
-        from geoloc.batch.work import LocalizeWork, WorkOptions
         from geoloc.evaluate.benchmarks import load_benchmark
+        from geoloc.localize.rows import LocalizeWork
+        from geoloc.localize.session import SessionOptions
 
         crew.check_device(device)
-        options = WorkOptions(
-            query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
-        )
         found = load_benchmark(benchmark, data, split, utm_epsg=utm_epsg)
         rules = rules or get_protocol(found.protocol)
         top_k = top_k or (max(rules.recall_at) if rules.retrieval else 10)
-        work = LocalizeWork(model, options, reference=reference, top_k=top_k, model_options=said)
+        options = SessionOptions(query=cast("QueryMode", query), reference=reference, top_k=top_k)
+        work = LocalizeWork(
+            model, options, batch_size=batch_size, device=device, num_threads=threads, model_options=said
+        )
         case = localized_case(work, found, rules, output, crew)
     else:
         assert predictions is not None

@@ -12,18 +12,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from geoloc.cli.console import count, km, radius, say
-from geoloc.cli.shards import Crew
+from geoloc.cli.jobs import Workers
 from geoloc.errors import NotFoundError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from geoloc.batch.work import LocalizeWork
-    from geoloc.data.tables import PointTable
     from geoloc.evaluate.benchmarks import Benchmark
     from geoloc.evaluate.matching import Matched
     from geoloc.evaluate.report import EvaluationRun
+    from geoloc.files.tables import PointTable
+    from geoloc.localize.rows import LocalizeWork
     from geoloc.metrics.protocols import Protocol
 
 _IMAGES_PER_SHARD = 256
@@ -120,7 +120,7 @@ class Case:
 
 
 def localized_case(
-    work: LocalizeWork, benchmark: Benchmark, protocol: Protocol, output: Path, crew: Crew
+    work: LocalizeWork, benchmark: Benchmark, protocol: Protocol, output: Path, crew: Workers
 ) -> Case:
     """A benchmark's images localised by a model; the predictions stay beside the output."""
     gallery = benchmark.gallery_latlon_deg
@@ -138,29 +138,32 @@ def localized_case(
     return case
 
 
-def _localize(work: LocalizeWork, benchmark: Benchmark, output: Path, crew: Crew) -> PointTable:
+def _localize(work: LocalizeWork, benchmark: Benchmark, output: Path, crew: Workers) -> PointTable:
     """Predictions of a model for a benchmark's images; what an earlier run has done is not done again."""
-    from geoloc.batch.sources import file_payloads, name_shards
-    from geoloc.data.tables import read_shards
-    from geoloc.jobs.shards import ShardJob
+    from geoloc.files.tables import read_points
+    from geoloc.localize.job import LocalizeJob, images_per_shard
+    from geoloc.photos.sources import file_payloads, name_shards
 
     if not benchmark.images:
         raise NotFoundError(f"no image of {benchmark.name} was found in {benchmark.truth.path}; check --data")
-    payloads = file_payloads(((image.id, str(image.path)) for image in benchmark.images), _IMAGES_PER_SHARD)
-    folder = output.with_name(f"{output.name}.predictions")
-    job = ShardJob(folder, name_shards(payloads), work.identity())
-    crew.run(job, work)
-    return read_shards(folder, [job.output(shard) for shard in job.shards])
+    images = ((image.id, str(image.path)) for image in benchmark.images)
+    shards = name_shards(file_payloads(images, images_per_shard(work.batch_size, _IMAGES_PER_SHARD)))
+    predictions = output.with_name(f"{output.name}.predictions.parquet")
+    with LocalizeJob(work, shards, predictions, resume=True) as job:
+        crew.run_localize(job)
+        job.finish()
+    return read_points(predictions)
 
 
 def _facts_of(work: LocalizeWork) -> dict[str, Any]:
-    """What a report says of the model and of how it was asked."""
-    asking = work.in_driver.asking
+    """Facts of the model and its options, for the report."""
+    session = work.driver_session
+    digest = session.database_identity
     return {
-        "model": f"{asking.name} ({asking.model_identity[:12]})",
-        "preprocessing of the model": str(asking.preprocess),
-        "query mode": work.options.query,
-        "references": "none" if asking.database == "none" else f"{work.reference} ({asking.database[:12]})",
+        "model": f"{session.name} ({session.model_identity[:12]})",
+        "preprocessing of the model": str(session.preprocess),
+        "query mode": session.options.query,
+        "references": "none" if digest == "none" else f"{session.options.reference} ({digest[:12]})",
     }
 
 
@@ -168,7 +171,7 @@ def finder(folder: Path | None) -> Any:
     """Images of a folder by ids that are names with or without the suffix, or paths in the folder."""
     if folder is None:
         return lambda image_id: None
-    from geoloc.localize.inputs import IMAGE_SUFFIXES
+    from geoloc.photos.find import IMAGE_SUFFIXES
 
     def find(image_id: str) -> Path | None:
         for suffix in ("", *IMAGE_SUFFIXES):

@@ -10,7 +10,7 @@ from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from geoloc.localize.export import Parity
+    from geoloc.checkpoint.export import Parity
 
 export_app = new_app(help="Write a model in a form that runs without torch.")
 
@@ -58,8 +58,8 @@ def export_onnx(
     card have the figures. `geoloc localize --model OUT` uses it.
     """
     from geoloc import Geolocalizer
-    from geoloc.localize.export import ENOUGH_IMAGES, export_onnx
-    from geoloc.localize.inputs import find_images
+    from geoloc.checkpoint.export import ENOUGH_IMAGES
+    from geoloc.photos.find import find_images
 
     check_folder(output)
     if least_agreement is not None and not int8:
@@ -69,8 +69,9 @@ def export_onnx(
     if not found:
         raise ConfigError(f"there are no images in {images}")
     loaded = Geolocalizer.from_pretrained(model, num_threads=threads, **said)
-    asked = {} if least_agreement is None else {"least_agreement": least_agreement}
-    report = export_onnx(loaded, output, [image.path for image in found], int8=int8, **asked)
+    report = loaded.export_onnx(
+        output, [image.path for image in found], int8=int8, least_agreement=least_agreement
+    )
     say(f"{count(report.num_images, 'image')} of {images}, model and export side by side")
     say(_line("fp32", report.fp32))
     if report.int8 is not None:

@@ -57,8 +57,8 @@ def push(
             )
         pushed = ReferenceDatabase.open(folder).push_to_hub(repo_id, licence=licence or "unknown", **where)
     elif "config.json" in manifest["files"]:
+        from geoloc.checkpoint.publish import push_checkpoint
         from geoloc.hub.push import PushOptions
-        from geoloc.localize.publish import push_checkpoint
 
         pushed = push_checkpoint(folder, repo_id, PushOptions(**where), metrics=metrics, licence=licence)
     else:
@@ -98,7 +98,7 @@ def pull(
         )
         say(f"{count(len(database), 'row')} -> {folder}")
         return
-    from geoloc.localize.publish import pull_checkpoint
+    from geoloc.checkpoint.publish import pull_checkpoint
 
     found = pull_checkpoint(repo_id, folder, revision=revision, subfolder=subfolder)
     say(f"{found} -> {folder}")

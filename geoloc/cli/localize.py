@@ -1,8 +1,7 @@
-"""`geoloc localize`: where images were taken, as a table, a map and one line."""
+"""`geoloc localize`: predicted locations of images, as a table, a map and a summary."""
 
 import statistics
 import sys
-import time
 from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import EXIT_INTERRUPTED, EXIT_SOME_FAILED, check_file, count, km, printable, say
+from geoloc.cli.jobs import Engine, EngineOption, GpusOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import (
     BatchSizeOption,
@@ -21,15 +21,14 @@ from geoloc.cli.models import (
     QueryOption,
     ReferenceOption,
     TopKOption,
-    check_device,
 )
 from geoloc.errors import BadImageError, ConfigError
 
 if TYPE_CHECKING:
     from geoloc.images.query import QueryMode
-    from geoloc.localize.asking import BatchLocalizer
-    from geoloc.localize.batch import LocalizeJob
-    from geoloc.localize.output import Row
+    from geoloc.localize.job import LocalizeJob
+    from geoloc.localize.rows import LocalizeWork
+    from geoloc.localize.table import Row
     from geoloc.view.map_html import MapPoint
 
 FEW_IMAGES = 20  # for a table on the screen, where the predictions are also saved
@@ -41,12 +40,13 @@ def localize(
         list[str],
         typer.Argument(
             metavar="PATH",
-            help="Images, folders (searched with all below them), quoted patterns such as 'photos/**/*.jpg', "
-            "or - for a list of paths on standard input.",
+            help="Images, folders (searched with all below them), quoted patterns such as 'photos/**/*.jpg', .tar of "
+            "webdataset, .parquet with columns id and image, URLs of any of these, or - for a list of paths on "
+            "standard input.",
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, a file of others or a Hub id.")
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, a published file or a Hub id.")
     ] = "earthview",
     model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = "own",
@@ -90,95 +90,89 @@ def localize(
             help="Compare with the GPS position in the photos' EXIF. The model never sees it.",
         ),
     ] = False,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 0,
+    gpus_per_worker: GpusOption = 0.0,
     device: DeviceOption = "cpu",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of the network, and as many that decode images.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="CPU threads of the network, and as many that decode images; of each worker, 1 if not given.",
+        ),
     ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress bar and no table; only the summary.")
     ] = False,
 ) -> None:
-    """Say where images were taken.
+    """Predict where images were taken.
 
     An image that cannot be read gets a row with its error and stops nothing. The id in a table is the image's
-    path inside the folder if PATH is one folder, and else the path as given; rows are in the order of the
-    arguments, inside a folder sorted by path. Exit code: 0 all localised, 1 some images failed, 2 error,
-    130 interrupted.
+    path inside the folder if PATH is one folder, and else the path as given; in a tar, the sample's key. Rows are in
+    the order of the arguments, inside a folder sorted by path. Exit code: 0 all localised, 1 some images failed,
+    2 error, 130 interrupted.
     """
-    from geoloc.images.query import check_query_mode
-    from geoloc.localize.asking import open_asking
-    from geoloc.localize.batch import LocalizeJob, LocalizeOptions, check_output
-    from geoloc.localize.inputs import find_images
+    from geoloc.localize.job import LocalizeJob, check_output, images_per_shard
+    from geoloc.localize.rows import LocalizeWork
+    from geoloc.localize.session import SessionOptions
+    from geoloc.photos.sources import plan_shards
 
     # All that can be refused is refused before a model is loaded.
-    options = LocalizeOptions(
-        batch_size=batch_size,
+    options = SessionOptions(
+        query=cast("QueryMode", query),
+        reference=reference,
         top_k=top_k,
         utility=utility,
         abstain_above_km=abstain_above_km,
         max_precision_km=max_precision_km,
-        truth_from_exif=truth_from_exif,
     )
-    check_query_mode(query)
-    said = model_options(model_option)
+    crew = Workers(engine, workers, gpus_per_worker)
+    in_this_process = engine is Engine.LOCAL and workers == 0
+    work = LocalizeWork(
+        model,
+        options,
+        batch_size=batch_size,
+        truth_from_exif=truth_from_exif,
+        device=device,
+        num_threads=threads if in_this_process else threads or 1,
+        model_options=model_options(model_option),
+    )
     if output is not None:
         check_output(output, resume=resume, overwrite=overwrite)
     elif resume or overwrite:
         raise ConfigError(f"{'--resume' if resume else '--overwrite'} is about an output: add --output")
     if map_path is not None:
         check_file(map_path, [".html"])
-    images = find_images(paths, sys.stdin.buffer if "-" in paths else ())
+    listed = sys.stdin.buffer if "-" in paths else ()
+    shards = plan_shards(paths, images_per_shard(batch_size), listed=listed, cut_tars=True)
     job: LocalizeJob | None = None
     try:
         if device != "cpu":  # an exported model on the CPU needs no torch
-            check_device(device)
-        asking = open_asking(
-            model, cast("QueryMode", query), reference, device=device, num_threads=threads, options=said
-        )
-        with LocalizeJob(
-            asking, images, output, options, resume=resume, overwrite=overwrite, num_threads=threads
-        ) as job:
+            crew.check_device(device)
+        with LocalizeJob(work, shards, output, resume=resume, overwrite=overwrite) as job:
             was_complete, num_before = job.is_complete, job.num_done
-            took_s = _run(job, quiet)
+            took_s = crew.run_localize(job, num_before, quiet=quiet)
             summary = _Summary(job.rows())
             if map_path is not None:
-                _write_map(map_path, job, asking, summary)
+                _write_map(map_path, job, work, summary)
             job.finish()
-            if not quiet and (len(images) <= FEW_IMAGES or (output is None and map_path is None)):
+            if not quiet and (summary.num_rows <= FEW_IMAGES or (output is None and map_path is None)):
                 _print_table(job.rows(), truth=truth_from_exif)
     except KeyboardInterrupt:
         say(f"interrupted{_ways_on(job, output)}", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    found = f"{len(images) - summary.num_failed:,} of " if summary.num_failed else ""
-    facts = [f"{found}{count(len(images), 'image')} localised with {asking.name}"]
+    total = count(summary.num_rows, "image")
+    found = f"{summary.num_rows - summary.num_failed:,} of " if summary.num_failed else ""
+    facts = [f"{found}{total} localised with {work.driver_session.name}"]
     if was_complete:
-        facts = [f"already complete: {count(len(images), 'image')}"]
+        facts = [f"already complete: {total}"]
     elif num_before:
-        facts.append(f"{len(images) - num_before:,} of them now")
+        facts.append(f"{summary.num_rows - num_before:,} of them now")
     if not was_complete:
         facts.append(f"{took_s:.1f} s")
     say(", ".join([*facts, *summary.facts()]) + _arrow_to(output, map_path))
     if summary.num_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _run(job: "LocalizeJob", quiet: bool) -> float:
-    """Run a job under a progress bar; returns how many seconds it took."""
-    from tqdm import tqdm
-
-    start_s = time.monotonic()
-    # On a terminal only: in a log file a bar is thousands of lines.
-    disable = True if quiet or job.num_done == len(job.images) else None
-    with tqdm(
-        total=len(job.images),
-        initial=job.num_done,
-        unit=" images",
-        smoothing=0.1,
-        leave=False,
-        disable=disable,
-    ) as bar:
-        job.run(bar.update)
-    return time.monotonic() - start_s
 
 
 class _Summary:
@@ -212,9 +206,13 @@ class _Summary:
 
 
 def _ways_on(job: "LocalizeJob | None", output: Path | None) -> str:
-    if job is None or output is None or not job.num_done:
+    from geoloc.localize.job import num_done_on_disk
+
+    num_done = 0 if output is None else num_done_on_disk(output)
+    if not num_done:
         return ": nothing was saved"
-    return f": {job.num_done:,} of {count(len(job.images), 'image')} are done; the same command with --resume continues"
+    total = "" if job is None or job.num_images is None else f" of {job.num_images:,}"
+    return f": {num_done:,}{total} images are done; the same command with --resume continues"
 
 
 def _arrow_to(*paths: Path | None) -> str:
@@ -249,13 +247,14 @@ def _print_table(rows: "Iterable[Row]", *, truth: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
-def _write_map(path: Path, job: "LocalizeJob", model: "BatchLocalizer", summary: _Summary) -> None:
+def _write_map(path: Path, job: "LocalizeJob", work: "LocalizeWork", summary: _Summary) -> None:
     from geoloc.view.map_html import write_map
 
-    num_shown = min(len(job.images), MAX_MAP_IMAGES)
-    note = f"Model {model.name} ({model.identity[:12]})."
-    if num_shown < len(job.images):
-        note += f" The first {num_shown:,} of {len(job.images):,} images."
+    num_shown = min(summary.num_rows, MAX_MAP_IMAGES)
+    session = work.driver_session
+    note = f"Model {session.name} ({session.fingerprint[:12]})."
+    if num_shown < summary.num_rows:
+        note += f" The first {num_shown:,} of {summary.num_rows:,} images."
     if summary.distances_km:
         note += " Truth: the position in the photos' EXIF, which the model does not see."
     title = f"Predicted places of {count(num_shown, 'image')}"
@@ -267,10 +266,10 @@ def _map_points(job: "LocalizeJob") -> "Iterator[MapPoint]":
     from geoloc.view.prediction_map import point_of_row, thumbnail_jpeg
 
     num_thumbnails = 0
-    for image, row in zip(job.images, job.rows(), strict=True):
+    for image, row in zip(job.images(), job.rows(), strict=True):
         thumbnail = None
         if row["error"] is None and num_thumbnails < MAX_THUMBNAILS:
             with suppress(BadImageError):  # it can no longer be read
-                thumbnail = thumbnail_jpeg(image.path)
+                thumbnail = thumbnail_jpeg(image.read())
         num_thumbnails += thumbnail is not None
         yield point_of_row(row, thumbnail)

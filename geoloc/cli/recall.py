@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from geoloc.cli.console import check_folder, count, say
+from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption
-from geoloc.cli.shards import Crew, Engine, EngineOption, GpusOption, ThreadsOption, WorkersOption
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from geoloc.batch.work import EmbedWork
     from geoloc.images.query import QueryMode
+    from geoloc.localize.embed import EmbedWork
 
 IMAGES_PER_SHARD = 256
 
@@ -90,23 +90,27 @@ def recall(
     Embeddings are kept beside the report, in OUTPUT.embeddings/: an interrupted run continues, and another way to count
     embeds nothing again.
     """
-    from geoloc.batch.work import EmbedWork, WorkOptions
     from geoloc.evaluate.recall_set import RecallRules, open_recall_set, score_recall_set, write_recall_report
+    from geoloc.localize.embed import EmbedOptions, EmbedWork
 
     check_folder(output)
     rules = RecallRules(
         tuple(at or RecallRules.at), "miss" if without_positive is WithoutPositive.MISS else "left_out"
     )
-    crew = Crew(engine, workers, gpus_per_worker)
+    crew = Workers(engine, workers, gpus_per_worker)
     crew.check_device(device)
     found = open_recall_set(data, name, images=images, split=split, radius_m=radius_m, utm_epsg=utm_epsg)
-    options = WorkOptions(
-        query=cast("QueryMode", query), batch_size=batch_size, device=device, num_threads=threads
+    options = EmbedOptions(
+        query=cast("QueryMode", query),
+        batch_size=batch_size,
+        dtype="float32",
+        device=device,
+        num_threads=threads,
     )
-    work = EmbedWork(model, options=options, model_options=model_options(model_option), dtype="float32")
+    work = EmbedWork(model, options, model_options(model_option))
     vectors, problems = _embed(work, [*found.database, *found.queries], output, crew)
     report = score_recall_set(found, vectors[: len(found.database)], vectors[len(found.database) :], rules)
-    known = work.in_driver.model
+    known = work.on_cpu.embedder
     facts = {
         "model": f"{known.name} ({known.identity[:12]})",
         "embedding": f"{known.embedding_dim:,} numbers",
@@ -129,19 +133,19 @@ def recall(
 
 
 def _embed(
-    work: "EmbedWork", paths: list[str], output: Path, crew: Crew
+    work: "EmbedWork", paths: list[str], output: Path, crew: Workers
 ) -> "tuple[NDArray[np.float32], list[tuple[str, str]]]":
     """Unit vectors (n, D), NaN where a photo cannot be read; and which those are, and why."""
     import numpy as np
     import pyarrow.parquet as pq
 
-    from geoloc.batch.sources import file_payloads, name_shards
     from geoloc.jobs.shards import ShardJob
+    from geoloc.photos.sources import file_payloads, name_shards
 
     payloads = file_payloads(((path, path) for path in paths), IMAGES_PER_SHARD)
     job = ShardJob(output.with_name(f"{output.name}.embeddings"), name_shards(payloads), work.identity())
     crew.run(job, work)
-    vectors = np.full((len(paths), work.in_driver.model.embedding_dim), np.nan, np.float32)
+    vectors = np.full((len(paths), work.on_cpu.embedder.embedding_dim), np.nan, np.float32)
     problems: list[tuple[str, str]] = []
     start = 0
     for shard in job.shards:

@@ -23,9 +23,9 @@ from geoloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.photos.positioned import Photos
     from geoloc.reference.build import BuildReport
     from geoloc.reference.database import ReferenceDatabase
-    from geoloc.reference.photos import Photos
 
 _TOLD_PROBLEMS = 5  # on the screen; the report in the database has a thousand
 
@@ -143,10 +143,10 @@ class Inputs:
         overwrite: _Overwrite = False,
         quiet: _Quiet = False,
     ) -> None:
+        from geoloc.photos.positioned import Photos, open_photos
         from geoloc.reference.aerial import CellGrid, open_region, open_sources
         from geoloc.reference.aerial.references import AerialSettings
         from geoloc.reference.locations import read_locations
-        from geoloc.reference.photos import Photos, open_photos
 
         if not aerial and not street and locations is None:
             raise ConfigError("there is nothing to add: give --aerial, --street or --locations")
@@ -262,6 +262,6 @@ def _tell(report: "BuildReport") -> None:
 
 def _samples(layout: str, folder: Path, split: str | None, utm_epsg: int | None) -> "Photos":
     from geoloc.data.layouts import open_layout
-    from geoloc.reference.photos import SamplePhotos
+    from geoloc.photos.positioned import SamplePhotos
 
     return SamplePhotos(open_layout(layout, folder, split, utm_epsg=utm_epsg))

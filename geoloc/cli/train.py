@@ -112,19 +112,11 @@ def train_experiment(values: dict[str, Any]) -> None:
         ConfigError: an unknown recipe, or values that are not its own.
         GeolocError: as the recipe.
     """
-    import torch
-
     from geoloc.models.plain import from_plain
 
     name, experiment = values["name"], values["experiment"]
     run_folder, recipe = values["run_folder"], values.get("recipe")
-    if recipe == "earthview":
-        from geoloc.train import earthview
-
-        torch.set_num_threads(1)  # the recipe shares its batch among threads itself
-        described = from_plain(earthview.EarthviewExperiment, experiment, "experiment")
-        model = earthview.run(described, run_folder, values["threads"])
-    elif recipe in ("osv5m", "places", "places_soup", "statewide"):
+    if recipe in ("osv5m", "places", "places_soup", "statewide"):
         from geoloc.train.settings import MachineConfig
 
         machine = from_plain(MachineConfig, values["machine"], "machine")
@@ -158,8 +150,6 @@ def train_experiment(values: dict[str, Any]) -> None:
         if not is_first_rank():
             return
     else:
-        raise ConfigError(
-            f"recipe is {recipe!r}; known are 'earthview', 'osv5m', 'places', 'places_soup' and 'statewide'"
-        )
-    model.save_pretrained(values["checkpoint"], half=recipe == "earthview")
+        raise ConfigError(f"recipe is {recipe!r}; known are 'osv5m', 'places', 'places_soup' and 'statewide'")
+    model.save_pretrained(values["checkpoint"])
     say(f"saved {values['checkpoint']}; `geoloc localize PHOTO --model {values['checkpoint']}` uses it")

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import BadTableError, ConfigError, FingerprintMismatchError, NotFoundError
 from geoloc.files import atomic_write
-from geoloc.images.places import ImagePlace
+from geoloc.photos.encoded import EncodedImage
 from quadtree.sphere import validate_latlon_deg
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Sample:
     """
 
     key: str
-    image: ImagePlace
+    image: EncodedImage
     latlon_deg: tuple[float, float]
     cell_id: int | None = None
     heading_deg: float | None = None
@@ -143,10 +143,10 @@ class SampleTable:
     def _places(self) -> list[pa.Array]:
         return [_one_chunk(self.columns[name]) for name in _PLACES if name in self.columns.column_names]
 
-    def place(self, row: int) -> ImagePlace:
+    def place(self, row: int) -> EncodedImage:
         """Where the picture of a row is."""
         name, *stretch = (array[row].as_py() for array in self._places)
-        return ImagePlace(os.path.join(self.root, name), *stretch)
+        return EncodedImage(os.path.join(self.root, name), *stretch)
 
     @property
     def keys(self) -> pa.Array:

@@ -33,8 +33,8 @@ from geoloc.data.sample import NUMBERS, TEXTS, Sample, SampleTable
 from geoloc.errors import BadImageError
 from geoloc.files import atomic_write
 from geoloc.images.decode import open_header
-from geoloc.images.places import tar_samples
 from geoloc.jobs.shards import Engine, Shard, ShardJob
+from geoloc.photos.encoded import tar_samples
 
 _PLAN_NAME: Final = ".plan.parquet"  # the mixed table, for workers; hidden, and gone when all is done
 _SUFFIXES: Final = {

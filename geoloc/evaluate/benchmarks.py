@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from geoloc.data.layouts import im2gps, open_layout, osv5m, statewide, yfcc
 from geoloc.data.layouts.files import only_table, usual_columns
 from geoloc.data.layouts.image_tree import ImageTree
-from geoloc.data.tables import PointTable, read_points
 from geoloc.errors import ConfigError, NotFoundError
+from geoloc.files.tables import PointTable, read_points
 from geoloc.images.exif import read_exif_latlon_deg
-from geoloc.localize.inputs import ImageFile, find_images
+from geoloc.photos.find import ImageFile, find_images
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from geoloc.data.tables import PointTable
 from geoloc.evaluate.matching import match
+from geoloc.files.tables import PointTable
 from geoloc.metrics.bootstrap import paired_differences
 from geoloc.metrics.protocols import Protocol
 

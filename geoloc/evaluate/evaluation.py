@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.data.tables import Strings
 from geoloc.errors import ConfigError
 from geoloc.evaluate.matching import Matched
 from geoloc.evaluate.place_names import Names, name_places
+from geoloc.files.tables import Strings
 from geoloc.geo.continents import CONTINENT_OF, DENSITY_CLASSES, density_class
 from geoloc.metrics.admin import NameTally, confusion, confusion_table
 from geoloc.metrics.bootstrap import intervals

@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.data.tables import PointTable, Strings
 from geoloc.errors import BadTableError
+from geoloc.files.tables import PointTable, Strings
 from geoloc.geo.near import rows_within_m
 from geoloc.metrics.protocols import VPR_RADIUS_M, Protocol
 from quadtree.sphere import wrap_longitude_deg

@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from geoloc.data.tables import Strings
 from geoloc.evaluate.matching import Matched
+from geoloc.files.tables import Strings
 from geoloc.geo.countries import COUNTRY_NAMES
 from geoloc.geo.places import NearestPlaces, load_places
 from geoloc.metrics.admin import LEVELS, UNKNOWN, joined_keys

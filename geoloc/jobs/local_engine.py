@@ -6,28 +6,14 @@ Processes are spawned, not forked: forked children of a program with threads (to
 import multiprocessing
 import os
 import threading
-import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
 
-if TYPE_CHECKING:
-    from geoloc.jobs.shards import Work
-
-MAX_DEATHS: Final = 3  # of workers at one shard: then it is the shard that kills them
-
-Task = tuple[Any, Path]
+from geoloc.jobs.work import MAX_DEATHS, Task, Work, attempt
 
 
-def run_here(work: "Work", tasks: list[Task]) -> Iterator[tuple[int, str | None]]:
-    """The tasks one after the other in this process."""
-    for index, task in enumerate(tasks):
-        yield index, _attempt(work, task)
-
-
-def run_local(work: "Work", tasks: list[Task], num_workers: int) -> Iterator[tuple[int, str | None]]:
+def run_local(work: Work, tasks: list[Task], num_workers: int) -> Iterator[tuple[int, str | None]]:
     """The tasks on processes; yields each one's index and error (None for none) as it ends."""
     waiting = list(range(len(tasks)))[::-1]
     deaths = [0] * len(tasks)
@@ -66,7 +52,7 @@ def run_local(work: "Work", tasks: list[Task], num_workers: int) -> Iterator[tup
 class _Worker:
     """A process that works on one task at a time."""
 
-    def __init__(self, work: "Work") -> None:
+    def __init__(self, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.index = -1
@@ -90,14 +76,14 @@ class _Worker:
         self._process.join()
 
 
-def _serve(work: "Work", connection: Connection) -> None:
+def _serve(work: Work, connection: Connection) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:
             task = connection.recv()
         except EOFError:
             return
-        connection.send(_attempt(work, task))
+        connection.send(attempt(work, task))
 
 
 def _die_with_parent() -> None:
@@ -105,12 +91,3 @@ def _die_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _attempt(work: "Work", task: Task) -> str | None:
-    try:
-        work(*task)
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({Path(where.filename).name} line {where.lineno})"
-    return None

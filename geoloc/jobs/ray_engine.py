@@ -1,4 +1,6 @@
-"""Shards on the actors of a Ray cluster: the same contract as the processes of one machine. Knows Ray, and alone does.
+"""Shards on the actors of a Ray cluster: the same contract as the processes of one machine.
+
+The only module that imports Ray.
 
 RAY_ADDRESS names the cluster ("auto", "ray://host:10001", "host:6379"); without it a cluster of this machine alone is
 started, and stopped at the end. A dead actor is replaced; its shard is given out again.
@@ -11,13 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from geoloc.errors import MissingDependencyError
-from geoloc.jobs.local_engine import MAX_DEATHS, Task, _attempt
-
-if TYPE_CHECKING:
-    from geoloc.jobs.shards import Work
+from geoloc.jobs.work import MAX_DEATHS, Task, Work, attempt
 
 
 class _Actor:
@@ -30,13 +29,13 @@ class _Actor:
             os.chdir(folder)
         self._work: Work = pickle.loads(pickled_work)
 
-    def attempt(self, payload: Any, output: str) -> str | None:
+    def do(self, payload: Any, output: str) -> str | None:
         """Do one shard; the error as text, None for none."""
-        return _attempt(self._work, (payload, Path(output)))
+        return attempt(self._work, (payload, Path(output)))
 
 
 def run_on_ray(
-    work: "Work", tasks: list[Task], num_workers: int, num_gpus: float = 0.0
+    work: Work, tasks: list[Task], num_workers: int, num_gpus: float = 0.0
 ) -> Iterator[tuple[int, str | None]]:
     """The tasks on actors; yields each one's index and error (None for none) as it ends.
 
@@ -59,7 +58,7 @@ def run_on_ray(
             while waiting and idle:
                 index, actor = waiting.pop(), idle.pop()
                 payload, output = tasks[index]
-                running[actor.attempt.remote(payload, str(output.absolute()))] = (index, actor)
+                running[actor.do.remote(payload, str(output.absolute()))] = (index, actor)
             (reference, *_), _ = ray.wait(list(running))
             index, actor = running.pop(reference)
             try:

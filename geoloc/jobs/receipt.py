@@ -12,7 +12,7 @@ from typing import Any
 
 from geoloc.errors import OutputMismatchError
 from geoloc.files import atomic_write, sha256_of
-from geoloc.jobs.journal import REMEDY, describe_differences
+from geoloc.jobs.identity import REMEDY, as_json, describe_differences
 
 
 def receipt_path(output: str | Path) -> Path:
@@ -43,7 +43,7 @@ def check_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
             f"{output} exists, and no receipt ({path}) says which job made it: choose another output, or "
             "start anew with --overwrite"
         ) from None
-    identity = json.loads(json.dumps(dict(identity)))
+    identity = as_json(identity)
     if found != identity:
         raise OutputMismatchError(
             f"another job made {output}: {describe_differences(found, identity)}; {REMEDY}"

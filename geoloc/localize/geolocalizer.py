@@ -1,10 +1,10 @@
-"""The product: a checkpoint in, predictions out; a checkpoint out.
+"""The model: a checkpoint in, predictions out; a checkpoint out.
 
     model = Geolocalizer.from_pretrained("earthview")
     prediction = model.localize("photo.jpg")
     model.save_pretrained("my-model/")
 
-A checkpoint is a folder, see `geoloc.localize.checkpoint`.
+A checkpoint is a folder, see `geoloc.checkpoint.folder`.
 """
 
 from __future__ import annotations
@@ -13,91 +13,86 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
+from geoloc.checkpoint.folder import Checkpoint, Exported, Saved, write_checkpoint
+from geoloc.checkpoint.publish import push_checkpoint
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.hub.card import Source
 from geoloc.hub.push import Pushed, PushOptions
 from geoloc.images.decode import ImageSource
+from geoloc.images.preprocess import Preprocess
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode
-from geoloc.localize.answer import CITY_KM, Asked
-from geoloc.localize.calibrate import Calibration
-from geoloc.localize.checkpoint import Checkpoint, Saved, write_checkpoint
-from geoloc.localize.posterior import Utility
-from geoloc.localize.posterior_model import RECOGNISED_KM, Images, LabelledBatch, PosteriorModel, Reference
-from geoloc.localize.prediction import Prediction
-from geoloc.localize.publish import push_checkpoint
-from geoloc.localize.published import read_model
-from geoloc.localize.weigh import RerankerConfig
+from geoloc.localize.embedder import Embedder
 from geoloc.models.onnx.runner import OnnxRunner
+from geoloc.posterior.calibration import Calibration
+from geoloc.posterior.pipeline import Images, Pipeline
+from geoloc.posterior.point import PointOptions
+from geoloc.posterior.prediction import Prediction
+from geoloc.posterior.reranker import Reranker, RerankerConfig
+from geoloc.posterior.retrieve import Retriever
+from geoloc.posterior.utility import Utility
+from geoloc.reference.database import ReferenceDatabase
+from quadtree import Quadtree
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
-    from geoloc.localize.rerank import Reranker
+    from geoloc.checkpoint.export import ExportReport
+    from geoloc.models.network import GeoNetwork
+    from geoloc.posterior.fit import LabelledBatch
+
+Reference = ReferenceDatabase | Literal["own"] | None
 
 
-class Geolocalizer(PosteriorModel):
-    """A model that says where on Earth an image was taken.
+class Geolocalizer(Embedder):
+    """A model that predicts where on Earth an image was taken.
 
     Args:
-        name: what predictions and cards call it.
-        network: in evaluation mode or not, it is switched to it; or an exported one, which needs no torch.
-        preprocess: how the network wants its images.
-        quadtree: the cells that the network's cell head classifies; None without such a head.
+        name: of the model, in predictions and cards.
+        network: a network of torch, which is switched to evaluation; or an exported one, which needs no torch.
+        preprocess: how the network takes its images.
+        quadtree: the cells of the network's cell head; None without one.
         calibration: fitted on held-out images; without it predictions have no radii.
-        card: text of the README.md that the checkpoint carries.
-        reranker: how candidates of a database are weighed; plain fusion with a guess at its scales without one.
-        reference: the model's own database, searched unless another one is asked for.
+        card: text of the checkpoint's README.md.
+        reranker: None takes plain fusion with default scales.
+        reference: the model's own database, searched unless another one is given.
+
+    Attributes:
+        pipeline: the stages from preprocessed images to posteriors.
+        quadtree, calibration, card, reference: as given; the others as of `Embedder`.
 
     Raises:
         ConfigError: the quadtree is not that of the network's cell head.
     """
 
-    # --- checkpoints ----------------------------------------------------------------------------------------
+    def __init__(
+        self,
+        name: str,
+        network: GeoNetwork | OnnxRunner,
+        preprocess: Preprocess,
+        quadtree: Quadtree | None,
+        calibration: Calibration | None = None,
+        card: str = "",
+        reranker: Reranker | None = None,
+        reference: ReferenceDatabase | None = None,
+    ) -> None:
+        super().__init__(name, network, preprocess)
+        self.pipeline = Pipeline(name, self.runner, quadtree, reranker)
+        self.quadtree = quadtree
+        self.calibration = calibration or Calibration()
+        self.card = card
+        self.reference = reference
+        self._exported: Exported | None = None
+        self._retriever: Retriever | None = None
+        self._retriever_version = -1
+
+    # --- Checkpoints ------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        revision: str | None = None,
-        subfolder: str = "",
-        device: Any = "cpu",
-        num_threads: int | None = None,
-        **options: Any,
-    ) -> Geolocalizer:
-        """Load a model: a bundled name ("earthview"), a folder, a Hub id, or what others have published.
-
-        `geoloc models` lists systems of others whose files are read ("osv5m/baseline", …): by a name there, or by the
-        path of a folder or file in their format, which is told by what is in it.
-
-        Nothing but the checkpoint is read or downloaded, and nothing in it is unpickled or imported. What came from the
-        Hub stays in a cache, so that a second time needs no network; HF_HUB_OFFLINE=1 forbids asking it.
-
-        Args:
-            name: a folder comes before a bundled model, and that before the Hub.
-            revision: of the Hub's repository: a branch, tag, commit (which pins it for ever) or "refs/pr/N".
-            subfolder: of the folder or repository, where the model is not at its top.
-            device: where its tensors go, as torch names it; an exported model stays on the CPU.
-            num_threads: CPU threads of the network (of all of torch, where it is a torch network); None leaves it to
-                the library.
-            options: of a published file that leaves something open, see `geoloc.adapters.options.Options`: `quadtree`,
-                `tower`, `image_size_px`, ….
-
-        Raises:
-            NotFoundError: there is no such model, or it is not here and the Hub cannot be reached.
-            IntegrityError: a file is missing or differs from the manifest.
-            ConfigError: config.json or calibration.json has an unknown key or an impossible value.
-            CheckpointError: the tensors do not fit the network that config.json describes, or the quadtree is
-                none.
-            FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
-        """
-        return cls.of_checkpoint(*read_model(name, revision, subfolder, options, device, num_threads))
-
-    @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint, saved: Saved | None = None) -> Geolocalizer:
-        """The model of a checkpoint in memory, and what identifies it, if it is on the disk."""
+    def of_checkpoint(cls, checkpoint: Checkpoint, saved: Saved | None = None) -> Self:
+        """The model of a checkpoint in memory, with its identity if it is on the disk."""
         model = cls(
             checkpoint.name,
             checkpoint.network,
@@ -111,6 +106,29 @@ class Geolocalizer(PosteriorModel):
         model._saved, model._exported = saved, checkpoint.exported
         return model
 
+    @property
+    def reranker(self) -> Reranker | None:
+        """The fitted reranker; None without one."""
+        return self.pipeline.reranker
+
+    @reranker.setter
+    def reranker(self, reranker: Reranker | None) -> None:
+        self.pipeline.reranker = reranker
+
+    def as_checkpoint(self) -> Checkpoint:
+        """The checkpoint of this model in memory."""
+        return Checkpoint(
+            self.name,
+            self.runner if isinstance(self.runner, OnnxRunner) else self.network,
+            self.preprocess,
+            self.quadtree,
+            self.calibration,
+            self.card,
+            self.reranker,
+            self.reference,
+            self._exported,
+        )
+
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
         """Write the checkpoint; an existing one is replaced in one step, and is whole at every moment.
 
@@ -119,10 +137,10 @@ class Geolocalizer(PosteriorModel):
             half: store floating-point tensors as float16 (half the size; loaded as float32).
 
         Raises:
-            OutputMismatchError: the folder holds files that no checkpoint of ours has.
+            OutputMismatchError: the folder holds files that no checkpoint of geoloc has.
             CheckpointError: a weight is too large for float16.
         """
-        self._saved = write_checkpoint(self._as_checkpoint(), folder, half=half)
+        self._saved = write_checkpoint(self.as_checkpoint(), folder, half=half)
 
     def push_to_hub(
         self,
@@ -142,87 +160,134 @@ class Geolocalizer(PosteriorModel):
         Log in first: `hf auth login`.
 
         Args:
-            repo_id: "org/name"; the repository is made if there is none.
-            private: whether a repository that is made now is private; None leaves it to the account.
-            revision: branch; it is made if there is none.
+            repo_id: "org/name"; the repository is made if it does not exist.
+            private: whether a new repository is private; None leaves it to the account.
+            revision: branch; it is made if it does not exist.
             create_pr: open a pull request instead of changing the branch.
-            commit_message: None says what was pushed.
+            commit_message: None states what was pushed.
             metrics: reports of `geoloc evaluate` and `geoloc recall` for the card, or their metrics.json.
-            licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps what the card says.
-            ledger: what the model was made from, for the card.
+            licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps that of the card.
+            ledger: data and weights that the model was made from, for the card.
             half: store floating-point tensors as float16.
 
         Returns:
             The commit, which `revision=` pins, and its address.
 
         Raises:
-            ConfigError: a name that no repository can have, or a file that is no report.
-            NotFoundError: there is no such report, or the Hub cannot be reached or does not let us.
+            ConfigError: a name that no repository can have, or a file that is not a report.
+            NotFoundError: there is no such report, or the Hub cannot be reached or denies access.
         """
         with TemporaryDirectory() as folder:
             saved = Path(folder) / "model"
-            write_checkpoint(self._as_checkpoint(), saved, half=half)
+            write_checkpoint(self.as_checkpoint(), saved, half=half)
             options = PushOptions(private, revision, create_pr, commit_message)
             return push_checkpoint(saved, repo_id, options, metrics=metrics, licence=licence, ledger=ledger)
 
-    def _as_checkpoint(self) -> Checkpoint:
-        return Checkpoint(
-            self.name,
-            self.runner if isinstance(self.runner, OnnxRunner) else self.network,
-            self.preprocess,
-            self.quadtree,
-            self.calibration,
-            self.card,
-            self.reranker,
-            self.reference,
-            self._exported,
-        )
+    def export_onnx(
+        self,
+        folder: str | Path,
+        images: Sequence[ImageSource],
+        *,
+        int8: bool = False,
+        least_agreement: float | None = None,
+    ) -> ExportReport:
+        """Write the model as a checkpoint whose network is an ONNX graph; see `geoloc.checkpoint.export`."""
+        from geoloc.checkpoint.export import export_onnx
+        from geoloc.models.onnx.quantise import LEAST_AGREEMENT
 
-    # --- localising -----------------------------------------------------------------------------------------
+        saved = Saved(self.identity, self.embedding_fingerprint)
+        least = LEAST_AGREEMENT if least_agreement is None else least_agreement
+        return export_onnx(self.as_checkpoint(), saved, folder, images, int8=int8, least_agreement=least)
+
+    # --- Predictions ------------------------------------------------------------------------------------------
 
     @overload
-    def localize(self, images: ImageSource, **options: Any) -> Prediction: ...
+    def localize(  # type: ignore[overload-overlap]  # a str is a Sequence, too
+        self,
+        images: ImageSource,
+        *,
+        query: QueryMode = ...,
+        reference: Reference = ...,
+        utility: str | Utility | None = ...,
+        top_k: int = ...,
+        abstain_above_km: float | None = ...,
+        max_precision_km: float | None = ...,
+        places: bool = ...,
+        batch_size: int = ...,
+    ) -> Prediction: ...
     @overload
-    def localize(self, images: Sequence[ImageSource], **options: Any) -> list[Prediction]: ...
+    def localize(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        query: QueryMode = ...,
+        reference: Reference = ...,
+        utility: str | Utility | None = ...,
+        top_k: int = ...,
+        abstain_above_km: float | None = ...,
+        max_precision_km: float | None = ...,
+        places: bool = ...,
+        batch_size: int = ...,
+    ) -> list[Prediction]: ...
     def localize(
         self,
         images: ImageSource | Sequence[ImageSource],
         *,
-        batch_size: int = 16,
         query: QueryMode = "central_crop",
-        **options: Any,
+        reference: Reference = "own",
+        utility: str | Utility | None = None,
+        top_k: int = 5,
+        abstain_above_km: float | None = None,
+        max_precision_km: float | None = None,
+        places: bool = True,
+        batch_size: int = 16,
     ) -> Prediction | list[Prediction]:
-        """Say where an image was taken; a list of images gives a list.
+        """Predict where an image was taken; a list of images gives a list.
 
         Args:
             images: path, bytes, PIL image, or (h, w, 3) uint8 array; or a list of them.
+            query: how an image becomes network inputs, see `geoloc.images.query`.
+            reference: a database to search; "own" is the model's, if it has one, and None searches none.
+            utility: what the point maximises: "geoscore", "median" or "within:25km"; None is the model's default.
+            top_k: number of candidates to report, at least 1; there may be fewer.
+            abstain_above_km: set `abstained` where the 90 % radius is larger.
+            max_precision_km: answer on a grid no finer than this, see `geoloc.posterior.coarse`.
+            places: look up the nearest city's name.
             batch_size: images that go through the network together.
-            query: how a picture becomes network inputs, see `geoloc.images.query`.
-            options: as `localize_batch` takes them: `reference`, `utility`, `top_k`, `abstain_above_km`,
-                `max_precision_km`, `places`.
 
         Raises:
             BadImageError: an image is unusable; of a list, the message says which.
-            ConfigError: an option that is impossible.
+            ConfigError: an impossible option, or abstaining with a model that has no calibrated 90 % radius.
+            CheckpointError: the network gives numbers that are not finite.
+            FingerprintMismatchError: the database was made with another model or quadtree.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         check_query_mode(query)
-        options["merge"] = MERGES.get(query, "mean")
         # A str and bytes are Sequences, too.
-        if isinstance(images, str | bytes) or not isinstance(images, Sequence):
-            return self.localize_batch([self.load_query(images, query)], **options)[0]
-        images = cast("Sequence[ImageSource]", images)
+        is_single = isinstance(images, str | bytes) or not isinstance(images, Sequence)
+        sources = cast("Sequence[ImageSource]", [images] if is_single else images)
         predictions: list[Prediction] = []
-        for start in range(0, len(images), batch_size):
-            tensors = []
-            for index, image in enumerate(images[start : start + batch_size], start):
+        for start in range(0, len(sources), batch_size):
+            inputs = []
+            for index, image in enumerate(sources[start : start + batch_size], start):
                 try:
-                    tensors.append(self.load_query(image, query))
+                    inputs.append(self.load_query(image, query))
                 except BadImageError as error:
+                    if is_single:
+                        raise
                     raise BadImageError(f"image {index} of the list: {error.reason}") from error
-            predictions += self.localize_batch(tensors, **options)
-        return predictions
+            predictions += self.localize_batch(
+                inputs,
+                reference=reference,
+                merge=MERGES.get(query, "mean"),
+                utility=utility,
+                top_k=top_k,
+                abstain_above_km=abstain_above_km,
+                max_precision_km=max_precision_km,
+                places=places,
+            )
+        return predictions[0] if is_single else predictions
 
     def localize_batch(
         self,
@@ -240,42 +305,71 @@ class Geolocalizer(PosteriorModel):
 
         Args:
             images: as `load` makes them, stacked or in a list; or as `load_query` makes them, in a list.
-            reference: a database to search; "own" takes the one that came with the model, if there is one, and
-                None does without.
-            merge: of several views: "mean" averages their features; "nearest" and "vote" search with each of
-                them and merge what they find.
-            utility: what the point should be good at: "geoscore", "median" or "within:25km"; None is the model's
-                `default_utility`.
-            top_k: number of candidates to report, at least 1; there may be fewer.
-            abstain_above_km: set `abstained` where the 90 % radius is larger.
-            max_precision_km: answer on a grid no finer than this, in all parts of a prediction, see
-                `geoloc.localize.coarse`; then `place` is a region.
-            places: look up the nearest city's name.
+            merge: of several views: "mean" averages their features; "nearest" and "vote" search with each of them and
+                merge the results.
+            reference, utility, top_k, abstain_above_km, max_precision_km, places: as for `localize`.
 
         Raises:
-            ConfigError: an option that is impossible, or abstaining asked of a model without calibration.
-            CheckpointError: the network gives numbers that are not finite.
-            FingerprintMismatchError: the database was made with another model or quadtree.
+            As `localize`, without BadImageError.
         """
-        utility = self.default_utility if utility is None else Utility.parse(utility)
+        chosen = self.pipeline.default_utility if utility is None else Utility.parse(utility)
         retriever = self.retriever(reference)
         database = None if retriever is None else retriever.database
-        asked = Asked(
-            utility,
-            self.calibration.levels(utility.name, None if database is None else database.identity),
+        options = PointOptions(
+            chosen,
+            self.calibration.levels(chosen.name, None if database is None else database.identity),
             top_k,
             abstain_above_km,
             max_precision_km,
             places,
             repr(self.name) + ("" if database is None else f" with the references in {database.folder}"),
-            near_km=RECOGNISED_KM if self.recognises_places else CITY_KM,
+            self.pipeline.near_km,
         )
-        reading = self.read(images, embed=retriever is not None, merge=merge)
-        posteriors, candidates = self.posteriors_of(reading, self.calibration, retriever, top_k)
-        best_cells = [self._best_cell(reading, b) for b in range(len(posteriors))]
-        return asked.predictions(posteriors, candidates, best_cells, self.quadtree)
+        outputs = self.pipeline.run(images, embed=retriever is not None, merge=merge)
+        posteriors, candidates = self.pipeline.posteriors(outputs, self.calibration, retriever, top_k)
+        best_cells = [self.pipeline.best_cell(outputs, self.calibration, b) for b in range(len(posteriors))]
+        return options.predictions(posteriors, candidates, best_cells, self.quadtree)
 
-    # --- fitting on held-out images -------------------------------------------------------------------------
+    def retriever(self, reference: Reference) -> Retriever | None:
+        """The search of a database inside this model's cells; opened once, and again when the database changes.
+
+        A model that only embeds searches the whole database.
+
+        Raises:
+            ConfigError: the model cannot search.
+            FingerprintMismatchError: the database was made with another model or quadtree.
+        """
+        database = self.reference if reference == "own" else reference
+        if database is None:
+            return None
+        if isinstance(database, str | Path):
+            raise ConfigError(
+                f'reference is {str(database)!r}; expected a ReferenceDatabase, "own" or None: '
+                "ReferenceDatabase.open(folder) opens one"
+            )
+        known = self._retriever
+        if known is not None and known.database is database and self._retriever_version == database.version:
+            return known
+        if self.quadtree is None and self.runner.config.regression is not None:
+            raise ConfigError(
+                f"the model {self.name!r} answers by regression and has no cells, inside which references are "
+                "searched: give reference=None, or take a model with cells or one that only embeds"
+            )
+        database.check_fingerprints(model=self.embedding_fingerprint)
+        self._retriever = Retriever(database, self.quadtree, device=str(self.device))
+        self._retriever_version = database.version
+        return self._retriever
+
+    def check_answers(self, reference: Reference) -> None:
+        """Refuse, before any image is read, a model that cannot answer with this database.
+
+        Raises:
+            As `retriever`; ConfigError where a model that only embeds has nothing to search.
+        """
+        if self.retriever(reference) is None:
+            self.pipeline.check_location_head()
+
+    # --- Fitting on held-out images ---------------------------------------------------------------------------
 
     def calibrate(
         self, batches: Iterable[LabelledBatch], data: str, *, reference: Reference = None
@@ -283,19 +377,19 @@ class Geolocalizer(PosteriorModel):
         """Fit temperature, kernel width and conformal levels on held-out images, and use them from now on.
 
         Args:
-            batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not
-                trained on, like those that the model will meet.
+            batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not trained
+                on, like those that the model will meet.
             data: what they are, in words, for the card.
             reference: a database; then levels for predictions with it are fitted as well.
 
         Raises:
-            ConfigError: there are no images, or the network has no head that says where.
-            InvalidCoordinateError: a coordinate is no place on Earth.
+            ConfigError: there are no images, or the network has no location head.
+            InvalidCoordinateError: a coordinate is not on Earth.
         """
-        from geoloc.localize.fit import calibrate
+        from geoloc.posterior.fit import calibrate
 
-        self.calibration = calibrate(self, batches, data, self.retriever(reference))
-        self._unsave()
+        self.calibration = calibrate(self.pipeline, batches, data, self.retriever(reference))
+        self._mark_unsaved()
         return self.calibration
 
     def fit_reranker(
@@ -305,9 +399,9 @@ class Geolocalizer(PosteriorModel):
         reference: Reference = "own",
         config: RerankerConfig | None = None,
     ) -> Reranker:
-        """Fit how candidates of a database are weighed, on held-out images, and use it from now on.
+        """Fit the reranker on held-out images, and use it from now on.
 
-        Calibrate afterwards, on other images: weights that were fitted on images are too sure of them.
+        Calibrate afterwards, on other images: a reranker is overconfident on the images that it was fitted on.
 
         Args:
             batches: as for `calibrate`.
@@ -317,16 +411,18 @@ class Geolocalizer(PosteriorModel):
         Raises:
             ConfigError: there are no images, no database, or no candidate for any image.
         """
-        from geoloc.localize.fit import fit_reranker_of
+        from geoloc.posterior.fit import fit_reranker_of
 
         retriever = self.retriever(reference)
         if retriever is None:
             raise ConfigError(f"the model {self.name!r} has no references of its own; give a database")
-        self.reranker = fitted = fit_reranker_of(self, batches, retriever, config or RerankerConfig())
-        self._unsave()
+        self.reranker = fitted = fit_reranker_of(
+            self.pipeline, self.calibration, batches, retriever, config or RerankerConfig()
+        )
+        self._mark_unsaved()
         return fitted
 
-    def _unsave(self) -> None:
-        """The folder no longer holds what the model is; its embeddings are the same."""
+    def _mark_unsaved(self) -> None:
+        """The folder no longer holds this model; its embeddings are the same."""
         if self._saved is not None:
             self._saved = replace(self._saved, identity=None)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from geoloc.adapters.options import Options
 from geoloc.adapters.streetclip import adapt_both
+from geoloc.checkpoint.resolve import resolve_model
 from geoloc.errors import ConfigError
 from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import load_and_preprocess
-from geoloc.localize.published import path_of
 
 Choices = list[tuple[str, float]]
 
@@ -54,7 +54,7 @@ class ZeroShot:
         Raises:
             NotFoundError: there is no such model, or the Hub cannot be reached.
         """
-        return cls(path_of(name, revision, ""), device)
+        return cls(resolve_model(name, revision).path, device)
 
     def choose(self, image: ImageSource, names: Sequence[str], template: str = "{}") -> Choices:
         """The probability of each name, best first; they sum to 1.

@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         map_size: H and W of the feature maps, for pictures of the tower's own size; None where the features
             are no map.
         num_tokens: T, the tokens of the maps that are no positions.
+        norms_folded: `geoloc.models.batch_norm.fold_batch_norm` was applied.
         preprocess_defaults: the pictures that the weights expect.
 
     Raises:
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
         if load_pretrained and source.local_file is not None:
             load_local(tower, source.local_file, keys_of_whole)
         self.tower = tower
+        self.norms_folded = False
         self.config = source.config
         self.preprocess_defaults = source.preprocess
         self.map_size: tuple[int, int] | None = None

@@ -24,6 +24,7 @@ def fold_batch_norm(backbone: Backbone) -> None:
     modules in that order, or do not apply their weights as they are (RepViT; weight standardisation): so
     features are compared before and after, and a backbone that does not keep them stays as it was.
     """
+    backbone.norms_folded = True
     pairs = [
         (parent, name, conv, norm)
         for parent, name, conv, norm in _pairs(backbone)

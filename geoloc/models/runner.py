@@ -1,7 +1,4 @@
-"""What localising asks of a network, in NumPy: how it is answered, by torch or by an exported graph, is its own affair.
-
-Knows nothing about torch.
-"""
+"""Backend interface of a network: outputs in NumPy, computed by PyTorch or ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Any, Final, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.errors import CheckpointError
 from geoloc.models.config import NetworkConfig
 
 # Of B images with several views each: no query embeddings; of the mean of the views' features, one an image; or of
@@ -34,7 +32,7 @@ class HeadOutput:
     offsets: NDArray[np.float32] | None
     latlon_rad: NDArray[np.float32] | None
 
-    def says_where(self) -> list[NDArray[np.float32]]:
+    def location_outputs(self) -> list[NDArray[np.float32]]:
         """Those that there are."""
         return [v for v in (self.cell_logits, self.offsets, self.latlon_rad) if v is not None]
 
@@ -82,6 +80,19 @@ class Runner(Protocol):
     def aggregates(self, role: str) -> bool:
         """Whether an embedding is made from feature maps, perhaps of several views together."""
         ...
+
+
+def check_finite(model_name: str, arrays: Sequence[NDArray[np.float32]]) -> None:
+    """Refuse network outputs that are not finite.
+
+    Raises:
+        CheckpointError: one of the numbers is NaN or infinite.
+    """
+    if not all(bool(np.isfinite(values).all()) for values in arrays):
+        raise CheckpointError(
+            f"the network of the model {model_name!r} gives numbers that are not finite: its weights are damaged, or "
+            "too large for their precision; fetch or train it again"
+        )
 
 
 def wrong_shape(size_hw: tuple[int, int], height: int, width: int, reason: object) -> str:

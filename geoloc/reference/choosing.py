@@ -13,6 +13,8 @@ from geoloc.reference.segments import Segment
 from quadtree.morton import MAX_DEPTH, IntArray
 from quadtree.tree import parse_paths
 
+Criterion = Callable[[Segment], NDArray[np.bool_]]  # marks rows of a segment
+
 
 def criterion(
     row_ids: ArrayLike | None,
@@ -20,7 +22,7 @@ def criterion(
     bounds_deg: Sequence[float] | None,
     paths: Sequence[str] | None,
     next_row_id: int,
-) -> Callable[[Segment], NDArray[np.bool_]]:
+) -> Criterion:
     """A function that marks the rows of a segment that the one given criterion names."""
     given = [value for value in (row_ids, keys, bounds_deg, paths) if value is not None]
     if len(given) != 1:

@@ -1,84 +1,50 @@
-"""A reference database on disk: rows with embeddings, in immutable segments that a manifest lists.
-
-    refs/
-      manifest.json                    the only file that changes, by one atomic rename
-      segments/0000/rows.parquet       see `geoloc.reference.segments`
-      segments/0000/embeddings.safetensors
-      tombstones/0003.safetensors      places of deleted rows: a tensor for each segment that has some
-      .lock                            held by the writer while it writes
+"""A reference database: a store of rows with embeddings, the model that embeds them, and how it is filled and shared.
 
     database = ReferenceDatabase.create("refs", model=model, dtype="int8")
-    database.add_aerial("tiles/", cell_size_m=30)           # a resumable job, see `geoloc.reference.adding`
+    database.add_aerial("tiles/", cell_size_m=30)           # a resumable job, see `geoloc.reference.build`
     database.append(ReferenceRows(latlon_deg, source="aerial", key=names), vectors)
     database.delete(bounds_deg=(42.2, -71.2, 42.4, -70.9))
     database.compact()
 
-`append` adds segments, `delete` replaces the tombstones, `compact` merges all segments into one without them.
-Each becomes visible when the manifest that lists its files takes its name; a process killed before that has
-changed nothing, and what it left is removed by the next writer. A row keeps its id for ever. The manifest has
-the form of `geoloc.files`, so `verify_manifest` works on the folder, too. Knows nothing about models, images
-or search.
+`geoloc.reference.store` says how it lies on the disk.
 """
 
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from __future__ import annotations
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from numpy.typing import ArrayLike
 
-from geoloc.errors import ConfigError, FingerprintMismatchError, IntegrityError, NotFoundError
-from geoloc.files import safe_join
-from geoloc.reference.adding import Adding
-from geoloc.reference.choosing import criterion
+from geoloc.errors import ConfigError
+from geoloc.reference import adding
+from geoloc.reference.build import BuildReport
 from geoloc.reference.embedder import ReferenceEmbedder
-from geoloc.reference.manifest import REMEDY, SEGMENTS, Manifest
-from geoloc.reference.opening import check_digest, load
-from geoloc.reference.rows import SCHEMA, SOURCES, ReferenceRows
-from geoloc.reference.segments import Dtype, Part, Segment, VectorFormat, sorted_blocks, to_arrow
-from geoloc.reference.sharing import Sharing
-from geoloc.reference.writing import (
-    LOCK,
-    add_merged,
-    add_segment,
-    collect,
-    new_folder,
-    remove_leftovers,
-    with_tombstones,
-    writer_lock,
-)
-from quadtree.morton import IntArray, encode
+from geoloc.reference.manifest import Manifest
+from geoloc.reference.opening import load
+from geoloc.reference.segments import Dtype, VectorFormat
+from geoloc.reference.store import SegmentStore
+from geoloc.reference.writing import new_folder
 
-SORT_BYTES: Final = 2**29  # what an append collects before it sorts and writes a segment
-
-# A guess at a row's size in memory beside its vector: texts, and an order to sort it by.
-_ROW_BYTES: Final = 256
-_NO_IDS: Final = np.zeros(0, dtype=np.int64)
-_NO_CODES: Final = np.zeros(0, dtype=np.uint64)
+if TYPE_CHECKING:
+    from geoloc.hub.push import Pushed
+    from geoloc.photos.positioned import Photos
+    from geoloc.reference.aerial.open import SourceLike
+    from geoloc.reference.aerial.region import RegionLike
+    from geoloc.reference.locations import LocationEncoder
 
 
-class ReferenceDatabase(Adding, Sharing):
-    """A snapshot of a database on disk: what was there when it was opened, refreshed or last changed here.
-
-    Any number of processes read while one writes; a second writer is refused. What a reader has open stays
-    readable when a writer compacts it away. Made by `create` and `open`.
+class ReferenceDatabase(SegmentStore):
+    """A store of references with the model that embeds them. Made by `create` and `open`.
 
     Attributes:
-        folder: where it is.
+        model: embeds further references; None if it was opened without one.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, segments: tuple[Segment, ...]) -> None:
-        self.folder = folder
-        self._manifest = manifest
-        self._segments = segments
+    model: ReferenceEmbedder | None = None
 
-    # --- Make and open ---
+    # --- Make and open ----------------------------------------------------------------------------------------
 
     @staticmethod
     def create(
@@ -89,20 +55,19 @@ class ReferenceDatabase(Adding, Sharing):
         dtype: Dtype = "float32",
         model_fingerprint: str | None = None,
         quadtree_fingerprint: str | None = None,
-    ) -> "ReferenceDatabase":
+    ) -> ReferenceDatabase:
         """Make an empty database; a kill leaves it whole or absent.
 
         Args:
             folder: new, or an empty folder.
-            model: what embeds the references, a `Geolocalizer`; None if its width and fingerprint are given.
+            model: embeds the references, a `Geolocalizer`; None where width and fingerprint are given.
             dim: width of an embedding; None takes the model's.
             dtype: how vectors are stored: "float32", "float16", or "int8" with a scale for each row.
-            model_fingerprint: of the model that embeds the references; only its queries may be compared. None
-                takes the model's.
+            model_fingerprint: of the embedding model; only its queries may be compared. None takes the model's.
             quadtree_fingerprint: of the partition whose cells a search goes through, if it is bound to one.
 
         Raises:
-            OutputMismatchError: there is something in the folder.
+            OutputMismatchError: the folder is not empty.
             ConfigError: the width, the dtype or a fingerprint is impossible.
         """
         if model is not None:
@@ -113,7 +78,7 @@ class ReferenceDatabase(Adding, Sharing):
                 "a database needs the width of its embeddings: give model, or dim and model_fingerprint"
             )
         if not isinstance(model_fingerprint, str) or not model_fingerprint or quadtree_fingerprint == "":
-            raise ConfigError("a fingerprint is a text of at least one character")
+            raise ConfigError("a fingerprint is a string of at least one character")
         vector_format = VectorFormat(dim, dtype)
         manifest = Manifest(vector_format.dim, vector_format.dtype, model_fingerprint, quadtree_fingerprint)
         with new_folder(Path(folder)) as temporary:
@@ -127,14 +92,14 @@ class ReferenceDatabase(Adding, Sharing):
         model: ReferenceEmbedder | None = None,
         model_fingerprint: str | None = None,
         quadtree_fingerprint: str | None = None,
-    ) -> "ReferenceDatabase":
+    ) -> ReferenceDatabase:
         """Open a database: maps its files, and checks the manifest, sizes and headers, but not all bytes.
 
         Use `verify` after a download. Each segment takes two file descriptors.
 
         Args:
             folder: where it is.
-            model: what embeds further references; must be the one that the database was made with.
+            model: embeds further references; must be the one that the database was made with.
             model_fingerprint: that the references must be embedded with, if it matters.
             quadtree_fingerprint: that the database must be bound to, if it is bound to one.
 
@@ -145,392 +110,228 @@ class ReferenceDatabase(Adding, Sharing):
         """
         folder = Path(folder)
         database = ReferenceDatabase(folder, *load(folder))
+        database.model = model
         database.check_fingerprints(model=model_fingerprint, quadtree=quadtree_fingerprint)
         if model is not None:
             database.check_fingerprints(model=model.embedding_fingerprint)
-            database.model = model
         return database
 
-    def refresh(self) -> bool:
-        """Show what is on the disk now; whether that is something new."""
-        before = self._manifest.version
-        self._manifest, self._segments = load(self.folder, self._manifest, self._segments)
-        return self._manifest.version != before
+    # --- Fill -------------------------------------------------------------------------------------------------
 
-    def check_fingerprints(self, *, model: str | None = None, quadtree: str | None = None) -> None:
-        """Check that a model or a quadtree is the one that this database was made with; None is not checked.
-
-        Raises:
-            FingerprintMismatchError: it is another one; a database that is bound to no quadtree fits all.
-        """
-        for what, here, there in (
-            ("model", model, self.model_fingerprint),
-            ("quadtree", quadtree, self.quadtree_fingerprint),
-        ):
-            if here is not None and there is not None and here != there:
-                so_said = ", or say the options (--model-option) that it was built with" * (what == "model")
-                raise FingerprintMismatchError(
-                    f"{self.folder} was made with the {what} {_short(there)}, and {_short(here)} was to use "
-                    f"it: take the database of that {what}, or build one with it{so_said}"
-                )
-
-    # --- What there is ---
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The open segments; their deleted rows are for the caller to leave out."""
-        return self._segments
-
-    @property
-    def vector_format(self) -> VectorFormat:
-        """Width and stored type of the vectors."""
-        return self._manifest.vector_format
-
-    @property
-    def dim(self) -> int:
-        """Width of an embedding."""
-        return self._manifest.dim
-
-    @property
-    def model_fingerprint(self) -> str:
-        """Of the model that embedded the references."""
-        return self._manifest.model_fingerprint
-
-    @property
-    def quadtree_fingerprint(self) -> str | None:
-        """Of the partition that the database is bound to."""
-        return self._manifest.quadtree_fingerprint
-
-    @property
-    def identity(self) -> str:
-        """Digest of the manifest: two databases with the same one hold the same rows and vectors."""
-        return self._manifest.digest
-
-    @property
-    def version(self) -> int:
-        """Goes up by one with every change."""
-        return self._manifest.version
-
-    @property
-    def shards(self) -> dict[str, range]:
-        """Row ids that each named append was given."""
-        return {name: range(first, first + num) for name, (first, num) in self._manifest.shards.items()}
-
-    def rows(
-        self, row_ids: ArrayLike, latlon_deg: ArrayLike, columns: Sequence[str] = tuple(SCHEMA.names)
-    ) -> Any:
-        """What is known of rows that a search has found: a pyarrow Table in their order.
+    def add_aerial(
+        self,
+        source: SourceLike | Sequence[SourceLike],
+        *,
+        cell_size_m: float = 30.0,
+        gsd_m_per_px: Sequence[float] = (0.2, 0.4, 0.8, 1.6),
+        region: RegionLike | None = None,
+        mercator: bool = False,
+        heading_deg: float = 0.0,
+        min_coverage: float = 0.5,
+        licence: str = "",
+        cache: str | Path | None = None,
+        zooms: tuple[int, int] | None = None,
+        value_range: Sequence[float] | None = None,
+        model: ReferenceEmbedder | None = None,
+        batch_size: int = 16,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> BuildReport:
+        """Cover a region with metric cells, each embedded from views from above at several resolutions.
 
         Args:
-            row_ids: (m,) ids.
-            latlon_deg: (m, 2) where they are. Rows are sorted by place and id, so both together find a row in
-                a few steps, without an index of ids.
-            columns: of `geoloc.reference.rows.SCHEMA`; the fewer, the faster.
+            source: a folder of tiles (with a `layout.yaml` or not), a GeoTIFF or a folder of them, MBTiles, the
+                address of a server, or several of these by priority.
+            cell_size_m: side of a cell, the same at every latitude.
+            gsd_m_per_px: ground resolutions, of one view each; a model that does not see them together gives
+                the mean of their vectors.
+            region: south, west, north, east; a GeoJSON or its path; None is all imagery.
+            mercator: cells of a fixed side in Web Mercator instead, whose views shrink with them.
+            heading_deg: what is up in the views.
+            min_coverage: a cell whose finest view has less imagery than this share is left out, and counted.
+            licence: of the imagery.
+            cache: folder for the tiles of servers.
+            zooms: coarsest and finest zoom of servers.
+            value_range: of GeoTIFFs, what becomes black and white; None takes 8-bit values as they are, and of
+                others the 2 to 98 % percentile of each file.
+            model: None takes the one that the database was created or opened with.
+            batch_size: cells that go through the network together.
+            overwrite: drop the staged work of an unfinished build with other settings.
+            progress: show a progress bar on a terminal.
 
         Raises:
-            NotFoundError: a row is not here, or is deleted.
+            NotFoundError: there is nothing of that name, or a server does not answer.
+            ConfigError: an impossible setting, or views in which the imagery is a handful of pixels.
+            FingerprintMismatchError: the database was made with another model.
+            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
         """
-        ids = np.asarray(row_ids, dtype=np.int64)
-        codes = encode(np.asarray(latlon_deg, dtype=np.float64).reshape(-1, 2))
-        is_missing = np.ones(len(ids), dtype=np.bool_)
-        tables, places = [SCHEMA.empty_table().select(columns)], [_NO_IDS]
-        for segment in self._segments:
-            positions = segment.find(codes, ids)
-            here = np.flatnonzero((positions >= 0) & ~segment.deleted[positions])
-            is_missing[here] = False
-            tables.append(segment.rows(positions[here], columns))
-            places.append(here)
-        if is_missing.any():
-            raise NotFoundError(
-                f"{self.folder} has no row {ids[is_missing][0]} at that place: it was deleted, or the "
-                "ids come from another database"
-            )
-        back = np.argsort(np.concatenate(places))
-        return pa.concat_tables(tables).combine_chunks().take(to_arrow(back))
-
-    def __len__(self) -> int:
-        """How many rows there are, without the deleted ones."""
-        return sum(segment.num_rows - segment.num_deleted for segment in self._segments)
-
-    def __repr__(self) -> str:
-        return (
-            f"ReferenceDatabase({str(self.folder)!r}, {len(self)} rows of {self.dim} x "
-            f"{self._manifest.dtype}, {len(self._segments)} segments, model {_short(self.model_fingerprint)})"
+        views = adding.AerialViews(
+            tuple(map(float, gsd_m_per_px)),
+            heading_deg,
+            min_coverage,
+            batch_size,
+            float(cell_size_m),
+            mercator,
+        )
+        reading = {"licence": licence, "cache": cache, "zooms": zooms, "value_range": value_range}
+        return adding.add_aerial(
+            self, self._embedder(model), source, region, views, reading, overwrite, progress
         )
 
-    def info(self) -> dict[str, Any]:
-        """Facts for people, as plain JSON values; it counts licences, so it reads a part of every row."""
-        sources, licences = np.zeros(len(SOURCES), dtype=np.int64), Counter[str]()
-        for segment in self._segments:
-            live = ~segment.deleted
-            sources += np.bincount(segment.source[live], minlength=len(SOURCES))
-            start = 0
-            for column in segment.column("licence"):
-                counted = pc.value_counts(column.filter(pa.array(live[start : start + len(column)])))
-                licences.update({pair["values"]: pair["counts"] for pair in counted.to_pylist()})
-                start += len(column)
-        return {
-            "folder": str(self.folder),
-            "version": self.version,
-            "dim": self.dim,
-            "dtype": self._manifest.dtype,
-            "model_fingerprint": self.model_fingerprint,
-            "quadtree_fingerprint": self.quadtree_fingerprint,
-            "num_rows": len(self),
-            "num_deleted": sum(segment.num_deleted for segment in self._segments),
-            "num_segments": len(self._segments),
-            "num_shards": len(self._manifest.shards),
-            "num_bytes": sum(entry["bytes"] for entry in self._manifest.files.values()),
-            "rows_by_source": {name: int(n) for name, n in zip(SOURCES, sources, strict=True) if n},
-            "rows_by_licence": dict(sorted(licences.items())),
-        }
-
-    def verify(self) -> None:
-        """Read everything that is shown here and check it: checksums, order, agreement of files, row ids.
-
-        Raises:
-            IntegrityError: something is wrong; the message says what, where, and what to do.
-        """
-        for segment in self._segments:
-            for name, digest in segment.digests().items():
-                check_digest(self.folder, self._manifest, f"{SEGMENTS}/{segment.name}/{name}", digest)
-            segment.check_contents()
-        row_ids = np.sort(np.concatenate([_NO_IDS, *(segment.row_id for segment in self._segments)]))
-        twice = row_ids[1:][row_ids[1:] == row_ids[:-1]]
-        if len(twice):
-            raise IntegrityError(f"{self.folder} holds row id {twice[0]} twice: {REMEDY}")
-        strange = row_ids[(row_ids < 0) | (row_ids >= self._manifest.next_row_id)]
-        if len(strange):
-            raise IntegrityError(f"{self.folder} holds row id {strange[0]}, which it never gave: {REMEDY}")
-
-    # --- Change ---
-
-    def append(self, rows: ReferenceRows, vectors: ArrayLike, *, shard: str | None = None) -> range:
-        """Add rows with their vectors, (n, dim): `append_batches` with one batch."""
-        return self.append_batches([(rows, vectors)], shard=shard)
-
-    def append_batches(
+    def add_street(
         self,
-        batches: Iterable[tuple[ReferenceRows, ArrayLike]],
+        photos: str | Path | Sequence[str | Path] | Photos,
         *,
-        shard: str | None = None,
-        sort_bytes: int = SORT_BYTES,
-    ) -> range:
-        """Add rows from a stream of any length; all of them become visible at once, when it has ended.
+        metadata: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        provenance: str = "",
+        licence: str = "",
+        model: ReferenceEmbedder | None = None,
+        batch_size: int = 16,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> BuildReport:
+        """Embed street photos.
 
-        If the stream raises an exception, or the process is killed, none of it has happened.
+        A photo that cannot be read, or has no position, stops nothing: the report counts and names it.
 
         Args:
-            batches: rows with their vectors, (n, dim) finite numbers, stored as they are: a cosine search
-                wants them at unit length. Of a memory-mapped array only a piece is read at a time.
-            shard: a name for all of this. If it was appended before, the stream is not touched and nothing
-                is added, so that a job which was interrupted can just do all of its shards again.
-            sort_bytes: what is held in memory before it is sorted and written as a segment; sorting takes as
-                much again.
-
-        Returns:
-            The ids of the rows in the order in which they came.
+            photos: a folder of images, a folder of webdataset tars, a tar, several tars, or what
+                `geoloc.photos.positioned.open_photos` has opened.
+            metadata: CSV or Parquet with `id`, `latitude`, `longitude`, and where known `heading_deg`, `provenance`
+                and `licence`; None takes the JSON in tars, and the photos' EXIF.
+            columns: our name of a field -> the table's, where the two differ.
+            provenance: of photos that do not say it themselves.
+            licence: of photos that do not say it themselves.
+            model: None takes the one that the database was created or opened with.
+            batch_size: photos that go through the network together.
+            overwrite: drop the staged work of an unfinished build with other settings.
+            progress: show a progress bar on a terminal.
 
         Raises:
-            ConfigError: vectors of another width or number, or not finite.
-            OutputMismatchError: another process is writing.
+            NotFoundError: there is nothing of that name.
+            ConfigError: an impossible setting, or a table that cannot be used.
+            FingerprintMismatchError: the database was made with another model.
+            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
         """
-        with self._writing():
-            manifest = self._manifest
-            if shard is not None and shard in self.shards:
-                return self.shards[shard]
-            limit = max(1, sort_bytes // (self.vector_format.bytes_per_row + _ROW_BYTES))
-            next_row_id = manifest.next_row_id
-            for collected in collect(batches, self.vector_format, next_row_id, limit):
-                num_rows = collected.rows.num_rows
-                manifest = add_segment(self.folder, manifest, num_rows, sorted_blocks(collected))
-                next_row_id += num_rows
-            row_ids = range(manifest.next_row_id, next_row_id)
-            if shard is not None:
-                manifest = replace(manifest, shards={**manifest.shards, shard: (row_ids.start, len(row_ids))})
-            self._commit(replace(manifest, next_row_id=next_row_id))
-            return row_ids
+        from geoloc.photos.positioned import open_photos
 
-    def delete(
+        opened = open_photos(photos, metadata, columns)
+        defaults = {"provenance": provenance, "licence": licence}
+        return adding.add_street(
+            self, self._embedder(model), opened, batch_size, defaults, overwrite, progress
+        )
+
+    def add_locations(
         self,
+        latlon_deg: ArrayLike,
+        vectors: ArrayLike | LocationEncoder,
         *,
-        row_ids: ArrayLike | None = None,
-        keys: Iterable[str] | None = None,
-        bounds_deg: Sequence[float] | None = None,
-        paths: Sequence[str] | None = None,
-    ) -> int:
-        """Delete the rows that one criterion names; they are gone for whoever opens or refreshes from now on.
-
-        The bytes stay until `compact`. Rows that are gone already are no error, so a delete can be repeated.
-
-        Args:
-            row_ids: (m,) ids.
-            keys: all rows with one of these keys.
-            bounds_deg: all rows in the box south, west, north, east, see `slice`.
-            paths: all rows in cells of the quadtree over the whole Earth, such as "0312", at any level.
-
-        Returns:
-            How many rows were deleted.
-
-        Raises:
-            NotFoundError: a row id was never given.
-            ConfigError: not exactly one criterion is given, or it makes no sense.
-            OutputMismatchError: another process is writing.
-        """
-        with self._writing():
-            chooses = criterion(row_ids, keys, bounds_deg, paths, self._manifest.next_row_id)
-            deleted: dict[str, IntArray] = {}
-            for segment in self._segments:
-                positions = np.flatnonzero(chooses(segment) | segment.deleted)
-                if len(positions):
-                    deleted[segment.name] = positions
-            num_deleted = sum(map(len, deleted.values())) - sum(self._manifest.tombstones.values())
-            if num_deleted:
-                self._commit(with_tombstones(self.folder, self._manifest, deleted))
-            return num_deleted
-
-    def compact(self, *, segment_rows: int | None = None) -> None:
-        """Merge all segments into one, without the deleted rows; does nothing where there is nothing to do.
-
-        Row ids stay. Holds about 50 bytes a row in memory; needs the space of the new segments on the disk
-        beside the old ones, which stay readable for those who have them open.
+        keys: Sequence[str] | None = None,
+        provenance: str = "",
+        licence: str = "",
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> BuildReport:
+        """Add coordinates with the vectors that a location encoder gives them, at unit length.
 
         Args:
-            segment_rows: make several segments of about so many rows that follow each other along the Z-curve,
-                so that a region can be pulled from the Hub without the rest; rows of one place stay together.
+            latlon_deg: (n, 2).
+            vectors: (n, dim), or the encoder: a callable from (n, 2) degrees to (n, dim), array or tensor, that
+                always gives the same.
+            keys: n names; None numbers them.
+            provenance: of all.
+            licence: of all.
+            overwrite: drop the staged work of an unfinished build with other settings.
+            progress: show a progress bar on a terminal.
 
         Raises:
-            ConfigError: segment_rows is not positive.
-            OutputMismatchError: another process is writing.
+            ConfigError: numbers or widths that do not fit.
+            InvalidCoordinateError: a coordinate is no place on Earth.
+            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
         """
-        if segment_rows is not None and segment_rows < 1:
-            raise ConfigError(f"segment_rows is {segment_rows}; a segment has at least one row")
-        with self._writing():
-            live = [np.flatnonzero(~segment.deleted) for segment in self._segments]
-            codes = np.sort(
-                np.concatenate(
-                    [_NO_CODES, *(s.morton[rows] for s, rows in zip(self._segments, live, strict=True))]
-                )
-            )
-            firsts = np.unique(codes[:: segment_rows or max(len(codes), 1)])
-            lasts = codes[np.searchsorted(codes, firsts[1:]) - 1].tolist() + codes[-1:].tolist()
-            ranges = list(zip(firsts.tolist(), lasts, strict=True))
-            if not self._manifest.tombstones and ranges == [
-                (int(segment.morton[0]), int(segment.morton[-1])) for segment in self._segments
-            ]:
-                return
-            manifest = replace(self._manifest, segments={}, tombstones={}, files={})
-            for first, last in ranges:
-                edges = np.array([first, last + 1], dtype=np.uint64)
-                parts = [
-                    Part(segment, rows[slice(*np.searchsorted(segment.morton[rows], edges))])
-                    for segment, rows in zip(self._segments, live, strict=True)
-                ]
-                manifest = add_merged(self.folder, manifest, parts)
-            self._commit(manifest)
+        defaults = {"provenance": provenance, "licence": licence}
+        return adding.add_locations(self, latlon_deg, vectors, keys, defaults, overwrite, progress)
 
-    def slice(
-        self,
-        destination: str | Path,
-        *,
-        bounds_deg: Sequence[float] | None = None,
-        paths: Sequence[str] | None = None,
-    ) -> "ReferenceDatabase":
-        """Copy the rows of a region into a new database; they keep their ids.
-
-        Args:
-            destination: a new or empty folder; a kill leaves it whole or absent.
-            bounds_deg: south, west, north, east. Half-open like cells, so boxes that tile the Earth share no
-                row: a row on the northern or eastern edge is outside, but +90 is inside of a box that ends
-                there. West > east means that the box crosses the antimeridian.
-            paths: of cells of the quadtree over the whole Earth, such as "0312", at any level.
-
-        Raises:
-            ConfigError: not exactly one of the two is given, or it makes no sense.
-            OutputMismatchError: there is something at the destination.
-        """
-        chooses = criterion(None, None, bounds_deg, paths, self._manifest.next_row_id)
-        parts = [
-            Part(segment, np.flatnonzero(chooses(segment) & ~segment.deleted)) for segment in self._segments
-        ]
-        return self._write_new(destination, parts, self._manifest.next_row_id)
-
-    def copy_to(self, destination: str | Path) -> "ReferenceDatabase":
-        """Copy what is shown here into a new folder, byte for byte; a kill leaves it whole or absent.
-
-        Raises:
-            OutputMismatchError: there is something in the folder.
-        """
-        with new_folder(Path(destination)) as temporary:
-            for name in self._manifest.files:
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(safe_join(self.folder, name), target)
-            (temporary / LOCK).unlink()  # the first writer makes it; a checkpoint would list it
-            self._manifest.write(temporary)
-        return ReferenceDatabase.open(destination)
-
-    def merge(self, other: "ReferenceDatabase", destination: str | Path) -> "ReferenceDatabase":
-        """Write the rows of both databases into a new one.
-
-        Rows from here keep their ids; those of `other` go up by our number of ids ever given. The names of
-        shards stay behind: they belong to the job that fills one database.
-
-        Raises:
-            FingerprintMismatchError: the two were made with different models or quadtrees.
-            ConfigError: their vectors differ in width or stored type.
-            OutputMismatchError: there is something at the destination.
-        """
-        for what, here, there in (
-            ("model", self.model_fingerprint, other.model_fingerprint),
-            ("quadtree", self.quadtree_fingerprint, other.quadtree_fingerprint),
-        ):
-            if here != there:
-                raise FingerprintMismatchError(
-                    f"{self.folder} was made with the {what} {_short(here)}, and {other.folder} with "
-                    f"{_short(there)}: only databases of one {what} can be merged; build one of them anew"
-                )
-        if self.vector_format != other.vector_format:
+    def _embedder(self, model: ReferenceEmbedder | None) -> ReferenceEmbedder:
+        model = model or self.model
+        if model is None:
             raise ConfigError(
-                f"{self.folder} holds {self.vector_format}, and {other.folder} {other.vector_format}: build "
-                "one of them anew to merge them"
+                f"no model to embed with: give model, or open {self.folder} with the model that it was made with "
+                f"({self.model_fingerprint[:12]}…)"
             )
-        offset = self._manifest.next_row_id
-        parts = [
-            Part(segment, np.flatnonzero(~segment.deleted), row_id_offset)
-            for database, row_id_offset in ((self, 0), (other, offset))
-            for segment in database._segments
-        ]
-        return self._write_new(destination, parts, offset + other._manifest.next_row_id)
+        self.check_fingerprints(model=model.embedding_fingerprint)
+        return model
 
-    def _write_new(
-        self, destination: str | Path, parts: Sequence[Part], next_row_id: int
-    ) -> "ReferenceDatabase":
-        like = self._manifest
-        manifest = Manifest(like.dim, like.dtype, like.model_fingerprint, like.quadtree_fingerprint)
-        with new_folder(Path(destination)) as temporary:
-            manifest = add_merged(temporary, manifest, parts)
-            replace(manifest, next_row_id=next_row_id).write(temporary)
-        return ReferenceDatabase.open(destination)
+    # --- Hugging Face Hub -------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Be the only writer, on what is on the disk now; leave nothing behind that no manifest lists."""
-        with writer_lock(self.folder):
-            self.refresh()
-            remove_leftovers(self.folder)
-            try:
-                yield
-            finally:
-                remove_leftovers(self.folder)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        licence: str = "unknown",
+    ) -> Pushed:
+        """Publish the database as a dataset on the Hugging Face Hub, in one commit; cut, it goes on when called again.
 
-    def _commit(self, manifest: Manifest) -> None:
-        if manifest != self._manifest:
-            replace(manifest, version=self._manifest.version + 1).write(self.folder)
-            self.refresh()
+        Log in first: `hf auth login`.
 
+        Args:
+            repo_id: "org/name"; the repository is made if there is none.
+            private: whether a repository that is made now is private; None leaves it to the account.
+            revision: branch; it is made if there is none.
+            create_pr: open a pull request instead of changing the branch.
+            commit_message: None says what was pushed.
+            licence: of the whole, by the Hub's names, such as "cc-by-4.0"; the card lists those of the rows, too.
 
-def _short(fingerprint: str | None) -> str:
-    return (
-        "none" if fingerprint is None else fingerprint if len(fingerprint) <= 16 else f"{fingerprint[:12]}…"
-    )
+        Returns:
+            The commit, which `revision=` pins, and its address.
+
+        Raises:
+            ConfigError: a name that no repository can have.
+            IntegrityError: a file differs from the manifest.
+            NotFoundError: the Hub cannot be reached or does not let us.
+            JobError: an upload was cut; the same call goes on.
+        """
+        from geoloc.hub.push import PushOptions
+        from geoloc.reference.sharing import push_database
+
+        self.refresh()
+        options = PushOptions(private, revision, create_pr, commit_message)
+        return push_database(self.folder, self.info(), repo_id, licence, options)
+
+    @staticmethod
+    def from_hub(
+        repo_id: str,
+        folder: str | Path,
+        *,
+        revision: str | None = None,
+        bounds_deg: Sequence[float] | None = None,
+        paths: Sequence[str] | None = None,
+        model: ReferenceEmbedder | None = None,
+    ) -> ReferenceDatabase:
+        """Bring a database from the Hub into a folder, verified, and open it; cut, it goes on when called again.
+
+        Args:
+            repo_id: "org/name", a dataset.
+            folder: where to; an older state of the database there is replaced, and only what is new is received.
+            revision: a branch, tag, commit or "refs/pr/N"; None is the main branch.
+            bounds_deg: bring the rows in this box only, as `slice` takes it.
+            paths: bring the rows in these cells of the quadtree over the whole Earth only, such as "0312".
+            model: what embeds further references, as `open` takes it.
+
+        Raises:
+            NotFoundError: there is no such dataset, or the Hub cannot be reached.
+            IntegrityError: it is no database of ours, or not what its manifest promises.
+            FingerprintMismatchError: it was made with another model.
+            ConfigError: a name or a region that is none.
+            OutputMismatchError: the folder holds something else.
+        """
+        from geoloc.reference.sharing import pull_database
+
+        fingerprint = None if model is None else model.embedding_fingerprint
+        pull_database(repo_id, Path(folder), revision, bounds_deg, paths, fingerprint)
+        return ReferenceDatabase.open(folder, model=model)

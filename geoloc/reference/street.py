@@ -10,9 +10,9 @@ import numpy as np
 
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.images import load_and_preprocess
+from geoloc.photos.positioned import Photo, Photos
 from geoloc.reference.build import Embedded, Progress
 from geoloc.reference.embedder import ReferenceEmbedder, embed_images
-from geoloc.reference.photos import Photo, Photos
 from geoloc.reference.rows import ReferenceRows
 
 if TYPE_CHECKING:

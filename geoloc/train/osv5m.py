@@ -26,12 +26,12 @@ from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError, FingerprintMismatchError
 from geoloc.images.preprocess import Preprocess, Resize
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.localize.posterior_model import LabelledBatch
 from geoloc.models.backbone import Backbone
 from geoloc.models.losses import AUXILIARY_WIDTHS
 from geoloc.models.network import GeoNetwork
 from geoloc.models.plain import to_plain
 from geoloc.models.text_tower import TextTower, TextTowerConfig
+from geoloc.posterior.fit import LabelledBatch
 from geoloc.train.module import CONTRASTS, GeoTask, TaskConfig
 from geoloc.train.photos import PhotosConfig
 from geoloc.train.positives import WithPositives

@@ -11,13 +11,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geoloc.localize.output import make_row
+from geoloc.localize.table import make_row
 from geoloc.view.map_html import MapPoint, write_map
 
 if TYPE_CHECKING:
     from geoloc.images import ImageSource
-    from geoloc.localize.output import Row
-    from geoloc.localize.prediction import Prediction
+    from geoloc.localize.table import Row
+    from geoloc.posterior.prediction import Prediction
 
 THUMBNAIL_PX = 160
 

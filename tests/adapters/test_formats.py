@@ -135,7 +135,7 @@ def test_the_registry_is_whole() -> None:
     assert len(set(names)) == len(names)
     for model in MODELS:
         assert (Path(formats.__file__).parent / f"{model.adapter}.py").is_file(), model.name
-        assert (model.gives == "draws of places") == ("PlaceSampler" in model.how)
+        assert (model.gives == "location samples") == ("LocationSampler" in model.how)
         for words in (
             model.weights,
             model.code_licence,

@@ -15,8 +15,8 @@ from geoloc import Geolocalizer
 from geoloc.adapters.formats import adapt
 from geoloc.adapters.geoclip import equal_earth
 from geoloc.adapters.options import Options
+from geoloc.checkpoint import gallery
 from geoloc.errors import CheckpointError, ConfigError, NotFoundError
-from geoloc.localize import gallery
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MADE: dict[str, Any] = json.loads((FIXTURES / "geoclip.json").read_text())

@@ -15,7 +15,6 @@ from geoloc.adapters.options import Options
 from geoloc.adapters.place_recognition import adapt_place_recognition
 from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import CheckpointError, ConfigError
-from geoloc.localize.export import export_onnx
 from geoloc.reference.embedder import embed_images
 from geoloc.reference.rows import ReferenceRows
 
@@ -227,4 +226,4 @@ def test_pictures_that_keep_their_shapes(tmp_path: Path) -> None:
     assert again.preprocess == model.preprocess
     assert again.embedding_fingerprint == model.embedding_fingerprint
     with pytest.raises(ConfigError, match="takes pictures as they are"):
-        export_onnx(again, tmp_path / "onnx", photos)
+        again.export_onnx(tmp_path / "onnx", photos)

@@ -13,11 +13,11 @@ from named_numbers import digest, state_of
 from torch import Tensor
 
 from geoloc.adapters.plonk import carried, to_latlon_deg
-from geoloc.adapters.plonk_models import VARIANTS, DrawingModel, adapt_plonk, variant_of
+from geoloc.adapters.plonk_models import VARIANTS, SamplingModel, adapt_plonk, variant_of
 from geoloc.adapters.registry import DINOV2_L14_REGISTERS, MODELS
 from geoloc.errors import CheckpointError, ConfigError
 from geoloc.images.preprocess import load_and_preprocess
-from geoloc.localize.drawn import Drawing, PlaceSampler
+from geoloc.localize.sampler import LocationSampler, SamplingOptions
 
 sys.path.append(str(Path(__file__).parents[1] / "hub"))
 from hub_server import HubServer, Repository
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def adapted(folder: Path, name: str) -> DrawingModel:
+def adapted(folder: Path, name: str) -> SamplingModel:
     tower = "street" if variant_of(name).tower == "streetclip" else "dinov2.pth"
     return adapt_plonk(folder / name, variant_of(name), folder / tower)
 
@@ -119,8 +119,8 @@ def test_model_and_tower_come_from_the_hub(folder: Path, hub: HubServer) -> None
     ):
         hub.repositories["model", name] = Repository()
         hub.repositories["model", name].commit(files, "published")
-    fetched = PlaceSampler.from_pretrained(NAMES[0], drawing=Drawing(num_samples=2, num_steps=4))
-    here = PlaceSampler(NAMES[0], adapted(folder, NAMES[0]), fetched.drawing)
+    fetched = LocationSampler.from_pretrained(NAMES[0], drawing=SamplingOptions(num_samples=2, num_steps=4))
+    here = LocationSampler(NAMES[0], adapted(folder, NAMES[0]), fetched.drawing)
     assert fetched.identity == here.identity
     assert not hub.received("README.md")
     assert fetched.sample(FIXTURES / "plonk_picture.png").shape == (1, 2, 2)

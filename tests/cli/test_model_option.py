@@ -116,7 +116,7 @@ def test_every_command_hands_them_on(model: Path, photos: Path, tmp_path: Path) 
     assert report["median_km"] < 10
     assert "(64, 96)" in (tmp_path / "report" / "metrics.md").read_text()
 
-    run("batch", photos, "--task", "embed", *given, "--output", tmp_path / "vectors")
+    run("embed", photos, *given, "--output", tmp_path / "vectors")
     (shard,) = (tmp_path / "vectors").glob("*.parquet")
     loaded = Geolocalizer.from_pretrained(model, aggregation="spoc", image_size_px=(64, 96))
     expected = loaded.embed_reference(loaded.load(photos / "0.png")[None], "street")[0]

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geoloc.data.tables import PointTable
 from geoloc.errors import ConfigError
 from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import match
 from geoloc.evaluate.place_names import name_places
+from geoloc.files.tables import PointTable
 from geoloc.geo.places import load_places
 from geoloc.metrics.protocols import get_protocol
 from quadtree.sphere import destination_latlon_deg, haversine_km

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geoloc.data.tables import PointTable
 from geoloc.errors import BadTableError
 from geoloc.evaluate.matching import match
+from geoloc.files.tables import PointTable
 
 NAN = float("nan")
 

@@ -13,12 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from geoloc.cli import app
-from geoloc.data.tables import read_points
 from geoloc.errors import OutputMismatchError
 from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import match
 from geoloc.evaluate.report import EvaluationRun
 from geoloc.files import verify_manifest
+from geoloc.files.tables import read_points
 from geoloc.geo.places import load_places
 from geoloc.metrics.protocols import get_protocol
 from quadtree.sphere import destination_latlon_deg

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geoloc.data.tables import PointTable
 from geoloc.errors import BadTableError, ConfigError, OutputMismatchError
 from geoloc.evaluate.evaluation import BUILT_IN_BREAKDOWNS, Evaluation
 from geoloc.evaluate.matching import match
 from geoloc.evaluate.scoring import score
+from geoloc.files.tables import PointTable
 from geoloc.geo.places import load_places
 from geoloc.metrics.protocols import get_protocol
 from quadtree.sphere import destination_latlon_deg

@@ -17,8 +17,8 @@ from tiny import tiny_geolocalizer, tiny_image
 from tiny_plonk import plonk_files, street_files
 
 from geoloc import Geolocalizer, ReferenceDatabase, cli
-from geoloc.localize.coarse import CoarseGrid
 from geoloc.models.config import EmbeddingHeadConfig
+from geoloc.posterior.coarse import CoarseGrid
 from geoloc.reference.rows import ReferenceRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -88,9 +88,11 @@ def test_another_job_is_refused(tmp_path):
         job(tmp_path / "job", 3, model="a")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(OutputMismatchError, match=r"holds 'a.jpg' and no job.json, so it is no job's folder"):
+    with pytest.raises(
+        OutputMismatchError, match=r"holds 'a.jpg' and no job.json, so it is not a job's folder"
+    ):
         job(tmp_path / "photos")
-    for names, complaint in ((["a", "a"], "two shards are called 'a'"), (["../a"], "is no name for a shard")):
+    for names, complaint in ((["a", "a"], "two shards are called 'a'"), (["../a"], "cannot name a shard")):
         with pytest.raises(ConfigError, match=complaint):
             ShardJob(tmp_path / "names", [Shard(name, 0) for name in names], {})
     with pytest.raises(ConfigError, match="no engine 'spark'; known are local, ray"):

@@ -7,43 +7,60 @@ was the same, byte for byte.
 """
 
 import os
+import shutil
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from geoloc.errors import BadImageError
-from geoloc.localize.batch import LocalizeJob, LocalizeOptions
-from geoloc.localize.inputs import find_images
-from geoloc.localize.prediction import Atom, Candidate, Prediction
+from geoloc.localize.job import LocalizeJob
+from geoloc.localize.rows import LocalizeWork
+from geoloc.localize.session import SessionOptions
+from geoloc.photos.sources import plan_shards
+from geoloc.posterior.prediction import Atom, Candidate, Prediction
 
 NUM_IMAGES, BATCH_SIZE = 11, 3
 TRACED = tuple(
-    f"/geoloc/{name}" for name in ("jobs/journal.py", "jobs/receipt.py", "localize/batch.py", "files.py")
+    f"/geoloc/{name}"
+    for name in (
+        "jobs/shards.py",
+        "jobs/receipt.py",
+        "localize/job.py",
+        "localize/rows.py",
+        "files/atomic.py",
+    )
 )
 
 
 class KnownModel:
-    """Its "images" are text files with a number; anything else is broken.
+    """A session whose "images" are text files with a number; anything else is broken.
 
     A prediction depends on all that is in its batch, as a network's last digits do: a continued job whose
     batches were cut differently would show.
     """
 
     name = "known"
-    identity = "c0ffee"
 
-    def __init__(self):
+    def __init__(self, **options):
+        self.options = SessionOptions(**{"top_k": 2, **options})
+        self.model = "c0ffee"
         self.batches = []
 
-    def load(self, source):
+    @property
+    def identity(self):
+        return {"model": self.model, **asdict(self.options)}
+
+    def load(self, data):
         try:
-            return torch.full((3, 2, 2), float(Path(source).read_text()))
-        except (OSError, ValueError):
+            return torch.full((3, 2, 2), float(data))
+        except ValueError:
             raise BadImageError("no number in it") from None
 
-    def localize_batch(self, images, *, utility, top_k, abstain_above_km, max_precision_km):
+    def localize(self, images):
+        top_k, abstain_above_km = self.options.top_k, self.options.abstain_above_km
         numbers = [float(image[0, 0, 0]) for image in images]
         self.batches.append(numbers)
         shift = sum(numbers) / 1000
@@ -70,11 +87,18 @@ def make_images(folder, num_images=NUM_IMAGES):
         (folder / f"{number:02}.jpg").write_text(text)
 
 
-def run_job(folder, output, model=None, *, batch_size=BATCH_SIZE, **modes):
+def open_job(folder, output, model=None, *, batch_size=BATCH_SIZE, truth_from_exif=False, **modes):
+    """A job whose shards are single batches."""
+    work = LocalizeWork(
+        model or KnownModel(), batch_size=batch_size, truth_from_exif=truth_from_exif, num_threads=1
+    )
+    return LocalizeJob(work, plan_shards([str(folder)], batch_size), output, **modes)
+
+
+def run_job(folder, output, model=None, **modes):
     """The whole job; returns the model."""
     model = model or KnownModel()
-    options = LocalizeOptions(batch_size=batch_size, top_k=2)
-    with LocalizeJob(model, find_images([str(folder)]), output, options, num_threads=1, **modes) as job:
+    with open_job(folder, output, model, **modes) as job:
         job.run()
         job.finish()
     return model
@@ -108,7 +132,7 @@ def main(folder, output, first, step):
     expected, num_killed, kill_at = output.read_bytes(), 0, first
     while True:
         for path in output.parent.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         if _run_in_child(folder, output, kill_at) == 0:
             break  # the job has fewer lines than that
         num_killed += 1

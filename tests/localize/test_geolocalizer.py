@@ -13,11 +13,11 @@ from PIL import Image
 from tiny import VIT, tiny_geolocalizer, tiny_image, tiny_quadtree
 
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
-from geoloc.localize.cells import cell_radius_km
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.localize.posterior import Utility
-from geoloc.localize.prediction import Prediction
 from geoloc.models.config import EmbeddingHeadConfig, OffsetHeadConfig, RegressionHeadConfig
+from geoloc.posterior.cells import cell_radius_km
+from geoloc.posterior.prediction import Prediction
+from geoloc.posterior.utility import Utility
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, haversine_km
 
 
@@ -144,7 +144,7 @@ def test_the_point_is_the_posteriors_best_for_the_utility(model: Geolocalizer) -
     images = torch.stack([model.load(tiny_image(seed)) for seed in range(6)])
     found = {}
     for text in ("geoscore", "median", "within:100km", Utility("within", 2000.0)):
-        posteriors, _ = model.posteriors(images)
+        posteriors, _ = model.pipeline.posteriors(model.pipeline.run(images), model.calibration, None, 5)
         predictions = model.localize_batch(images, utility=text, places=False)
         for posterior, prediction in zip(posteriors, predictions, strict=True):
             lat, lon = np.degrees(np.arcsin(posterior.point(Utility.parse(text))[2])), prediction.lon
@@ -157,7 +157,7 @@ def test_the_point_is_the_posteriors_best_for_the_utility(model: Geolocalizer) -
 
 def test_radii_hold_the_calibrated_mass(model: Geolocalizer) -> None:
     image = model.load(tiny_image(1))[None]
-    (posterior,), _ = model.posteriors(image)
+    (posterior,), _ = model.pipeline.posteriors(model.pipeline.run(image), model.calibration, None, 5)
     for kind in ("geoscore", "median"):
         (prediction,) = model.localize_batch(image, utility=kind, places=False)
         point = posterior.point(Utility.parse(kind))
@@ -173,7 +173,8 @@ def test_the_posterior_counts_every_cell(model: Geolocalizer) -> None:
     with torch.no_grad():
         flat.network.cells[-1].weight.zero_()
         flat.network.cells[-1].bias.zero_()
-    (posterior,), (candidates,) = flat.posteriors(flat.load(tiny_image(0))[None], top_k=3)
+    outputs = flat.pipeline.run(flat.load(tiny_image(0))[None])
+    (posterior,), (candidates,) = flat.pipeline.posteriors(outputs, flat.calibration, None, 3)
     assert len(candidates) == 3
     assert posterior.cloud_weight.sum() == pytest.approx(1)
     assert posterior.weight == pytest.approx(np.full(13, 1 / 13))  # 95 % needs all 13
@@ -204,7 +205,7 @@ def test_a_model_without_calibration_has_no_radii_and_cannot_abstain() -> None:
     assert model.localize(tiny_image(0), places=False).radius_km == {}
     with pytest.raises(
         ConfigError,
-        match=r"asked to abstain above 100 km, but the model 'tiny' has no calibrated 90 % radius; calibrate it",
+        match=r"above 100 km, but the model 'tiny' has no calibrated 90 % radius for the utility geoscore",
     ):
         model.localize(tiny_image(0), abstain_above_km=100)
 

@@ -10,11 +10,11 @@ from PIL import Image
 from tiny import VIT, tiny_geolocalizer, tiny_image
 
 from geoloc.errors import ConfigError
-from geoloc.localize.asking import Asking
 from geoloc.localize.geolocalizer import Geolocalizer
-from geoloc.localize.posterior import Utility
-from geoloc.localize.rerank import RerankerConfig
+from geoloc.localize.session import Session, SessionOptions
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig, RegressionHeadConfig
+from geoloc.posterior.reranker_network import RerankerConfig
+from geoloc.posterior.utility import Utility
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.embedder import embed_images
 from geoloc.reference.rows import ReferenceRows
@@ -116,16 +116,16 @@ def test_street_photos_are_embedded_by_the_head_of_the_query(tmp_path: Path) -> 
 
 def test_the_point_is_the_place_that_was_recognised(tmp_path: Path) -> None:
     model, database = saved_with_references(street_model(), tmp_path)
-    assert model.recognises_places
-    assert model.default_utility == Utility("within", 0.025)
+    assert model.pipeline.is_place_recognition
+    assert model.pipeline.default_utility == Utility("within", 0.025)
     for seed in range(3):
         prediction = model.localize(tiny_image(seed), reference=database, places=False)
         best = prediction.candidates[0]
         assert haversine_km([prediction.lat, prediction.lon], [best.lat, best.lon]) < 0.01
         # A kernel holds 1 - exp(-1/2) of its mass within its own width; the other places are far away.
         assert prediction.probability == pytest.approx(best.probability * -np.expm1(-0.5), abs=0.01)
-    assert not tiny_geolocalizer().recognises_places
-    assert tiny_geolocalizer().default_utility == Utility("geoscore")
+    assert not tiny_geolocalizer().pipeline.is_place_recognition
+    assert tiny_geolocalizer().pipeline.default_utility == Utility("geoscore")
 
 
 def test_without_references_it_is_refused(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_without_references_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):
         model.localize(tiny_image())
     with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):
-        Asking(model)  # before a job of any length has begun
+        Session(model, SessionOptions())  # before a job of any length has begun
     model.save_pretrained(tmp_path / "model")
     empty = ReferenceDatabase.create(tmp_path / "refs", model=model)
     with pytest.raises(ConfigError, match="only embeds, and the database has no references"):
@@ -141,7 +141,7 @@ def test_without_references_it_is_refused(tmp_path: Path) -> None:
     regressing = street_model(regression=RegressionHeadConfig())
     regressing.save_pretrained(tmp_path / "regressing")
     database = ReferenceDatabase.create(tmp_path / "more", model=regressing)
-    with pytest.raises(ConfigError, match="says where by regression and has no cells"):
+    with pytest.raises(ConfigError, match="answers by regression and has no cells"):
         regressing.localize(tiny_image(), reference=database)
 
 
@@ -151,13 +151,13 @@ def test_views_are_averaged_as_vectors_or_searched_one_by_one(tmp_path: Path) ->
     assert len(views) > 1
     single = model.network.embed_images(views, "query")
     mean = torch.nn.functional.normalize(single.mean(0), dim=-1)
-    (together,) = model.read([views], embed=True).queries
+    (together,) = model.pipeline.run([views], embed=True).queries
     np.testing.assert_allclose(together[0], mean.numpy(), atol=1e-6)
-    one_by_one = model.read([views], embed=True, merge="nearest").queries
+    one_by_one = model.pipeline.run([views], embed=True, merge="nearest").queries
     np.testing.assert_allclose(np.concatenate(one_by_one), single.numpy(), atol=1e-6)
     # Pictures in shapes of their own go one after the other.
     shapes = [model.load(tiny_image(1)), views]
-    (mixed,) = model.read(shapes, embed=True).queries
+    (mixed,) = model.pipeline.run(shapes, embed=True).queries
     np.testing.assert_allclose(mixed[1], mean.numpy(), atol=1e-6)
 
 
@@ -174,8 +174,8 @@ def test_cells_and_a_head_over_maps_go_together(tmp_path: Path) -> None:
     assert with_it.cell_path == bare.cell_path
     assert {c.source for c in with_it.candidates} >= {"cell"}
     pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(3)])
-    read = model.read(pictures, embed=True)
-    np.testing.assert_allclose(read.output.cell_logits, model.network(pictures).cell_logits, atol=1e-6)
+    read = model.pipeline.run(pictures, embed=True)
+    np.testing.assert_allclose(read.heads.cell_logits, model.network(pictures).cell_logits, atol=1e-6)
     np.testing.assert_allclose(read.queries[0], model.embed_reference(pictures, "street"), atol=1e-6)
 
 
@@ -227,7 +227,7 @@ def test_a_folder_is_no_database(tmp_path: Path) -> None:
 def test_large_pictures_go_through_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = street_model()
     pictures = [model.load(tiny_image(seed)) for seed in range(3)]
-    expected = model.read(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    expected = model.pipeline.run(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
     seen: list[int] = []
     model.network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     feature_map = model.network.backbone.feature_map
@@ -238,7 +238,7 @@ def test_large_pictures_go_through_the_network_alone(monkeypatch: pytest.MonkeyP
     )
     for module in ("geoloc.models.torch_runner", "geoloc.reference.embedder"):
         monkeypatch.setattr(f"{module}.ALONE_PX", pictures[0].shape[-1] ** 2 - 1)
-    found = model.read(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    found = model.pipeline.run(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
     assert set(seen) == {1}
     assert len(seen) >= 6
     for ours, before in zip(found, expected, strict=True):

@@ -360,7 +360,7 @@ def test_create_and_its_kin_take_no_folder_that_holds_something(tmp_path: Path) 
 def test_create_refuses_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="dim must be a positive integer"):
         ReferenceDatabase.create(tmp_path / "refs", dim=0, model_fingerprint=MODEL)
-    with pytest.raises(ConfigError, match="a fingerprint is a text of at least one character"):
+    with pytest.raises(ConfigError, match="a fingerprint is a string of at least one character"):
         ReferenceDatabase.create(tmp_path / "refs", dim=1, model_fingerprint="")
     assert not (tmp_path / "refs").exists()
 

@@ -18,8 +18,8 @@ from tiny import tiny_image
 
 from geoloc.errors import BadImageError, ConfigError, NotFoundError
 from geoloc.images import load_and_preprocess
+from geoloc.photos.positioned import open_photos
 from geoloc.reference.database import ReferenceDatabase
-from geoloc.reference.photos import open_photos
 
 NUM_PHOTOS = 7
 

@@ -13,8 +13,8 @@ from test_map_html import HOSTILE, Page, data_of
 
 from geoloc.errors import BadImageError
 from geoloc.geo.places import Place
-from geoloc.localize.output import make_row, read_rows, with_truth, write_rows
-from geoloc.localize.prediction import Atom, Candidate, Prediction
+from geoloc.localize.table import make_row, read_rows, with_truth, write_rows
+from geoloc.posterior.prediction import Atom, Candidate, Prediction
 from geoloc.view.map_html import MapPoint
 from geoloc.view.prediction_map import point_of_row, thumbnail_jpeg, write_prediction_map
 

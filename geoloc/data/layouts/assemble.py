@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from geoloc.data.layouts.findings import Findings, Where
 from geoloc.data.sample import NUMBERS, SampleTable
-from geoloc.data.tables import NULL_TEXTS, PointTable, where_rows_are
 from geoloc.errors import BadTableError
+from geoloc.files.tables import NULL_TEXTS, PointTable, where_rows_are
 
 # What we call a column -> what data sets call it, the first that is there counts.
 ALIASES: Final[Mapping[str, Sequence[str]]] = {

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from geoloc.data.tables import Columns, PointTable, column_names
 from geoloc.errors import BadTableError, NotFoundError
+from geoloc.files.tables import Columns, PointTable, column_names
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 

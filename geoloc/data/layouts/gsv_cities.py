@@ -22,8 +22,8 @@ from geoloc.data.layouts.assemble import assemble
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable, read_texts, where_rows_are
 from geoloc.errors import BadTableError, NotFoundError
+from geoloc.files.tables import PointTable, read_texts, where_rows_are
 
 SPLITS: Final = ("", "*")
 COLUMNS: Final = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")

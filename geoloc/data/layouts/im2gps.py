@@ -11,8 +11,8 @@ from geoloc.data.layouts.files import find_table, points_of
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import Columns, PointTable, read_points
 from geoloc.errors import BadTableError
+from geoloc.files.tables import Columns, PointTable, read_points
 
 ISN_COLUMNS = Columns(id="IMG_ID", latitude="LAT", longitude="LON")
 

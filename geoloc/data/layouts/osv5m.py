@@ -10,7 +10,7 @@ from geoloc.data.layouts.files import find_table
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import read_points
+from geoloc.files.tables import read_points
 
 SPLITS: Final = ("train", "test")
 

@@ -10,8 +10,8 @@ from geoloc.data.layouts.files import only_table, usual_columns
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable, read_points
 from geoloc.errors import NotFoundError
+from geoloc.files.tables import PointTable, read_points
 from geoloc.images.exif import read_exif_heading_deg, read_exif_latlon_deg
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoloc.errors import BadTableError, NotFoundError
-from geoloc.images.places import ImagePlace
+from geoloc.photos.encoded import EncodedImage
 
 IntArray = NDArray[np.int64]
 
@@ -45,8 +45,8 @@ class RetrievalSet:
         positives: n arrays of rows of the database, each ascending; an empty one can never be found.
     """
 
-    database: tuple[ImagePlace, ...]
-    queries: tuple[ImagePlace, ...]
+    database: tuple[EncodedImage, ...]
+    queries: tuple[EncodedImage, ...]
     positives: tuple[IntArray, ...]
 
 
@@ -82,7 +82,7 @@ def read_retrieval_set(folder: str | Path, name: str, images: str | Path | None 
             f"{missing[0]}: name the folder that these paths begin in"
         )
     references, asked = (
-        tuple(ImagePlace(str(images / file)) for file in files) for files in (database, queries)
+        tuple(EncodedImage(str(images / file)) for file in files) for files in (database, queries)
     )
     return RetrievalSet(references, asked, positives)
 

@@ -23,9 +23,9 @@ from geoloc.data.layouts.files import find_table
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable
 from geoloc.errors import BadTableError
 from geoloc.files import atomic_write
+from geoloc.files.tables import PointTable
 
 _OPTIONAL = {
     "captured_at": ("timestamps.npz", "timestamps"),

@@ -21,8 +21,8 @@ from geoloc.data.layouts.assemble import assemble
 from geoloc.data.layouts.findings import Findings, Kind
 from geoloc.data.layouts.image_tree import ImageTree, strip_suffix
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable
 from geoloc.errors import NotFoundError
+from geoloc.files.tables import PointTable
 from geoloc.geo.utm import BANDS, NUM_ZONES, from_utm, to_utm, utm_band, zone_of_epsg
 from quadtree.sphere import haversine_km
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 from geoloc.data.layouts.assemble import KNOWN_COLUMNS, assemble
 from geoloc.data.layouts.findings import Findings
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable
 from geoloc.errors import BadImageError, ConfigError, NotFoundError
-from geoloc.images.places import TarSample, tar_samples
+from geoloc.files.tables import PointTable
+from geoloc.photos.encoded import TarSample, tar_samples
 
 INDEX_NAME: Final = "index.parquet"
 

@@ -11,8 +11,8 @@ from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.im2gps import ISN_COLUMNS
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
-from geoloc.data.tables import PointTable, read_points
 from geoloc.errors import BadTableError
+from geoloc.files.tables import PointTable, read_points
 
 
 def read_truth(folder: Path) -> PointTable:

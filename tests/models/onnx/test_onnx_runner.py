@@ -64,8 +64,8 @@ def test_reading(pair, num_views, queries):
     ]
     expected, expected_queries = model.runner.read(images, queries)
     found, found_queries = runner.read([image.numpy() for image in images], queries)
-    assert len(found.says_where()) == len(expected.says_where())
-    for mine, theirs in zip(found.says_where(), expected.says_where(), strict=True):
+    assert len(found.location_outputs()) == len(expected.location_outputs())
+    for mine, theirs in zip(found.location_outputs(), expected.location_outputs(), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
     assert len(found_queries) == len(expected_queries)
     for mine, theirs in zip(found_queries, expected_queries, strict=True):

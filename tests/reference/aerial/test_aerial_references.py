@@ -187,7 +187,7 @@ def test_impossible_settings_are_refused(
 def test_the_model_must_be_known_and_the_right_one(tmp_path: Path, raster: Path) -> None:
     create(tmp_path / "refs", ColourEmbedder())
     database = ReferenceDatabase.open(tmp_path / "refs")
-    with pytest.raises(ConfigError, match=r"nothing is known to embed with: give model, or open .*refs with"):
+    with pytest.raises(ConfigError, match=r"no model to embed with: give model, or open .*refs with"):
         database.add_aerial(raster)
     with pytest.raises(
         FingerprintMismatchError, match="was made with the model colours, and another was to use"

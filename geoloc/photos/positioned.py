@@ -1,0 +1,405 @@
+"""Street photos with their positions, as a builder wants them: a folder with a table, one with EXIF, or tars.
+
+    photos = open_photos("photos/", "photos.csv")
+    photos[0]       Photo(key="a.jpg", data=b"…", latlon_deg=(42.36, -71.06), heading_deg=90.0, …)
+
+A table is CSV or Parquet with the columns `id` (the file below the folder), `latitude`, `longitude`, and where
+they are known `heading_deg`, `provenance` (or `source`) and `licence` (or `license`). Tars are those of
+webdataset: members that share a name up to the first dot are a sample, of a picture and a JSON object with the
+same keys as the table. They are read as data: nothing in them is decoded but pictures and JSON, and no name is
+ever a command. Where no position is given, the photo's EXIF has it.
+"""
+
+import hashlib
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from geoloc.errors import BadImageError, ConfigError, IntegrityError, NotFoundError
+from geoloc.files import safe_join
+from geoloc.images import read_exif_heading_deg, read_exif_latlon_deg
+from geoloc.images.decode import IMAGE_SUFFIXES, read_image_bytes
+from geoloc.photos.encoded import EncodedImage, tar_samples
+from quadtree import InvalidCoordinateError, validate_latlon_deg
+
+_MAX_JSON_BYTES: Final = 2**20
+_NULL_TEXTS: Final = ("", "nan", "null", "none", "n/a")  # of a coordinate
+# Our name of a field -> what tables call it.
+_ALIASES: Final = {
+    "id": ("id",),
+    "latitude": ("latitude",),
+    "longitude": ("longitude",),
+    "heading_deg": ("heading_deg",),
+    "provenance": ("provenance", "source"),
+    "licence": ("licence", "license"),
+}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that can be a reference.
+
+    Attributes:
+        key: by which its builder knows it.
+        data: encoded bytes of the picture.
+        latlon_deg: where it was taken.
+        heading_deg: the direction it was taken in, NaN where unknown.
+        provenance: where it comes from.
+        licence: under which it may be used.
+    """
+
+    key: str
+    data: bytes
+    latlon_deg: tuple[float, float]
+    heading_deg: float
+    provenance: str
+    licence: str
+
+
+class Photos(ABC):
+    """A list of photos, each read when it is asked for.
+
+    Attributes:
+        keys: their names, in order.
+    """
+
+    keys: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, number: int) -> Photo:
+        """Read a photo.
+
+        Raises:
+            BadImageError: it cannot be read, or has no position; the reason says which.
+        """
+        data, known = self._read(number)
+        latlon_deg = _position(known)
+        heading_deg = _number(known.get("heading_deg"))
+        if latlon_deg is None:
+            latlon_deg = read_exif_latlon_deg(data)
+            if latlon_deg is None:
+                raise BadImageError("no position: neither in the metadata nor in the photo's EXIF")
+        if heading_deg is None:
+            heading_deg = read_exif_heading_deg(data)
+        return Photo(
+            self.keys[number],
+            data,
+            latlon_deg,
+            math.nan if heading_deg is None else heading_deg,
+            *(str(known.get(name) or "") for name in ("provenance", "licence")),
+        )
+
+    @abstractmethod
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        """Encoded bytes of a photo, and what is known of it under our names of fields."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON values that tell this list from another one."""
+
+
+class FolderPhotos(Photos):
+    """The images in a folder and all below it; what is known of each is in its EXIF.
+
+    Raises:
+        NotFoundError: there is no such folder, or no image in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise NotFoundError(f"there is no folder of photos {self.folder}: check the path")
+        self.keys = sorted(_images_below(self.folder))
+        if not self.keys:
+            raise NotFoundError(
+                f"no photo found in {self.folder}; looked for files that end in {' '.join(IMAGE_SUFFIXES)}"
+            )
+
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        return read_image_bytes(self.folder / self.keys[number]), {}
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102  as in the base class
+        return {"keys_sha256": _digest(self.keys)}
+
+
+class TablePhotos(Photos):
+    """Photos in a folder, with a table that says which and where they are.
+
+    Args:
+        folder: below which the table's ids are files.
+        table: .csv or .parquet.
+        columns: our name of a field -> the table's, where the two differ.
+
+    Raises:
+        NotFoundError: there is no such folder or file.
+        ConfigError: the table cannot be read, lacks a column or has no rows.
+    """
+
+    def __init__(
+        self, folder: str | Path, table: str | Path, columns: Mapping[str, str] | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise NotFoundError(f"there is no folder of photos {self.folder}: check the path")
+        self._known = read_metadata(table, columns)
+        self.keys = self._known["id"]
+
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        try:
+            path = safe_join(self.folder, self.keys[number])
+        except (IntegrityError, ValueError):
+            raise BadImageError("its id leads out of the folder") from None
+        return read_image_bytes(path), {name: column[number] for name, column in self._known.items()}
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        return {"metadata_sha256": _digest(json.dumps(self._known, sort_keys=True).splitlines())}
+
+
+class TarPhotos(Photos):
+    """Samples in uncompressed tars, as webdataset writes them.
+
+    Args:
+        paths: of the tars, in order.
+        table: what is known of the samples by their keys; None takes it from the JSON beside each picture.
+        columns: our name of a field -> the table's or the JSON's, where the two differ.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: one is no uncompressed tar, or there is no picture in them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        table: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        self._names = _names_of(columns)
+        self._samples = [sample for path in paths for sample in tar_samples(path)]
+        self.keys = [sample.key for sample in self._samples]
+        if not self.keys:
+            raise ConfigError(f"there is no picture in {', '.join(map(str, paths))}")
+        self._table: dict[str, dict[str, Any]] | None = None
+        if table is not None:
+            known = read_metadata(table, columns)
+            rows = zip(*known.values(), strict=True)
+            self._table = {str(row[0]): dict(zip(known, row, strict=True)) for row in rows}
+
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        sample = self._samples[number]
+        known: Mapping[str, Any] = {}
+        if self._table is not None:
+            known = self._table.get(self.keys[number], {})
+        elif sample.about is not None:
+            known = self._fields(sample.about.read(_MAX_JSON_BYTES))
+        return sample.picture.read(), known
+
+    def _fields(self, data: bytes) -> Mapping[str, Any]:
+        try:
+            values = json.loads(data)
+        except (ValueError, RecursionError):
+            raise BadImageError("the JSON beside the picture is none") from None
+        if not isinstance(values, dict):
+            raise BadImageError("the JSON beside the picture is no object")
+        return {
+            ours: next((values[name] for name in names if name in values), None)
+            for ours, names in self._names.items()
+        }
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        sized = [f"{sample.key} {sample.picture.num_bytes}" for sample in self._samples]
+        return {"samples_sha256": _digest(sized), "table_sha256": _digest([json.dumps(self._table)])}
+
+
+class Sample(Protocol):
+    """What `SamplePhotos` asks of a sample: `geoloc.data.sample` says what its fields are."""
+
+    @property
+    def image(self) -> EncodedImage: ...  # noqa: D102
+    @property
+    def latlon_deg(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def heading_deg(self) -> float | None: ...  # noqa: D102
+
+
+class Samples(Protocol):
+    """What `SamplePhotos` asks of a table of samples."""
+
+    latlon_deg: NDArray[np.float64]
+
+    @property
+    def keys(self) -> pa.Array: ...  # noqa: D102
+    def __getitem__(self, row: int) -> Sample: ...
+
+
+class SamplePhotos(Photos):
+    """The samples of a data set in one of the layouts that training knows, under their own keys.
+
+    Raises:
+        NotFoundError: there are none.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self.keys = samples.keys.to_pylist()
+        if not self.keys:
+            raise NotFoundError("the data set has no photo: check its path and split")
+
+    def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
+        sample = self._samples[number]
+        latitude, longitude = sample.latlon_deg
+        known = {"latitude": latitude, "longitude": longitude, "heading_deg": sample.heading_deg}
+        return sample.image.read(), known
+
+    def facts(self) -> dict[str, Any]:  # noqa: D102
+        positions = hashlib.sha256(np.ascontiguousarray(self._samples.latlon_deg).tobytes())
+        return {"keys_sha256": _digest(self.keys), "latlon_sha256": positions.hexdigest()}
+
+
+def open_photos(
+    photos: str | Path | Sequence[str | Path] | Photos,
+    metadata: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Photos:
+    """The photos that a user means.
+
+    Args:
+        photos: a folder of images, a folder of tars, a tar, or several tars; what is open already stays as it is.
+        metadata: a table; None takes the JSON in tars, and EXIF.
+        columns: our name of a field -> the table's, where the two differ.
+
+    Raises:
+        NotFoundError: there is nothing of that name.
+        ConfigError: a table or a tar cannot be used.
+    """
+    if isinstance(photos, Photos):
+        return photos
+    if not isinstance(photos, str | Path):
+        return TarPhotos(photos, metadata, columns)
+    path = Path(photos)
+    if path.suffix.lower() == ".tar":
+        return TarPhotos([path], metadata, columns)
+    if path.is_dir() and (tars := sorted(path.glob("*.tar"))):
+        return TarPhotos(tars, metadata, columns)
+    return FolderPhotos(path) if metadata is None else TablePhotos(path, metadata, columns)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def read_metadata(
+    path: str | Path, columns: Mapping[str, str] | None = None, *, with_id: bool = True
+) -> dict[str, list[Any]]:
+    """The columns of a CSV or Parquet table that describe references, under our names.
+
+    Args:
+        path: .csv or .parquet.
+        columns: our name of a field -> the table's, where the two differ.
+        with_id: whether an id is needed.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ConfigError: it cannot be read, lacks a column or has no rows.
+    """
+    path, names = Path(path), _names_of(columns)
+    if not path.is_file():
+        raise NotFoundError(f"there is no table of metadata {path}: check the path")
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+        else:
+            as_text = {name: pa.string() for name in names["id"]}
+            table = pyarrow.csv.read_csv(
+                path, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text)
+            )
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{path} is no table that can be read ({str(error).splitlines()[0]}): a .csv has commas between its "
+            "columns, and points in numbers"
+        ) from None
+    found = {ours: next((n for n in given if n in table.column_names), None) for ours, given in names.items()}
+    needed = ("id", "latitude", "longitude") if with_id else ("latitude", "longitude")
+    if missing := [name for name in needed if found[name] is None]:
+        raise ConfigError(
+            f"{path} has no column {names[missing[0]][0]!r}; its columns are {', '.join(table.column_names)}"
+        )
+    if not len(table):
+        raise ConfigError(f"{path} has no rows")
+    known = {ours: table[name].to_pylist() for ours, name in found.items() if name is not None}
+    if with_id:
+        known["id"] = ["" if key is None else str(key) for key in known["id"]]
+    return known
+
+
+def _names_of(columns: Mapping[str, str] | None) -> dict[str, tuple[str, ...]]:
+    columns = columns or {}
+    if unknown := [name for name in columns if name not in _ALIASES]:
+        raise ConfigError(f"there is no field {unknown[0]!r} of a photo; known are {', '.join(_ALIASES)}")
+    return {ours: (columns[ours],) if ours in columns else given for ours, given in _ALIASES.items()}
+
+
+def _position(known: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The position in metadata; None where there is none.
+
+    Raises:
+        BadImageError: it is no number, or no place on Earth.
+    """
+    latitude, longitude = (_degrees(known, name) for name in ("latitude", "longitude"))
+    if latitude is None or longitude is None:
+        return None
+    try:
+        lat, lon = validate_latlon_deg((latitude, longitude)).tolist()
+    except InvalidCoordinateError:
+        raise BadImageError(f"its position ({latitude}, {longitude}) is no place on Earth") from None
+    return lat, lon
+
+
+def _degrees(known: Mapping[str, Any], name: str) -> float | None:
+    value = known.get(name)
+    number = _number(value)
+    if number is None and isinstance(value, str) and value.strip().lower() not in _NULL_TEXTS:
+        # Not as if nothing were said: then the photo's EXIF would be taken for it.
+        raise BadImageError(f"its {name} is {value!r}, which is no number")
+    return number
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None where there is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+# --- Files ------------------------------------------------------------------------------------------------
+
+
+def _images_below(folder: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder)
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                key = (below / name).as_posix()
+                yield os.fsencode(key).decode("utf-8", "backslashreplace")
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()

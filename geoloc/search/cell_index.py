@@ -1,0 +1,402 @@
+"""Search inside the cells that a classifier chose: the geocells of a quadtree are the inverted lists.
+
+    index = CellIndex(quadtree, database.segments)
+    candidates = index.search(embedding, [chosen_cells], k=20, sources=["aerial"])
+
+The rows of a cell are slices of the segments, found by their Morton codes; nothing is copied. A row belongs
+to the cell that `Quadtree.assign` gives it, so a row in an empty leaf is found in the nearest cell, just as a
+photo taken there is labelled. This is the only file that knows FAISS.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from geoloc.errors import ConfigError
+from geoloc.reference.rows import SOURCES, Source
+from geoloc.search.candidates import Candidates
+from geoloc.search.cell_slices import CellSlices
+from geoloc.search.scan import (
+    Best,
+    Board,
+    BoolArray,
+    DeviceBoard,
+    DeviceRows,
+    FloatArray,
+    HostBoard,
+    IntArray,
+    Rows,
+    SegmentRows,
+    Slice,
+    board_width,
+    scan,
+    search_one,
+)
+from quadtree import Quadtree
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, box_distance_km, validate_latlon_deg
+
+Structure = Literal["exact", "flat", "fp16", "sq8", "pq"]
+
+_QUERIES_AT_ONCE: Final = 4096  # in larger batches a cell is read once for each so many queries
+
+# How many rows FAISS hands over for each one that is wanted, to be scored again from the stored vectors.
+_OVERSAMPLING: Final = {"flat": 2, "fp16": 2, "sq8": 4, "pq": 32}
+_TRAINING_ROWS: Final = 1 << 16
+_ADDED_ROWS: Final = 1 << 14  # at a time, as float32
+_PQ_DIMENSIONS: Final = 8  # to a byte
+_ALL_LISTS_ENTRIES: Final = 1 << 22  # list numbers handed to FAISS at once when it searches everywhere
+
+
+class _View(NamedTuple):
+    """What a search for some sources sees."""
+
+    sees_all: bool  # whether every segment has rows of these sources
+    offered: list[bool]  # for each segment whether it has rows of these sources
+    hidden: list[BoolArray | None]  # for each segment which rows are deleted or of another source, if any
+
+
+class CellIndex:
+    """The rows of a reference database, to be searched cell by cell.
+
+    It sees the segments as they are now: after an append, a delete or a compaction make a new one, which for
+    "exact" takes milliseconds. Any number of threads may search at the same time.
+
+    Args:
+        quadtree: whose cells are asked for; its root must be the whole Earth, as that of the Morton codes is.
+        segments: of a `ReferenceDatabase`, or arrays with the names of `SegmentRows`.
+        structure: "exact" multiplies the stored vectors themselves. "flat", "fp16", "sq8" and "pq" are
+            FAISS's inverted lists with that code for a vector, a copy in memory (4D, 2D, D or about D / 8
+            bytes a row) that is built here from the segments and never read from a file; what they propose
+            is scored again from the stored vectors.
+        device: "cpu", or a torch device such as "cuda", to which "exact" then copies the vectors.
+
+    Raises:
+        ConfigError: the tree does not cover the Earth, segments differ in width, or structure and device do
+            not go together.
+    """
+
+    def __init__(
+        self,
+        quadtree: Quadtree,
+        segments: Sequence[SegmentRows],
+        *,
+        structure: Structure = "exact",
+        device: str = "cpu",
+    ) -> None:
+        if not quadtree.is_world:
+            raise ConfigError(
+                "reference rows are sorted by Morton codes of the whole Earth, but the root of this quadtree "
+                f"is the box {list(quadtree.root_deg)}; build it with root='world'"
+            )
+        if structure not in get_args(Structure):
+            raise ConfigError(
+                f"structure must be one of {', '.join(get_args(Structure))}; found {structure!r}"
+            )
+        is_host = device.partition(":")[0] == "cpu"
+        if structure != "exact" and not is_host:
+            raise ConfigError(
+                f"FAISS lists ({structure!r}) are searched on the CPU, but device is {device!r}; use "
+                "structure='exact' there"
+            )
+        self.num_cells = quadtree.num_cells
+        filled = [segment for segment in segments if len(segment.row_id)]
+        widths = sorted({segment.vectors.shape[1] for segment in filled})
+        if len(widths) > 1:
+            raise ConfigError(f"all segments must have vectors of one width; found {widths}")
+        self._dim = widths[0] if widths else None
+        self._rows = Rows(filled)
+        self._lists = CellSlices(quadtree, filled)
+        self._sources_in = [_sources_in(segment) for segment in filled]
+        self._views: dict[frozenset[int], _View] = {}
+        self._device_rows = None if is_host or not filled else DeviceRows(self._rows, device)
+        self._faiss = (
+            None if structure == "exact" or not filled else _FaissLists(structure, self._rows, self._lists)
+        )
+
+    def num_rows_in(self, cell_ids: ArrayLike) -> IntArray:
+        """How many rows the cells hold, deleted ones and all sources included, (...) -> (...) int64."""
+        counts: IntArray = self._lists.num_rows[np.asarray(cell_ids, dtype=np.int64)]
+        return counts
+
+    def search(
+        self,
+        query: ArrayLike,
+        cells: Sequence[ArrayLike],
+        k: int,
+        sources: Collection[Source] = SOURCES,
+    ) -> Candidates:
+        """The best k rows of each query among the rows of its cells.
+
+        "exact" returns exactly them; the others what FAISS found among them. Similarities come from the
+        stored vectors in every case, the same bit for bit for every structure, device and batch.
+
+        Args:
+            query: (Q, D) float32 embeddings of unit length.
+            cells: Q sequences of cell ids, each with as many as it likes, or none; doubles count once.
+            k: at least 1; a query whose cells hold fewer rows has its candidates padded.
+            sources: which kinds of reference count.
+
+        Raises:
+            ConfigError: shapes do not match, a query is not finite, k < 1, or no such cell or source exists.
+        """
+        queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
+        if len(cells) != len(queries):
+            raise ConfigError(
+                f"there are {len(queries)} queries but {len(cells)} sets of cells; "
+                "give one (perhaps empty) for each query"
+            )
+        wanted = [sorted(set(np.asarray(ids, dtype=np.int64).ravel().tolist())) for ids in cells]
+        for ids in wanted:
+            if ids and not 0 <= ids[0] <= ids[-1] < self.num_cells:
+                raise ConfigError(
+                    f"cell ids must be in [0, {self.num_cells}); found {ids[0]} to {ids[-1]}; are they of "
+                    "another quadtree?"
+                )
+        if len(queries) <= _QUERIES_AT_ONCE:
+            return self._search(queries, wanted, k, codes)
+        return _joined(
+            self._search(queries[block], wanted[block], k, codes)
+            for block in _blocks(len(queries), _QUERIES_AT_ONCE)
+        )
+
+    def search_everywhere(
+        self, query: ArrayLike, k: int, sources: Collection[Source] = SOURCES
+    ) -> Candidates:
+        """The best k rows of each query on the whole planet; arguments, result and errors as for `search`."""
+        queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
+        step = _QUERIES_AT_ONCE
+        if self._faiss is not None:
+            step = max(1, _ALL_LISTS_ENTRIES // (self.num_cells * len(SOURCES)))
+        return _joined(
+            self._search(queries[block], None, k, codes) for block in _blocks(max(1, len(queries)), step)
+        )
+
+    def _search(
+        self, query: FloatArray, cells: list[list[int]] | None, k: int, codes: frozenset[int]
+    ) -> Candidates:
+        """One block of checked queries and sorted cells; None stands for all cells."""
+        if self._dim is None or len(query) == 0:
+            return Candidates.nothing(len(query), k)
+        if self._faiss is not None:
+            best = Best(self._rows, query, k)
+            best.offer(*self._faiss.contenders(query, cells, k, sorted(codes)))
+            return best.candidates()
+        view = self._view(codes)
+        if len(query) == 1 and self._device_rows is None:
+            pieces = self._lists.everything if cells is None else self._lists.of_cells(cells[0])
+            pieces = pieces if view.sees_all else [piece for piece in pieces if view.offered[piece[0]]]
+            if not pieces:
+                return Candidates.nothing(1, k)
+            return search_one(self._rows, query[0], pieces, view.hidden, k)
+        if cells is None:
+            slices = [Slice(*piece, range(len(query))) for piece in self._lists.everything]
+            most_rows = self._rows.num_rows
+        else:
+            slices, most_rows = self._lists.grouped(cells)
+        slices = [piece for piece in slices if view.offered[piece.segment]]
+        width = board_width(len(query), most_rows)
+        board: Board = (
+            HostBoard(self._rows, query, width)
+            if self._device_rows is None
+            else DeviceBoard(self._device_rows, query, width)
+        )
+        best = Best(self._rows, query, k)
+        scan(board, best, slices, view.hidden, self._rows.first, len(query), k)
+        return best.candidates()
+
+    def _view(self, codes: frozenset[int]) -> _View:
+        view = self._views.get(codes)
+        if view is None:
+            offered, hidden = [], []
+            for segment, present in zip(self._rows.segments, self._sources_in, strict=True):
+                mask = np.asarray(segment.deleted)
+                if not present <= codes:
+                    mask = mask | ~np.isin(segment.source, sorted(codes))
+                offered.append(not present.isdisjoint(codes))
+                hidden.append(mask if mask.any() else None)
+            # Two threads may both do this, with the same result.
+            view = self._views[codes] = _View(all(offered), offered, hidden)
+        return view
+
+    def _checked_query(self, query: ArrayLike, k: int) -> FloatArray:
+        queries = np.ascontiguousarray(query, dtype=np.float32)
+        if queries.ndim != 2 or self._dim not in (None, queries.shape[1]):
+            raise ConfigError(
+                f"queries must have shape (Q, {'D' if self._dim is None else self._dim}), as the stored "
+                f"vectors have; found {queries.shape}"
+            )
+        if not math.isfinite(np.vdot(queries, queries)):  # one product instead of two passes
+            raise ConfigError("a query has values that are not finite; look at the image it was made from")
+        if k < 1:
+            raise ConfigError(f"k must be at least 1; found {k}")
+        return queries
+
+
+class _FaissLists:
+    """FAISS's inverted lists, one for each source and cell: number source * num_cells + cell.
+
+    Deleted rows are not in them. Ids are positions in `Rows`.
+    """
+
+    def __init__(self, structure: str, rows: Rows, lists: CellSlices) -> None:
+        import faiss
+
+        dim = rows.vectors[0].shape[1]
+        self._num_cells = len(lists.num_rows)
+        self._oversampling = _OVERSAMPLING[structure]
+        num_lists = self._num_cells * len(SOURCES)
+        self._quantizer = faiss.IndexFlatIP(dim)  # stays empty: we say which lists
+        arguments = (self._quantizer, dim, num_lists)
+        self._index: Any  # FAISS's own types leave out half of what is used here
+        if structure == "flat":
+            self._index = faiss.IndexIVFFlat(*arguments, faiss.METRIC_INNER_PRODUCT)
+        elif structure == "pq":
+            num_bytes = max(size for size in range(1, max(1, dim // _PQ_DIMENSIONS) + 1) if dim % size == 0)
+            self._index = faiss.IndexIVFPQ(*arguments, num_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+            self._index.by_residual = False
+            self._index.pq.cp.min_points_per_centroid = 1
+            # k-means wants 256 points; a smaller database shows its rows several times.
+            sample = _sample(rows)
+            self._index.pq.train(np.resize(sample, (max(len(sample), 256), dim)))
+        else:
+            code = faiss.ScalarQuantizer.QT_fp16 if structure == "fp16" else faiss.ScalarQuantizer.QT_8bit
+            self._index = faiss.IndexIVFScalarQuantizer(*arguments, code, faiss.METRIC_INNER_PRODUCT, False)
+            self._index.sq.train(_sample(rows))
+        self._index.is_trained = True
+        for segment in range(len(rows.segments)):
+            self._add(rows, lists, segment)
+
+    def _add(self, rows: Rows, lists: CellSlices, segment: int) -> None:
+        import faiss
+
+        columns = rows.segments[segment]
+        mine = np.flatnonzero(lists.segment == segment)
+        mine = mine[np.argsort(lists.start[mine])]  # they cover the segment
+        cell = np.repeat(lists.cell[mine], lists.stop[mine] - lists.start[mine])
+        for block in _blocks(len(cell), _ADDED_ROWS):
+            alive = np.flatnonzero(~columns.deleted[block]) + block.start
+            if len(alive) == 0:
+                continue
+            # Raw pointers keep nothing alive: every array needs a name until the call is over.
+            list_ids = columns.source[alive].astype(np.int64) * self._num_cells + cell[alive]
+            positions = alive + rows.first[segment]
+            vectors = rows.widened(segment, alive)
+            self._index.add_core(
+                len(alive), faiss.swig_ptr(vectors), faiss.swig_ptr(positions), faiss.swig_ptr(list_ids)
+            )
+
+    def contenders(
+        self, query: FloatArray, cells: list[list[int]] | None, k: int, codes: list[int]
+    ) -> tuple[IntArray, IntArray]:
+        """Query and position of the rows that FAISS likes best in the cells, None for all of them."""
+        import faiss
+
+        if cells is None:
+            every = np.concatenate([np.arange(self._num_cells) + code * self._num_cells for code in codes])
+            list_ids = np.tile(every, (len(query), 1))
+        else:
+            width = max(len(ids) for ids in cells)
+            list_ids = np.full((len(query), len(codes), width), -1)
+            for chosen, ids in zip(list_ids, cells, strict=True):
+                chosen[:, : len(ids)] = ids
+            list_ids += np.where(list_ids >= 0, np.array(codes)[:, None] * self._num_cells, 0)
+            list_ids = list_ids.reshape(len(query), -1)
+        num_lists = list_ids.shape[1]
+        num_asked = min(k * self._oversampling, int(self._index.ntotal))
+        if num_lists == 0 or num_asked == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        # The method of the same name reads the width from the index, which threads share; this takes it as a
+        # parameter. Again every array has a name.
+        centroid_scores = np.zeros(list_ids.shape, dtype=np.float32)
+        scores = np.empty((len(query), num_asked), dtype=np.float32)
+        positions = np.empty((len(query), num_asked), dtype=np.int64)
+        parameters: Any = faiss.SearchParametersIVF()
+        parameters.nprobe = num_lists
+        self._index.search_preassigned_c(
+            len(query),
+            faiss.swig_ptr(query),
+            num_asked,
+            faiss.swig_ptr(list_ids),
+            faiss.swig_ptr(centroid_scores),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(positions),
+            False,
+            parameters,
+        )
+        query_idx, rank = np.nonzero(positions >= 0)
+        return query_idx, positions[query_idx, rank]
+
+
+def _sample(rows: Rows) -> FloatArray:
+    """Up to `_TRAINING_ROWS` rows from everywhere as float32, the same ones every time."""
+    num_rows = rows.num_rows
+    chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:_TRAINING_ROWS])
+    parts = []
+    for segment, first in enumerate(rows.first[:-1]):
+        mine = chosen[(chosen >= first) & (chosen < rows.first[segment + 1])] - first
+        parts.append(rows.widened(segment, mine))
+    return np.concatenate(parts)
+
+
+def _sources_in(segment: SegmentRows) -> frozenset[int]:
+    return frozenset(code for code in range(len(SOURCES)) if (segment.source == code).any())
+
+
+@lru_cache
+def _source_codes(sources: tuple[Source, ...]) -> frozenset[int]:
+    if not sources or not set(sources) <= set(SOURCES):
+        raise ConfigError(f"sources must be some of {', '.join(SOURCES)}, in a list; found {sources!r}")
+    return frozenset(SOURCES.index(source) for source in sources)
+
+
+def _blocks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def _joined(found: Iterable[Candidates]) -> Candidates:
+    parts = list(found)
+    return Candidates(
+        np.concatenate([part.row_id for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+        np.concatenate([part.latlon_deg for part in parts]),
+        np.concatenate([part.source for part in parts]),
+    )
+
+
+def with_border_neighbours(
+    quadtree: Quadtree, cell_ids: ArrayLike, point_latlon_deg: ArrayLike, reach_km: float
+) -> IntArray:
+    """Chosen cells, and those of their neighbours that come close to where the photo may have been taken.
+
+    Args:
+        quadtree: of the cells.
+        cell_ids: (m,) the chosen cells.
+        point_latlon_deg: (2,) the best guess, in or near one of them.
+        reach_km: a neighbour joins when its box is at most this far from the point on the sphere.
+
+    Returns:
+        The chosen cells as they came, then the others by distance, ties by id.
+
+    Raises:
+        InvalidCoordinateError: the point is no place on Earth.
+        QuadtreeError: there is no such cell.
+    """
+    chosen: IntArray = np.asarray(cell_ids, dtype=np.int64)
+    point = validate_latlon_deg(point_latlon_deg)
+    # A degree of latitude is a degree of great circle, so whatever is in reach is in this band.
+    reach_deg = np.degrees(reach_km / EARTH_MEAN_RADIUS_KM) + 1e-9
+    is_near = (quadtree.bounds_deg[:, 0] <= point[0] + reach_deg) & (
+        quadtree.bounds_deg[:, 2] >= point[0] - reach_deg
+    )
+    is_near[chosen] = False
+    near = np.flatnonzero(is_near)
+    distance_km = box_distance_km(point, quadtree.bounds_deg[near])
+    near, distance_km = near[distance_km <= reach_km], distance_km[distance_km <= reach_km]
+    near = near[np.argsort(distance_km, kind="stable")]
+    touches = [bool(np.isin(quadtree.neighbours(cell), chosen).any()) for cell in near.tolist()]
+    return np.concatenate([chosen, near[np.array(touches, dtype=np.bool_)]])

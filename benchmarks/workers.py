@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from geoloc.localize.work import LocalizeWork
 from localize import jpeg  # the benchmark beside this one
 
 from geoloc.jobs.shards import Engine, ShardJob
-from geoloc.localize.work import LocalizeWork
 from geoloc.photos.sources import Payload, plan_shards
 
 IMAGES_PER_SHARD = 32

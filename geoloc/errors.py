@@ -1,30 +1,44 @@
-"""Every exception that geoloc raises on purpose.
+"""Errors of geoloc.
 
 GeolocError
-├── BadImageError              bytes that are no usable image; carries the reason
-├── ConfigError                a configuration with an unknown key or an impossible value
-├── IntegrityError             a file differs from what its manifest promises
-├── CheckpointError            a model folder that cannot become a model
-├── FingerprintMismatchError   two artefacts were made with different quadtrees or models
-├── JobError                   shards of a long job that failed; the others are done
-├── OutputMismatchError        an existing output does not belong to the job that wants to continue it
-├── BadTableError              a CSV or Parquet file that is no table of points; names the line
-├── NotFoundError              a name, file or folder that does not exist where we looked
-└── MissingDependencyError     an optional package is needed; the message has the install line
+├── BadImageError              bytes that are no usable image, with the reason
+├── BadTableError              a CSV or Parquet file that is no valid table of points
+├── CheckpointError            a model folder that cannot be loaded
+├── ConfigError                an unknown option or an invalid value
+├── FingerprintMismatchError   two artefacts made with different quadtrees or models
+├── IntegrityError             a file that differs from its manifest
+├── JobError                   failed shards of a job
+├── MissingDependencyError     an optional package is not installed
+├── NotFoundError              a name, file or folder does not exist
+├── OutputMismatchError        an existing output belongs to another job
+└── QuadtreeError              errors of the quadtree package (`quadtree.errors`)
 
-The quadtree package stands alone and has its own small tree in `quadtree.errors`.
+`quadtree` may not import geoloc, so the root class is defined there.
 """
 
+from quadtree.errors import GeolocError, QuadtreeError
 
-class GeolocError(Exception):
-    """Base class: `except GeolocError` catches every deliberate failure of this package."""
+__all__ = [
+    "BadImageError",
+    "BadTableError",
+    "CheckpointError",
+    "ConfigError",
+    "FingerprintMismatchError",
+    "GeolocError",
+    "IntegrityError",
+    "JobError",
+    "MissingDependencyError",
+    "NotFoundError",
+    "OutputMismatchError",
+    "QuadtreeError",
+]
 
 
 class BadImageError(GeolocError, ValueError):
     """Bytes that cannot be decoded into an image within the limits.
 
     Attributes:
-        reason: one line for a table cell, without the path.
+        reason: one line, without the path.
     """
 
     def __init__(self, reason: str) -> None:
@@ -33,7 +47,7 @@ class BadImageError(GeolocError, ValueError):
 
 
 class ConfigError(GeolocError, ValueError):
-    """A configuration with an unknown key, a missing key or an impossible value."""
+    """An unknown or missing option, or an invalid value."""
 
 
 class IntegrityError(GeolocError):
@@ -41,15 +55,15 @@ class IntegrityError(GeolocError):
 
 
 class CheckpointError(GeolocError):
-    """A model folder that cannot be loaded: schema, tensors or shapes do not fit."""
+    """A model folder has an invalid schema, tensor or shape."""
 
 
 class FingerprintMismatchError(GeolocError):
-    """Two artefacts that must share a quadtree or a model do not."""
+    """Two artefacts were made with different quadtrees or models."""
 
 
 class JobError(GeolocError):
-    """Shards of a long job failed, or are not done; what was done is kept."""
+    """Shards of a job failed or are not done; the finished shards are kept."""
 
 
 class OutputMismatchError(GeolocError):
@@ -57,12 +71,12 @@ class OutputMismatchError(GeolocError):
 
 
 class BadTableError(GeolocError, ValueError):
-    """A table that cannot be read as one of points: a broken line, a missing column, text for a number."""
+    """A table has a malformed line, a missing column, or text where a number is expected."""
 
 
 class NotFoundError(GeolocError, LookupError):
-    """A name, file or folder does not exist where it was looked for."""
+    """A name, file or folder does not exist."""
 
 
 class MissingDependencyError(GeolocError, ImportError):
-    """An optional dependency is missing; the message has the line that installs it."""
+    """An optional package is not installed; the message has the install command."""

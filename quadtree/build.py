@@ -1,9 +1,8 @@
-"""Building a quadtree from points: a pyramid of histograms, refined where it is too coarse.
+"""Build a quadtree from points by counting them on grids.
 
-Points are counted once on the finest grid that fits in memory; 2 x 2 blocks are summed upwards and the splits
-decided from the top down. Where cells at the finest level still hold too many points and may be split
-further, another pass counts the points of those cells alone on the next levels. So memory depends on the grid
-and not on the number of points, which may come in batches from a file.
+A pass counts the points on the finest grid that fits in memory, sums 2 x 2 blocks upwards and splits boxes from
+the top down. Another pass refines the cells of the finest level that still hold too many points. Memory depends
+on the grid, not on the number of points.
 """
 
 from collections.abc import Iterable, Iterator
@@ -33,8 +32,8 @@ from quadtree.tree import Quadtree
 
 Root = Literal["world", "data"]
 
-_MAX_SLOTS: Final = 4**11  # of one pass; with a counter and three sums each they take 134 MB
-# Points at a time: larger temporaries leave the cache, and their memory is given back after each call.
+_MAX_SLOTS: Final = 4**11  # per pass; a counter and three sums each take 134 MB
+# Points per block: larger temporaries do not fit in the cache.
 _BLOCK: Final = 1 << 12
 
 
@@ -43,27 +42,26 @@ def build_quadtree(
 ) -> Quadtree:
     """Quadtree whose cells hold about equally many points.
 
-    A box is split in four as soon as it holds `max_points_per_cell` points, down to `max_depth` (OSV-5M's
-    rule), so a cell holds fewer points than that unless it is at `max_depth`.
+    A box with `max_points_per_cell` points or more is split in four, down to `max_depth` (OSV-5M's rule).
 
     Args:
         latlon_deg: (n, 2) training points, n >= 1.
         max_points_per_cell: at least 1.
         max_depth: 0 to 24.
-        root: "world" covers the Earth; representative points are means on the sphere, kept inside their cell.
-            "data" is OSV-5M's tree, leaf for leaf: the root is the box of the points, representative points
-            are arithmetic means of degrees.
+        root: "world" covers the Earth; representative points are spherical means clipped to their cell.
+            "data" is OSV-5M's tree: the root is the box of the points, representative points are arithmetic
+            means of degrees.
 
     Raises:
         InvalidCoordinateError: a latitude is outside [-90, 90] or a value is not finite.
-        QuadtreeError: no points, or a parameter is out of its range.
+        QuadtreeError: no points, or a parameter is out of range.
 
     >>> tree = build_quadtree([[48.8, 2.3], [48.9, 2.4], [-33.9, 151.2]], max_points_per_cell=2, max_depth=2)
     >>> tree.paths, tree.num_points.tolist()
     (('1', '32'), [1, 2])
     """
     latlon = np.asarray(latlon_deg, dtype=np.float64)
-    # Few points need no fine grid: a coarse one and a second pass over the full boxes take less time.
+    # For few points a coarse grid and a second pass are faster than a fine grid.
     num_slots = min(max(latlon.size, 4), _MAX_SLOTS)
     return _build(_Passes([latlon]), max_points_per_cell, max_depth, root, num_slots)
 
@@ -71,21 +69,20 @@ def build_quadtree(
 def build_quadtree_from_batches(
     batches: Iterable[ArrayLike], max_points_per_cell: int = 1000, max_depth: int = 10, root: Root = "world"
 ) -> Quadtree:
-    """The tree of `build_quadtree` from points in batches, in memory that does not grow with their number.
+    """Quadtree as by `build_quadtree`, from batches of points, in memory that does not grow with their number.
 
-    A tree over the Earth of depth 11 or less needs one pass over the points. `root="data"` needs one more to
-    find the box, and every further level or few one more, so then `batches` must be an iterable that starts
-    afresh each time, such as a list or `quadtree.points.PointTable`, not a generator.
+    A tree over the Earth of depth 11 or less needs one pass over the points. `root="data"` and deeper trees need
+    further passes, so `batches` must then be re-iterable (a list or `quadtree.points.PointTable`).
 
     Args:
         batches: arrays of shape (n, 2).
-        max_points_per_cell: see `build_quadtree`.
-        max_depth: see `build_quadtree`.
-        root: see `build_quadtree`.
+        max_points_per_cell: as for `build_quadtree`.
+        max_depth: as for `build_quadtree`.
+        root: as for `build_quadtree`.
 
     Raises:
         InvalidCoordinateError: as `build_quadtree`.
-        QuadtreeError: as `build_quadtree`, or a generator was given where more than one pass is needed.
+        QuadtreeError: as `build_quadtree`, or more than one pass over a generator is needed.
     """
     return _build(_Passes(batches), max_points_per_cell, max_depth, root, _MAX_SLOTS)
 
@@ -100,7 +97,7 @@ def _build(
         raise QuadtreeError(f'root must be "world" or "data"; found {root!r}')
     root_deg = WORLD_BOUNDS_DEG if root == "world" else _bounding_box(passes)
     leaf_codes, leaf_depths, leaf_totals = [], [], []
-    pending, depth = np.zeros(1, dtype=np.int64), 0  # codes of the boxes to look into, and their depth
+    pending, depth = np.zeros(1, dtype=np.int64), 0  # codes of the boxes to split, and their depth
     while len(pending):
         levels = 1
         while depth + levels < max_depth and len(pending) * 4 ** (levels + 1) <= num_slots:
@@ -131,7 +128,7 @@ def _build(
 
 
 class _Passes:
-    """Validated blocks of points, as often as asked."""
+    """Validated blocks of points; several passes if the batches are re-iterable."""
 
     def __init__(self, batches: Iterable[ArrayLike]) -> None:
         self._batches = batches
@@ -141,7 +138,7 @@ class _Passes:
         if self._is_spent and iter(self._batches) is self._batches:
             raise QuadtreeError(
                 "the points must be read more than once (root='data' or a depth over 11), but a generator "
-                "gives them only once; pass a list of arrays or a PointTable"
+                "can be read only once; pass a list of arrays or a PointTable"
             )
         self._is_spent = True
         first_row = 0
@@ -157,7 +154,7 @@ class _Passes:
 def _bounding_box(passes: _Passes) -> tuple[float, float, float, float]:
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     for block in passes.blocks():
-        # One column at a time: NumPy takes fifty times as long for the minimum over the long axis of (n, 2).
+        # One column at a time: the minimum over the long axis of (n, 2) is fifty times slower in NumPy.
         for axis in (0, 1):
             low[axis] = min(low[axis], block[:, axis].min())
             high[axis] = max(high[axis], block[:, axis].max())
@@ -173,7 +170,7 @@ class _Grid:
         root_deg: the root box.
         boxes: (n,) ascending codes of the boxes at `depth`; points elsewhere are ignored.
         depth: depth of the boxes.
-        levels: how much deeper the grid is.
+        levels: number of levels of the grid below the boxes.
         spherical: whether to sum unit vectors instead of degrees.
     """
 
@@ -189,15 +186,15 @@ class _Grid:
         self._latitude_axis = Axis(south, north, depth + levels)
         self._longitude_axis = Axis(west, east, depth + levels)
         self._boxes, self._levels, self._spherical = boxes, levels, spherical
-        self._is_whole_root = depth == 0
-        # A slot's count and sums lie together, so that a point costs one cache miss; float64 counts to 2^53.
+        self._is_root = depth == 0
+        # A slot's count and sums are adjacent (one cache miss per point); float64 counts to 2^53.
         self.totals = np.zeros((len(boxes) * 4**levels, 4 if spherical else 3))
 
     def add(self, latlon_deg: FloatArray) -> None:
         """Count a block of points."""
         latitude, longitude = np.ascontiguousarray(latlon_deg[:, 0]), np.ascontiguousarray(latlon_deg[:, 1])
         slot = interleave(self._latitude_axis.index(latitude), self._longitude_axis.index(longitude))
-        if not self._is_whole_root:
+        if not self._is_root:
             box_code = slot >> 2 * self._levels
             box = np.minimum(np.searchsorted(self._boxes, box_code), len(self._boxes) - 1)
             is_inside = self._boxes[box] == box_code
@@ -208,7 +205,7 @@ class _Grid:
             np.add.at(total, slot, value)
 
     def codes(self, slots: IntArray) -> IntArray:
-        """Codes, at the depth of the grid, of its slots."""
+        """Codes of slots at the depth of the grid."""
         codes: IntArray = self._boxes[slots >> 2 * self._levels] << 2 * self._levels
         codes |= slots & (4**self._levels - 1)
         return codes
@@ -217,11 +214,11 @@ class _Grid:
 def _cut(
     counts: FloatArray, levels: int, max_points_per_cell: int
 ) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
-    """Cut boxes from the top down wherever they hold too many points.
+    """Split boxes with too many points from the top down.
 
     Returns:
-        First slot of each resulting box in grid order, its level (0 is the boxes themselves, `levels` the
-        grid), and whether it holds too many points still.
+        First slot of each resulting box in grid order, its level (0 is the boxes, `levels` the grid), and whether
+        it still holds too many points.
     """
     pyramid = [counts]
     for _ in range(levels):
@@ -241,20 +238,18 @@ def _cut(
 
 
 def _spherical_centers(unit_sums: FloatArray, bounds_deg: FloatArray) -> FloatArray:
-    """Mean directions, kept inside their half-open boxes.
+    """Mean directions, clipped to their half-open boxes.
 
-    The mean of points along a parallel lies poleward of it, so that of a wide cell can leave the cell; the
-    representative point is then the nearest one in degrees, and always one that `assign` gives to its own
-    cell.
+    The mean of points along a parallel lies poleward of it and can leave a wide cell.
     """
     south, west, north, east = bounds_deg.T
     latitude, longitude = unit_to_latlon(unit_sums).T
     middle = (west + east) / 2
-    # Points that cancel out (antipodes in a cell as large as a hemisphere) prefer no direction.
+    # Points that cancel out (antipodes in a cell of hemisphere size) have no mean direction.
     is_undefined = np.linalg.norm(unit_sums, axis=-1) < 1e-9
     latitude = np.where(is_undefined, (south + north) / 2, latitude)
     longitude = np.where(is_undefined, middle, longitude)
-    # Measured from the middle, a mean that rounds to +180 stays at its end of the box.
+    # Relative to the middle, so that a mean that rounds to +180 stays at its end of the box.
     longitude = middle + wrap_longitude_deg(longitude - middle)
     last_latitude = np.where(north == 90.0, 90.0, np.nextafter(north, south))
     return np.stack(

@@ -1,23 +1,28 @@
-"""Every exception that this package raises on purpose; it stands alone, apart from geoloc's own tree.
+"""Errors of the quadtree package, and the root of geoloc's errors.
 
-QuadtreeError(ValueError)
-├── InvalidCoordinateError   a latitude or longitude that is no place on Earth
-├── InvalidTreeError         a leaf table that does not form a quadtree, or a file that was changed
-└── InvalidPointTableError   a CSV or Parquet file that is no table of points
+GeolocError
+└── QuadtreeError(ValueError)
+    ├── InvalidCoordinateError   a latitude out of range, or a value that is not finite
+    ├── InvalidTreeError         cells that form no quadtree, or a file that was changed
+    └── InvalidPointTableError   a CSV or Parquet file without the columns of coordinates
 """
 
 
-class QuadtreeError(ValueError):
-    """Base class: `except QuadtreeError` catches every deliberate failure of this package."""
+class GeolocError(Exception):
+    """Base class of all deliberate errors of quadtree and geoloc (`geoloc.errors` re-exports it)."""
+
+
+class QuadtreeError(GeolocError, ValueError):
+    """Base class of this package's errors."""
 
 
 class InvalidCoordinateError(QuadtreeError):
-    """A latitude outside [-90, 90], or a coordinate that is not finite."""
+    """A latitude is outside [-90, 90], or a coordinate is not finite."""
 
 
 class InvalidTreeError(QuadtreeError):
-    """Cells that overlap, lie outside of their root box or contradict the file they came in."""
+    """Cells overlap, lie outside their root box or contradict their file."""
 
 
 class InvalidPointTableError(QuadtreeError):
-    """A file without the asked columns, with empty fields in them, or of an unknown format."""
+    """A table lacks the requested columns, has empty fields in them, or has an unknown format."""

@@ -1,7 +1,4 @@
-"""From points to cells: a table for the upper levels, a binary search below it, the nearest cell for holes.
-
-Knows leaves as ranges of Z-order codes; knows nothing about files or about how the leaves came to be.
-"""
+"""Cell lookup: a table for the upper levels, binary search below, and the nearest cell for holes."""
 
 from typing import Final
 
@@ -10,19 +7,19 @@ import numpy as np
 from quadtree.morton import MAX_DEPTH, Axis, IntArray, cell_bounds_deg, encode, interleave
 from quadtree.sphere import FloatArray, box_distance_km, haversine_km
 
-NO_CELL: Final = -1  # a hole: an empty leaf, or no leaf at all
+NO_CELL: Final = -1  # the point is in an empty leaf or outside all leaves
 
 _BELOW_TABLE: Final = -2
 _TABLE_DEPTH: Final = 10  # 4^10 int32 entries are 4 MB, which stay in cache
-# Points at a time: larger temporaries leave the cache, and their memory is given back after each call.
+# Points per block: larger temporaries do not fit in the cache.
 _BLOCK: Final = 1 << 12
-_BATCH: Final = 1 << 16  # points in holes at a time, so that the pairs to compare fit in memory
-_FEW: Final = 4  # points or candidates from which on smaller boxes no longer pay
-_ROUNDING_KM: Final = 1e-6  # generous bound on the rounding of a distance on Earth
+_BATCH: Final = 1 << 16  # points in holes per batch, so that the pairs fit in memory
+_FEW: Final = 4  # at most this many points or candidates are compared in pairs
+_ROUNDING_KM: Final = 1e-6  # upper bound on the rounding error of a distance
 
 
 class CellLookup:
-    """Finds the leaf that contains a point.
+    """Lookup table from points to leaves.
 
     Args:
         root_deg: south, west, north, east of the root box.
@@ -41,20 +38,19 @@ class CellLookup:
         shift = 2 * (MAX_DEPTH - self._depth)
         self._starts = start_codes >> shift
         self._stops = self._starts + (1 << 2 * (self._depth - depths))
-        # The table holds the cell of every grid cell at its depth, or says that the answer lies below or is a
-        # hole.
+        # The table maps each grid cell at its depth to a cell, _BELOW_TABLE or NO_CELL.
         table_depth = min(self._depth, _TABLE_DEPTH)
         self._table_shift = 2 * (self._depth - table_depth)
         first, end = self._starts >> self._table_shift, self._stops >> self._table_shift
-        is_whole = depths <= table_depth
+        in_table = depths <= table_depth
         self._table = np.full(4**table_depth, NO_CELL, dtype=np.int32)
         entries = np.arange(len(self._table))
-        cell, entry = _lists(entries, first[is_whole], (end - first)[is_whole])
-        self._table[entry] = np.flatnonzero(is_whole)[cell]
-        self._table[first[~is_whole]] = _BELOW_TABLE
+        cell, entry = _lists(entries, first[in_table], (end - first)[in_table])
+        self._table[entry] = np.flatnonzero(in_table)[cell]
+        self._table[first[~in_table]] = _BELOW_TABLE
 
     def find(self, latlon_deg: FloatArray) -> IntArray:
-        """Cell of each validated point, (n, 2) -> (n,), or NO_CELL in a hole and outside of the root box."""
+        """Cell of each validated point, (n, 2) -> (n,), or NO_CELL in a hole and outside the root box."""
         cells = np.empty(len(latlon_deg), dtype=np.int64)
         for start in range(0, len(latlon_deg), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -69,8 +65,7 @@ class CellLookup:
         if len(below):
             deep = code[below]
             found = np.searchsorted(self._starts, deep, side="right") - 1
-            # A hole can come before the first cell, where `found` is -1 and the last cell's stop lies above
-            # any code.
+            # In a hole before the first cell `found` is -1.
             in_hole = (found < 0) | (deep >= self._stops[found])
             cell[below] = np.where(in_hole, NO_CELL, found)
         south, west, north, east = self._root_deg
@@ -86,10 +81,10 @@ class CellLookup:
 
 
 def nearest_cells(latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray) -> IntArray:
-    """The cell whose closed box is nearest on the sphere to each point, (n, 2) -> (n,).
+    """Cell with the nearest closed box on the sphere for each point, (n, 2) -> (n,).
 
-    Ties go to the nearer representative point, then to the lower id. Points are grouped by quadtree boxes of
-    the Earth, and the cells that may win in a box are sieved from those that may win in the box around it.
+    Ties go to the nearer representative point, then to the lower id. Points are grouped by quadtree boxes of the
+    Earth; the candidate cells of a box are a subset of those of its parent box.
 
     Args:
         latlon_deg: (n, 2) validated points.
@@ -99,7 +94,7 @@ def nearest_cells(latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_
     codes = encode(latlon_deg)
     order = np.argsort(codes)
     nearest = np.empty(len(order), dtype=np.int64)
-    for start in range(0, len(order), _BATCH):  # compact, because sorted along the curve
+    for start in range(0, len(order), _BATCH):  # neighbours, because sorted along the curve
         batch = order[start : start + _BATCH]
         winners = _nearest_in_batch(codes[batch], latlon_deg[batch], bounds_deg, center_latlon_deg)
         nearest[batch] = winners
@@ -110,11 +105,11 @@ def _nearest_in_batch(
     codes: IntArray, latlon_deg: FloatArray, bounds_deg: FloatArray, center_latlon_deg: FloatArray
 ) -> IntArray:
     nearest = np.empty(len(codes), dtype=np.int64)
-    points = np.arange(len(codes))  # those without an answer, in the order of their codes
-    group = np.zeros(len(codes), dtype=np.int64)  # which candidate list is theirs
+    points = np.arange(len(codes))  # unsettled points, in the order of their codes
+    group = np.zeros(len(codes), dtype=np.int64)  # index of the candidate list
     candidates, first, count = np.arange(len(bounds_deg)), np.array([0]), np.array([len(bounds_deg)])
     for depth in range(1, MAX_DEPTH + 2):
-        # Where points or candidates are few, or boxes get no smaller, compare all pairs.
+        # Compare all pairs of small groups and at the deepest level.
         size = np.bincount(group, minlength=len(count))
         is_settled = ((size <= _FEW) | (count <= _FEW) | (depth > MAX_DEPTH))[group]
         settled = points[is_settled]
@@ -123,18 +118,18 @@ def _nearest_in_batch(
         points, group = points[~is_settled], group[~is_settled]
         if len(points) == 0:
             break
-        # The next smaller boxes take over the lists of the boxes around them.
+        # Child boxes start with the candidates of their parent.
         prefix = codes[points] >> 2 * (MAX_DEPTH - depth)
         is_first = np.diff(prefix, prepend=-1) != 0
         parent = group[is_first]
         box, candidates = _lists(candidates, first[parent], count[parent])
         middle, radius_km = _enclosing_circles(prefix[is_first], depth)
         distance_km = _pair_distance_km(middle, bounds_deg, box, candidates)
-        # Triangle inequality: a cell that wins somewhere within r of the middle is at most 2r farther from
-        # the middle than the cell that wins there.
+        # Triangle inequality: the nearest cell of a point within r of the middle is at most 2r farther from the
+        # middle than the nearest cell of the middle.
         least_km = np.minimum.reduceat(distance_km, np.flatnonzero(np.diff(box, prepend=-1)))
-        may_win = distance_km <= (least_km + 2 * radius_km + _ROUNDING_KM)[box]
-        box, candidates = box[may_win], candidates[may_win]
+        is_candidate = distance_km <= (least_km + 2 * radius_km + _ROUNDING_KM)[box]
+        box, candidates = box[is_candidate], candidates[is_candidate]
         count = np.bincount(box)
         first = np.cumsum(count) - count
         group = np.cumsum(is_first) - 1
@@ -142,7 +137,7 @@ def _nearest_in_batch(
 
 
 def _lists(values: IntArray, first: IntArray, count: IntArray) -> tuple[IntArray, IntArray]:
-    """Concatenate the slices values[first[i] : first[i] + count[i]]; the first result is each element's i."""
+    """Index i and values of the concatenated slices values[first[i] : first[i] + count[i]]."""
     owner = np.repeat(np.arange(len(first)), count)
     return owner, values[np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)]
 
@@ -150,7 +145,7 @@ def _lists(values: IntArray, first: IntArray, count: IntArray) -> tuple[IntArray
 def _enclosing_circles(codes: IntArray, depth: int) -> tuple[FloatArray, FloatArray]:
     """Middle and radius in km of circles around boxes of the Earth at depth >= 1.
 
-    No point of a box that is at most 180 degrees wide is farther from its middle than a corner.
+    In a box at most 180 degrees wide, a corner is the point farthest from the middle.
     """
     south, west, north, east = cell_bounds_deg(codes, depth).T
     middle = np.stack([(south + north) / 2, (west + east) / 2], axis=-1)

@@ -1,14 +1,14 @@
-"""Z-order (Morton) codes: the place of a grid cell on a curve that visits a quadtree depth first.
+"""Z-order (Morton) codes of grid cells.
 
-At depth d a root box is cut into 2^d x 2^d grid cells by halving both axes d times. Row r counts from the
-south, column c from the west, and the code interleaves their bits, row first: its base-4 digits are the path
-from the root, 0 SW, 1 SE, 2 NW, 3 NE. All descendants of a cell therefore form one contiguous range of codes.
+At depth d the root box has 2^d x 2^d grid cells. Rows count from the south, columns from the west. The code
+interleaves their bits, row first; its base-4 digits are the path from the root (0 SW, 1 SE, 2 NW, 3 NE), so the
+descendants of a cell form one contiguous range of codes.
 
-The edges are the midpoints (low + high) / 2 as float64 computes them, level by level; cells are half-open,
-[low, high), and the last row and column own the end of the root. For the whole Earth every edge down to depth
-24 is exact in float64.
+Edges are the float64 midpoints (low + high) / 2, level by level. Cells are half-open, [low, high); the last row
+and column include the end of the root. For the whole Earth every edge down to depth 24 is exact.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -25,26 +25,25 @@ WORLD_BOUNDS_DEG: Final = (-90.0, -180.0, 90.0, 180.0)  # south, west, north, ea
 
 
 class Axis:
-    """One side of a root box, halved again and again.
+    """Repeatedly halved side of a root box.
 
     Args:
         low_deg: the southern or western end.
         high_deg: the northern or eastern end; not below `low_deg`.
-        depth: how often the side is halved, 0 to 24.
+        depth: number of halvings, 0 to 24.
     """
 
     def __init__(self, low_deg: float, high_deg: float, depth: int) -> None:
         self._low, self._high, self._depth = low_deg, high_deg, depth
         width = high_deg - low_deg
-        # In units of cells: a scaled position is off by at most four roundings of its size, and an edge by
-        # one rounding per level of the larger end. Within `doubt` (at least twice that bound) of an edge it
-        # cannot tell the cell.
+        # In units of cells: the error of a scaled position is at most four roundings of its size, that of an
+        # edge one rounding per level. Within `doubt` (at least twice that bound) of an edge, `_descend` decides.
         self._scale = 2.0**depth / width if width > 1e-300 else np.inf
         largest = max(abs(low_deg), abs(high_deg))
         self._doubt = 2.0**-50 * (2.0**depth + (depth + 1) * largest * self._scale)
 
     def index(self, values_deg: FloatArray) -> IntArray:
-        """Grid row or column of each value, (n,) -> (n,); beyond an end it is the first or last cell."""
+        """Grid row or column of each value, (n,) -> (n,), clipped to the first and last cell."""
         if not self._doubt < 0.5:
             return self._descend(values_deg)
         position = (values_deg - self._low) * self._scale
@@ -60,7 +59,7 @@ class Axis:
         return index
 
     def _descend(self, values_deg: FloatArray) -> IntArray:
-        """The definition of `index`: compare with the midpoint, level by level."""
+        """Exact `index`: compare with the midpoint, level by level."""
         index = np.zeros(len(values_deg), dtype=np.int64)
         low, high = np.full(len(values_deg), self._low), np.full(len(values_deg), self._high)
         for _ in range(self._depth):
@@ -72,7 +71,7 @@ class Axis:
         return index
 
     def ends_deg(self, index: IntArray, depth: NDArray[np.integer]) -> tuple[FloatArray, FloatArray]:
-        """Low and high end of cells, given their row or column at their own depth, each (n,)."""
+        """Low and high end of cells from their row or column at their own depth, each (n,)."""
         low, high = np.full(len(index), self._low), np.full(len(index), self._high)
         for level in range(int(depth.max(initial=0))):
             middle = (low + high) / 2
@@ -104,10 +103,10 @@ def encode(
 ) -> IntArray:
     """Z-order codes of points, (..., 2) -> (...), each in [0, 4^depth).
 
-    A point outside of the root box gets the code of the nearest row and column.
+    A point outside the root box gets the nearest row and column.
 
     Raises:
-        InvalidCoordinateError: a coordinate is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
         QuadtreeError: depth is outside [0, 24].
 
     >>> [np.base_repr(int(code), 4) for code in encode([[48.8566, 2.3522], [-33.87, 151.21]], depth=6)]
@@ -141,6 +140,28 @@ def cell_bounds_deg(
     return np.stack([low_latitude, low_longitude, high_latitude, high_longitude], axis=-1)
 
 
+def parse_paths(paths: Sequence[str]) -> tuple[IntArray, IntArray]:
+    """First codes at depth 24, and depths, of boxes given by their paths.
+
+    Raises:
+        QuadtreeError: a path has other digits than 0-3 or more than 24 of them.
+    """
+    for path in paths:
+        if len(path) > MAX_DEPTH or not set(path) <= set("0123"):
+            raise QuadtreeError(f"a path has at most {MAX_DEPTH} digits 0-3; found {path!r}")
+    depths = np.array([len(path) for path in paths], dtype=np.int64)
+    codes = np.array([int(path or "0", 4) for path in paths], dtype=np.int64)
+    return codes << 2 * (MAX_DEPTH - depths), depths
+
+
+def format_paths(start_codes: IntArray, depths: IntArray) -> tuple[str, ...]:
+    """Paths such as "0312" of boxes, the inverse of `parse_paths`; "" is the root."""
+    return tuple(
+        "".join(str(code >> 2 * (MAX_DEPTH - level) & 3) for level in range(1, depth + 1))
+        for code, depth in zip(start_codes.tolist(), depths.tolist(), strict=True)
+    )
+
+
 def check_depth(depth: int) -> None:
     """Raise QuadtreeError unless depth is in [0, 24]."""
     if not 0 <= depth <= MAX_DEPTH:
@@ -164,7 +185,7 @@ def _squeeze(codes: IntArray) -> IntArray:
     return bits
 
 
-# The other direction is the hot one: a table of 12 bits (32 kB, a core's L1 cache) is faster than the steps.
+# Spreading is the hot path: a table of 12 bits (32 kB, fits in L1) is faster than the steps.
 _SPREAD: Final = np.sum([(np.arange(1 << 12) >> bit & 1) << 2 * bit for bit in range(12)], axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Coordinates from CSV and Parquet tables of any length, a batch at a time. Knows nothing about cells."""
+"""Batches of coordinates from CSV and Parquet tables of any length."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ _PARQUET_BATCH_ROWS: Final = 1 << 17
 
 
 class PointTable:
-    """Coordinates in one or more files; every iteration reads them afresh and yields float64 (n, 2) batches.
+    """Re-iterable table of coordinates: each iteration reads the files and yields float64 (n, 2) batches.
 
-    The suffix tells the format: `.parquet`, or `.csv`, also compressed as `.csv.gz` and the like. An empty
-    field becomes NaN, which the reader of the batch will refuse.
+    The suffix decides the format: `.parquet`, `.csv` or a compressed CSV such as `.csv.gz`. An empty field
+    becomes NaN.
 
     Args:
-        paths: a file, or several that are read one after the other.
+        paths: one or more files.
         latitude_column: name of the column of latitudes, degrees.
         longitude_column: name of the column of longitudes, degrees.
 
     Raises:
-        InvalidPointTableError: (on iteration) a column is missing or holds text, or the format is unknown.
+        InvalidPointTableError: (on iteration) a column is missing or is text, or the format is unknown.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class PointTable:
             except pa.ArrowException as error:
                 raise InvalidPointTableError(
                     f"{path} cannot be read as a table of points: {error}; {self.latitude_column!r} and "
-                    f"{self.longitude_column!r} must be columns of numbers, in a .csv with commas between columns "
-                    "and points in numbers"
+                    f"{self.longitude_column!r} must be columns of numbers; a .csv needs commas between columns "
+                    "and decimal points"
                 ) from error
 
     def _record_batches(self, path: Path) -> "Iterator[pa.RecordBatch]":
@@ -75,8 +75,7 @@ class PointTable:
             import pyarrow as pa
             import pyarrow.csv as pc
 
-            # One thread: the parallel reader holds many blocks ahead, and parsing two columns is not the
-            # bottleneck.
+            # One thread: the parallel reader buffers many blocks, and parsing is not the bottleneck.
             read_options = pc.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
             parse_options = pc.ParseOptions(newlines_in_values=True)
             with pc.open_csv(path, read_options, parse_options) as reader:
@@ -93,5 +92,5 @@ class PointTable:
         if missing:
             raise InvalidPointTableError(
                 f"{path} has no column {' and '.join(map(repr, missing))}; its columns are {found}; "
-                "name the right ones with latitude_column and longitude_column"
+                "set latitude_column and longitude_column"
             )

@@ -1,7 +1,7 @@
-"""Geometry on the sphere: coordinates, unit vectors, distances, means. Knows nothing about cells.
+"""Geometry on the sphere: coordinates, unit vectors, distances, means.
 
-Every function takes `latlon_deg`: latitude first, WGS84 degrees, last axis of length 2. Distances are great
-circles on the mean sphere; `geodesic_km` alone uses the ellipsoid.
+`latlon_deg` is latitude first, WGS84 degrees, last axis of length 2. Distances are great circles on the mean
+sphere, except `geodesic_km` on the ellipsoid.
 """
 
 from typing import Final
@@ -15,19 +15,18 @@ FloatArray = NDArray[np.float64]
 
 EARTH_MEAN_RADIUS_KM: Final = 6371.0088  # mean radius of the WGS84 ellipsoid, (2a + b) / 3
 
-# Points at a time: larger temporaries leave the cache, and their memory is given back after each call.
+# Points per block: larger temporaries do not fit in the cache.
 _BLOCK: Final = 1 << 12
 
 
 def validate_latlon_deg(latlon_deg: ArrayLike, *, first_row: int = 0) -> FloatArray:
     """Coordinates as float64 (..., 2) with latitude in [-90, 90] and longitude wrapped to [-180, 180).
 
-    Wrapping is exact: no longitude changes by a rounding error. The result is
-    the input itself where nothing had to change, so do not write into it.
+    Wrapping is exact. The result is the input itself if nothing had to change: do not write into it.
 
     Args:
         latlon_deg: the points.
-        first_row: number of the first point in error messages, for points that come in batches.
+        first_row: number of the first point in error messages, for batches.
 
     Raises:
         InvalidCoordinateError: the last axis is not 2, a latitude is outside [-90, 90], or a value is not
@@ -46,7 +45,7 @@ def validate_latlon_deg(latlon_deg: ArrayLike, *, first_row: int = 0) -> FloatAr
     if latlon.size == 0:
         return latlon
     latitude, longitude = latlon[..., 0], latlon[..., 1]
-    # A NaN makes every comparison false, so it lands in the error branch without a test of its own.
+    # Comparisons with NaN are false, so NaN enters the error branch.
     if not (latitude.min() >= -90.0 and latitude.max() <= 90.0):
         bad = ~((latitude >= -90.0) & (latitude <= 90.0))
         remedy = "latitude comes first and lies in [-90, 90]; are the columns swapped?"
@@ -65,19 +64,18 @@ def _invalid(
     first = int(np.flatnonzero(bad.ravel())[0])
     latitude, longitude = latlon_deg.reshape(-1, 2)[first].tolist()
     return InvalidCoordinateError(
-        f"{axis} of point {first_row + first} is no place on Earth: ({latitude}, {longitude}); "
+        f"{axis} of point {first_row + first} is not valid: ({latitude}, {longitude}); "
         f"{int(bad.sum())} of these {bad.size} points are invalid; {remedy}"
     )
 
 
 def wrap_longitude_deg(longitude_deg: ArrayLike) -> FloatArray:
-    """Longitudes moved by whole turns into [-180, 180), any shape.
+    """Longitudes wrapped to [-180, 180), any shape.
 
     >>> wrap_longitude_deg([-180.0, 180.0, 540.5])
     array([-180. , -180. , -179.5])
     """
-    # fmod is exact, and so are the two shifts (the operands are within a factor of two of each other), so a
-    # value just below 180 can never round up to 180.
+    # fmod and the two shifts are exact (operands within a factor of two), so a value below 180 stays below.
     turn = np.fmod(np.asarray(longitude_deg, dtype=np.float64), 360.0)
     return np.asarray(turn - 360.0 * (turn >= 180.0) + 360.0 * (turn < -180.0))
 
@@ -91,8 +89,8 @@ def latlon_to_unit(latlon_deg: ArrayLike) -> FloatArray:
 def unit_components(
     latitude_deg: FloatArray, longitude_deg: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The x, y, z of `latlon_to_unit` as separate arrays, for callers that hold columns."""
-    # One tangent of the half angle costs half as much as a sine and a cosine, at the same absolute precision.
+    """The x, y, z of `latlon_to_unit` as separate arrays."""
+    # One tangent of the half angle is twice as fast as a sine and a cosine, with the same absolute precision.
     u, v = np.tan(latitude_deg * (np.pi / 360)), np.tan(longitude_deg * (np.pi / 360))
     uu, vv = u * u, v * v
     cos_over = (1.0 - uu) / ((1.0 + uu) * (1.0 + vv))
@@ -100,22 +98,22 @@ def unit_components(
 
 
 def unit_to_latlon(unit: ArrayLike) -> FloatArray:
-    """Points in the direction of vectors of any length but 0, (..., 3) -> (..., 2) degrees.
+    """Coordinates in the direction of non-zero vectors, (..., 3) -> (..., 2) degrees.
 
     >>> unit_to_latlon([0.0, -2.0, 0.0])
     array([  0., -90.])
     """
     x, y, z = np.moveaxis(np.asarray(unit, dtype=np.float64), -1, 0)
     latitude = np.degrees(np.arctan2(z, np.hypot(x, y)))
-    # arctan2 reaches +180 itself for y = +0, which belongs to -180 here.
+    # arctan2 returns +180 for y = +0; it is wrapped to -180.
     return np.stack([latitude, wrap_longitude_deg(np.degrees(np.arctan2(y, x)))], axis=-1)
 
 
 def haversine_km(a_latlon_deg: ArrayLike, b_latlon_deg: ArrayLike) -> FloatArray:
     """Great-circle distance on the mean sphere, (..., 2) and (..., 2) -> (...); leading axes broadcast.
 
-    The haversine formula keeps its precision for points that are metres apart and for antipodes. Coordinates
-    are not validated: a NaN gives a NaN. The ellipsoid differs by up to 0.56 %, see `geodesic_km`.
+    Precise for points metres apart and for antipodes. Coordinates are not validated: a NaN gives a NaN. The
+    ellipsoid's distances (`geodesic_km`) differ by up to 0.56 %.
 
     >>> paris, london = np.array([48.8566, 2.3522]), np.array([51.5074, -0.1278])
     >>> round(float(haversine_km(paris, london)), 1)
@@ -160,10 +158,9 @@ def geodesic_km(a_latlon_deg: ArrayLike, b_latlon_deg: ArrayLike) -> FloatArray:
 
 
 def initial_bearing_deg(from_latlon_deg: ArrayLike, to_latlon_deg: ArrayLike) -> FloatArray:
-    """Direction in which the great circle leaves `from` towards `to`, clockwise from north in [0, 360).
+    """Initial bearing of the great circle from `from` to `to`, clockwise from north in [0, 360).
 
-    It is 0 for two equal points. At a pole it counts from the meridian of the longitude that the pole was
-    given.
+    It is 0 for two equal points. At a pole it counts from the meridian of the pole's given longitude.
 
     >>> initial_bearing_deg([0.0, 0.0], [0.0, 10.0])
     array(90.)
@@ -174,14 +171,14 @@ def initial_bearing_deg(from_latlon_deg: ArrayLike, to_latlon_deg: ArrayLike) ->
     east = np.sin(dlon) * np.cos(latitude_b)
     north = np.cos(latitude_a) * np.sin(latitude_b) - np.sin(latitude_a) * np.cos(latitude_b) * np.cos(dlon)
     bearing = np.degrees(np.arctan2(east, north)) % 360.0
-    # A tiny negative angle rounds to 360 in the modulo, which is the same direction as 0.
+    # The modulo of a tiny negative angle rounds to 360.
     return np.asarray(np.where(bearing == 360.0, 0.0, bearing))
 
 
 def destination_latlon_deg(
     from_latlon_deg: ArrayLike, bearing_deg: ArrayLike, distance_km: ArrayLike
 ) -> FloatArray:
-    """The point reached along a great circle, (..., 2), (...), (...) -> (..., 2); leading axes broadcast.
+    """End point of a great-circle path, (..., 2), (...), (...) -> (..., 2); leading axes broadcast.
 
     >>> destination_latlon_deg([0.0, 0.0], 90.0, EARTH_MEAN_RADIUS_KM * np.pi / 2).round(9) + 0.0
     array([ 0., 90.])
@@ -189,8 +186,7 @@ def destination_latlon_deg(
     latitude, longitude = _radians(from_latlon_deg)
     bearing = np.radians(np.asarray(bearing_deg, dtype=np.float64))
     angle = np.asarray(distance_km, dtype=np.float64) / EARTH_MEAN_RADIUS_KM
-    # Local frame at the start: up, north and east are orthonormal, the path turns from up towards the
-    # bearing.
+    # Orthonormal frame at the start: up, north, east. The path turns from up towards the bearing.
     up = latlon_to_unit(from_latlon_deg)
     north = np.stack(
         [-np.sin(latitude) * np.cos(longitude), -np.sin(latitude) * np.sin(longitude), np.cos(latitude)],
@@ -202,17 +198,14 @@ def destination_latlon_deg(
 
 
 def spherical_mean_latlon_deg(latlon_deg: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
-    """Mean direction of points over the last but one axis, (..., n, 2) -> (..., 2).
-
-    It is the point nearest to the mean of the unit vectors, so longitudes need no care at the antimeridian.
+    """Direction of the mean unit vector of points, (..., n, 2) -> (..., 2).
 
     Args:
         latlon_deg: the points.
-        weights: (..., n) non-negative weights; all equal when None.
+        weights: (..., n) non-negative weights; None weights all equally.
 
     Raises:
-        QuadtreeError: there is no point, or the points cancel out (two antipodes), so that no direction is
-            preferred.
+        QuadtreeError: there is no point, or the points cancel out (two antipodes).
 
     >>> spherical_mean_latlon_deg([[0.0, 179.0], [0.0, -179.0]]).round(9)
     array([   0., -180.])
@@ -228,7 +221,7 @@ def spherical_mean_latlon_deg(latlon_deg: ArrayLike, weights: ArrayLike | None =
     if not np.all(length > 1e-12 * weight.sum(axis=-1)):
         raise QuadtreeError(
             "points cancel out on the sphere, or weights are zero or not finite, so no mean exists; "
-            "leave out one point or weigh them differently"
+            "leave out one point or change the weights"
         )
     return unit_to_latlon(resultant)
 
@@ -240,10 +233,9 @@ def box_distance_km(latlon_deg: ArrayLike, bounds_deg: ArrayLike) -> FloatArray:
         latlon_deg: (..., 2) points, longitudes in [-180, 180].
         bounds_deg: (..., 4) south, west, north, east with -180 <= west <= east <= 180.
 
-    The nearest point of a box has the point's own longitude if the box contains it. Otherwise it lies on the
-    nearer of the two meridian sides: along a meridian at angle dlon the cosine of the distance is
-    proportional to cos(latitude' - peak) with tan(peak) = tan(latitude) / cos(dlon), so it is the peak or an
-    end of the side.
+    The nearest point of a box has the point's longitude if the box contains that longitude. Otherwise it lies on
+    the nearer meridian side: along a meridian at angle dlon the cosine of the distance is proportional to
+    cos(latitude' - peak) with tan(peak) = tan(latitude) / cos(dlon), so it is the peak or an end of the side.
 
     >>> round(float(box_distance_km([0.0, 0.0], [10.0, -5.0, 20.0, 5.0])), 2)  # straight north
     1111.95
@@ -253,7 +245,7 @@ def box_distance_km(latlon_deg: ArrayLike, bounds_deg: ArrayLike) -> FloatArray:
     south, west, north, east = np.moveaxis(bounds, -1, 0)
     to_west, to_east = west - longitude, longitude - east
     to_west, to_east = to_west + 360.0 * (to_west < 0.0), to_east + 360.0 * (to_east < 0.0)
-    # A pole has every longitude, so it is "straight" north or south of every box.
+    # A pole has every longitude.
     straight = (
         (longitude >= west) & (longitude <= east)
         | (to_west == 0.0)
@@ -263,10 +255,10 @@ def box_distance_km(latlon_deg: ArrayLike, bounds_deg: ArrayLike) -> FloatArray:
     dlon = np.radians(np.where(straight, 0.0, np.minimum(to_west, to_east)))
     phi = np.radians(latitude)
     cos_phi = np.cos(phi)
-    # Straight north or south the peak is the latitude itself; asking arctan2 for it would lose its last bits.
+    # Straight north or south the peak is the latitude itself, exactly.
     peak = np.where(straight, latitude, np.degrees(np.arctan2(np.sin(phi), cos_phi * np.cos(dlon))))
     to_south, to_north = np.abs(peak - south), np.abs(peak - north)
-    # A peak beyond a pole (dlon > 90 degrees) may be nearer to the other end, the short way round.
+    # A peak beyond a pole (dlon > 90 degrees) may be nearer to the other end.
     end = np.where(
         np.minimum(to_south, 360.0 - to_south) < np.minimum(to_north, 360.0 - to_north), south, north
     )

@@ -1,35 +1,43 @@
-"""Quadtrees on disk: GeoParquet 1.1 in and out, OSV-5M's CSV in and out, GeoJSON out.
+"""Storage of quadtrees: GeoParquet 1.1 (read, write), OSV-5M's CSV (read, write), GeoJSON (write).
 
-The GeoParquet file has one row per cell in the order of the cell ids, so row i is class i:
+Row i of the GeoParquet file is cell i:
 
     cell_id     int64
     path        string, digits from the root
     depth       int8
     latitude    float64, of the representative point
     longitude   float64
-    num_points  int64, null where unknown
-    bbox        struct of float64 xmin, ymin, xmax, ymax: the box, and the covering that readers filter by
-    geometry    WKB polygon, the same box
+    num_points  int64, null if unknown
+    bbox        struct of float64 xmin, ymin, xmax, ymax (GeoParquet's covering)
+    geometry    WKB polygon of the same box
 
-The root box and the fingerprint are in the file's metadata under "quadtree". Reading rebuilds the tree from
-paths and representative points and checks all else against it, so a file that was changed or cut is refused.
+The file's metadata has the root box and the fingerprint under "quadtree". The reader uses paths and
+representative points, and rejects a file whose other columns or fingerprint disagree with them.
 """
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quadtree.errors import InvalidTreeError
-from quadtree.morton import MAX_DEPTH, IntArray, cell_bounds_deg, interleave
+from quadtree.morton import (
+    MAX_DEPTH,
+    WORLD_BOUNDS_DEG,
+    IntArray,
+    cell_bounds_deg,
+    format_paths,
+    interleave,
+    parse_paths,
+)
 from quadtree.sphere import FloatArray
-from quadtree.tree import Quadtree, parse_paths
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,31 +46,55 @@ _FORMAT_VERSION: Final = 1
 
 _OSV5M_COLUMNS: Final = ("cluster_id", "min_lat", "min_lon", "max_lat", "max_lon", "mean_lat", "mean_lon")
 
-_OSV5M_TOLERANCE_DEG: Final = 1e-9  # 0.1 mm; forgives a table that was written with fewer digits
+_OSV5M_TOLERANCE_DEG: Final = 1e-9  # 0.1 mm; tolerance for tables with fewer digits
 
 
-def write_parquet(tree: Quadtree, path: str | Path) -> None:
-    """Write a tree as GeoParquet 1.1; an existing file is replaced at once or not at all."""
+class Leaves(NamedTuple):
+    """The arrays that define a quadtree, in the order of the arguments of `Quadtree`."""
+
+    start_codes: IntArray
+    depths: IntArray
+    center_latlon_deg: FloatArray
+    num_points: IntArray | None = None
+    root_deg: tuple[float, float, float, float] = WORLD_BOUNDS_DEG
+
+    @property
+    def bounds_deg(self) -> FloatArray:
+        """(num_cells, 4) south, west, north, east of each cell."""
+        return cell_bounds_deg(self.start_codes >> 2 * (MAX_DEPTH - self.depths), self.depths, self.root_deg)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of root, codes, depths and representative points, little endian."""
+        digest = hashlib.sha256(b"quadtree leaf table 1\n")
+        digest.update((np.array(self.root_deg) + 0.0).astype("<f8").tobytes())
+        digest.update(self.start_codes.astype("<i8").tobytes())
+        digest.update(self.depths.astype("<i8").tobytes())
+        digest.update((self.center_latlon_deg + 0.0).astype("<f8").tobytes())  # + 0.0 turns -0.0 into 0.0
+        return digest.hexdigest()
+
+
+def write_parquet(leaves: Leaves, path: str | Path) -> None:
+    """Write GeoParquet 1.1; an existing file is replaced atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    south, west, north, east = tree.bounds_deg.T
-    num_points = (
-        pa.nulls(tree.num_cells, pa.int64()) if tree.num_points is None else pa.array(tree.num_points)
-    )
+    num_cells, bounds_deg = len(leaves.depths), leaves.bounds_deg
+    south, west, north, east = bounds_deg.T
+    num_points = pa.nulls(num_cells, pa.int64()) if leaves.num_points is None else pa.array(leaves.num_points)
     table = pa.table(
         {
-            "cell_id": pa.array(np.arange(tree.num_cells)),
-            "path": pa.array(tree.paths, pa.string()),
-            "depth": pa.array(tree.depths.astype(np.int8)),
-            "latitude": pa.array(tree.center_latlon_deg[:, 0]),
-            "longitude": pa.array(tree.center_latlon_deg[:, 1]),
+            "cell_id": pa.array(np.arange(num_cells)),
+            "path": pa.array(format_paths(leaves.start_codes, leaves.depths), pa.string()),
+            "depth": pa.array(leaves.depths.astype(np.int8)),
+            "latitude": pa.array(leaves.center_latlon_deg[:, 0]),
+            "longitude": pa.array(leaves.center_latlon_deg[:, 1]),
             "num_points": num_points,
             "bbox": pa.StructArray.from_arrays(
                 [pa.array(side) for side in (west, south, east, north)],
                 names=["xmin", "ymin", "xmax", "ymax"],
             ),
-            "geometry": _wkb_boxes(tree.bounds_deg),
+            "geometry": _wkb_boxes(bounds_deg),
         }
     )
     geo = {
@@ -79,19 +111,18 @@ def write_parquet(tree: Quadtree, path: str | Path) -> None:
             }
         },
     }
-    own = {"format_version": _FORMAT_VERSION, "root_deg": tree.root_deg, "fingerprint": tree.fingerprint}
+    own = {"format_version": _FORMAT_VERSION, "root_deg": leaves.root_deg, "fingerprint": leaves.fingerprint}
     table = table.replace_schema_metadata({"geo": json.dumps(geo), "quadtree": json.dumps(own)})
     with _replacing(Path(path)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_parquet(path: str | Path) -> Quadtree:
-    """Read what `write_parquet` wrote.
+def read_parquet(path: str | Path) -> Leaves:
+    """Read a file written by `write_parquet`.
 
     Raises:
-        InvalidTreeError: the file is no Parquet file, was not written by this package, is of another version,
-            or its
-            content contradicts its fingerprint.
+        InvalidTreeError: the file is not Parquet, was not written by this package, has another format version,
+            or was changed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -102,8 +133,7 @@ def read_parquet(path: str | Path) -> Quadtree:
         )
     columns = ["cell_id", "path", "depth", "latitude", "longitude", "num_points", "bbox"]
     try:
-        # Without the threads of Arrow's readers and without memory mapping: the file may be replaced while we
-        # read.
+        # No reader threads and no memory mapping: the file may be replaced during the read.
         with pq.ParquetFile(str(path), memory_map=False) as file:
             metadata = (file.schema_arrow.metadata or {}).get(b"quadtree")
             own = None if metadata is None else json.loads(metadata)
@@ -117,12 +147,12 @@ def read_parquet(path: str | Path) -> Quadtree:
         raise InvalidTreeError(
             f"{path} is Parquet but no quadtree (metadata 'quadtree' "
             f"{'is missing' if own is None else 'is present'}, missing columns: {missing or 'none'}); "
-            "it must be a file that Quadtree.write made"
+            "use a file written by Quadtree.write"
         )
-    return _tree_of_table(path, own, table)
+    return _checked_leaves(path, own, table)
 
 
-def _tree_of_table(path: str | Path, own: Any, table: "pa.Table") -> Quadtree:
+def _checked_leaves(path: str | Path, own: Any, table: "pa.Table") -> Leaves:
     if not isinstance(own, dict) or own.get("format_version") != _FORMAT_VERSION:
         version = own.get("format_version") if isinstance(own, dict) else own
         raise InvalidTreeError(
@@ -134,37 +164,36 @@ def _tree_of_table(path: str | Path, own: Any, table: "pa.Table") -> Quadtree:
         centers = np.stack([table[name].to_numpy() for name in ("latitude", "longitude")], axis=-1)
         has_counts = table["num_points"].null_count == 0
         num_points = table["num_points"].to_numpy() if has_counts else None
-        tree = Quadtree(start_codes, depths, centers, num_points, tuple(own["root_deg"]))
+        leaves = Leaves(start_codes, depths, centers, num_points, tuple(own["root_deg"]))
         boxes = table["bbox"].combine_chunks()
         bounds_deg = np.stack(
             [boxes.field(side).to_numpy() for side in ("ymin", "xmin", "ymax", "xmax")], axis=-1
         )
-        redundant = (
-            np.array_equal(bounds_deg, tree.bounds_deg)
-            and np.array_equal(table["depth"].to_numpy(), tree.depths)
-            and np.array_equal(table["cell_id"].to_numpy(), np.arange(tree.num_cells))
+        is_consistent = (
+            np.array_equal(bounds_deg, leaves.bounds_deg)
+            and np.array_equal(table["depth"].to_numpy(), depths)
+            and np.array_equal(table["cell_id"].to_numpy(), np.arange(len(depths)))
         )
-    except (InvalidTreeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InvalidTreeError(f"{path} holds no valid quadtree: {error}") from error
-    if tree.fingerprint != own.get("fingerprint") or not redundant:
+    if leaves.fingerprint != own.get("fingerprint") or not is_consistent:
         raise InvalidTreeError(
-            f"{path} was changed after it was written: its cells have fingerprint {tree.fingerprint[:8]}…, "
-            f"its metadata says {str(own.get('fingerprint'))[:8]}…, and its boxes, depths and ids "
-            f"{'agree' if redundant else 'do not agree'} with its paths; copy or build it again"
+            f"{path} was changed after it was written: its cells have fingerprint {leaves.fingerprint[:8]}…, "
+            f"its metadata {str(own.get('fingerprint'))[:8]}…, and its boxes, depths and ids "
+            f"{'agree' if is_consistent else 'do not agree'} with its paths; copy or build it again"
         )
-    return tree
+    return leaves
 
 
-def read_osv5m_csv(path: str | Path) -> Quadtree:
+def read_osv5m_csv(path: str | Path) -> Leaves:
     """Read OSV-5M's cell table (`quadtree_10_1000.csv`).
 
-    The table stores neither the root nor the paths. The root is the box around all cells, because OSV-5M's
-    root is the box of the training points; depths and paths follow from halving it.
+    The table has no root and no paths. OSV-5M's root is the box of the training points, so it is the box
+    around all cells; depths and paths follow from halving it.
 
     Raises:
-        InvalidTreeError: a column is missing, a value is no number, the ids do not count up from 0, or a box
-            does not
-            result from halving the root.
+        InvalidTreeError: a column is missing, a value is no number, the ids are not 0, 1, 2, …, or a box does
+            not result from halving the root.
     """
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -200,13 +229,13 @@ def read_osv5m_csv(path: str | Path) -> Quadtree:
             f"{path}: the box of cell {cell}, {bounds_deg[cell].tolist()} (south, west, north, east), does "
             f"not result from halving the root {list(root_deg)}; the table must hold all leaves"
         )
-    return Quadtree(codes << 2 * (MAX_DEPTH - depths), depths, centers, None, root_deg)
+    return Leaves(codes << 2 * (MAX_DEPTH - depths), depths, centers, None, root_deg)
 
 
 def _locate_boxes(
     bounds_deg: FloatArray, root_deg: tuple[float, float, float, float]
 ) -> tuple[IntArray, IntArray]:
-    """Code and depth of the grid cells that are nearest to boxes; the caller compares."""
+    """Code and depth of the grid cell nearest to each box."""
     low = np.array(root_deg[:2])
     extent = np.array(root_deg[2:]) - low
     sizes = bounds_deg[:, 2:] - bounds_deg[:, :2]
@@ -217,28 +246,27 @@ def _locate_boxes(
     last = (1 << depths) - 1
     indices = []
     for axis in (0, 1):
-        # Where all points share a latitude (or longitude) it is every midpoint, and the upper half owns it.
+        # If all points share a latitude (or longitude), it equals every midpoint and belongs to the upper half.
         with np.errstate(divide="ignore", invalid="ignore"):
             position = (bounds_deg[:, axis] - low[axis]) / extent[axis] * (last + 1)
         indices.append(last if extent[axis] == 0 else np.clip(position.round().astype(np.int64), 0, last))
     return interleave(indices[0], indices[1]), depths
 
 
-def write_osv5m_csv(tree: Quadtree, path: str | Path) -> None:
-    """Write a tree in the columns, order and number format of OSV-5M's table.
+def write_osv5m_csv(leaves: Leaves, path: str | Path) -> None:
+    """Write OSV-5M's table: numbers are the shortest that read back as the same float64.
 
-    Numbers are the shortest that read back as the same float64. Only a tree with `root="data"` can be read
-    back: the table has no place for a root that is larger than its cells.
+    Only a tree with `root="data"` can be read back, because the table does not store the root.
     """
     with _replacing(Path(path)) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         file.write(",".join(_OSV5M_COLUMNS) + "\n")
-        rows = np.concatenate([tree.bounds_deg, tree.center_latlon_deg], axis=1).tolist()
+        rows = np.concatenate([leaves.bounds_deg, leaves.center_latlon_deg], axis=1).tolist()
         file.writelines(f"{cell_id},{','.join(map(repr, row))}\n" for cell_id, row in enumerate(rows))
 
 
-def to_geojson(tree: Quadtree) -> dict[str, Any]:
+def to_geojson(leaves: Leaves) -> dict[str, Any]:
     """A GeoJSON FeatureCollection (RFC 7946): one polygon per cell, longitude first, counterclockwise."""
-    num_points = [None] * tree.num_cells if tree.num_points is None else tree.num_points.tolist()
+    num_points = [None] * len(leaves.depths) if leaves.num_points is None else leaves.num_points.tolist()
     features = [
         {
             "type": "Feature",
@@ -259,7 +287,11 @@ def to_geojson(tree: Quadtree) -> dict[str, Any]:
         }
         for cell_id, ((south, west, north, east), path, count, (latitude, longitude)) in enumerate(
             zip(
-                tree.bounds_deg.tolist(), tree.paths, num_points, tree.center_latlon_deg.tolist(), strict=True
+                leaves.bounds_deg.tolist(),
+                format_paths(leaves.start_codes, leaves.depths),
+                num_points,
+                leaves.center_latlon_deg.tolist(),
+                strict=True,
             )
         )
     ]
@@ -292,10 +324,7 @@ def _wkb_boxes(bounds_deg: FloatArray) -> "pa.Array":
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block succeeds.
-
-    The package stands alone, below geoloc.files, so it brings these few lines of its own.
-    """
+    """A temporary path beside `path`, renamed to `path` when the block succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

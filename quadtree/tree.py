@@ -1,16 +1,14 @@
 """The quadtree: leaf cells, their hierarchy, and the assignment of points to them.
 
-A cell is a path of digits from the root box, 0 south-west, 1 south-east, 2 north-west, 3 north-east; both
-axes are halved in degrees at every level. A leaf that holds training points is a *cell* (a class); a leaf
-without any is *empty*: it is no class but part of the tree. Empty leaves need not be stored, because a box is
-only ever split where it holds points: they are the children of split boxes that have no cell below them.
+The path of a box is a string of digits from the root: 0 south-west, 1 south-east, 2 north-west, 3 north-east.
+Both axes are halved in degrees at every level. A leaf with training points is a *cell* (a class); a leaf
+without them is *empty*. Empty leaves are not stored: they are the children of split boxes that have no cell
+below them, because only boxes with points are split.
 
-Cell ids count the cells depth first, which is the order of their ranges on the Z-order curve, so all cells
-below any box of the tree have consecutive ids.
+Cells are numbered depth first, the order of their Z-order ranges, so the cells below a box have consecutive
+ids.
 """
 
-import hashlib
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -18,9 +16,18 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from quadtree import storage
 from quadtree.errors import InvalidTreeError, QuadtreeError
 from quadtree.lookup import NO_CELL, CellLookup, nearest_cells
-from quadtree.morton import MAX_DEPTH, WORLD_BOUNDS_DEG, IntArray, cell_bounds_deg, check_depth
+from quadtree.morton import (
+    MAX_DEPTH,
+    WORLD_BOUNDS_DEG,
+    IntArray,
+    cell_bounds_deg,
+    check_depth,
+    format_paths,
+    parse_paths,
+)
 from quadtree.sphere import FloatArray, validate_latlon_deg
 
 
@@ -29,21 +36,21 @@ class Quadtree:
 
     Attributes:
         root_deg: south, west, north, east of the root box.
-        num_cells: how many leaves hold training points: the classes.
+        num_cells: number of cells, the classes.
         depths: (num_cells,) int64, 0 is the root.
-        center_latlon_deg: (num_cells, 2) representative points, each inside its closed box. A tree over the
-            Earth uses the mean on the sphere of the training points, OSV-5M's tree their arithmetic mean.
-        num_points: (num_cells,) int64 training points, or None where the source did not tell.
+        center_latlon_deg: (num_cells, 2) representative points, each inside its closed box: the spherical mean
+            of the training points, or for OSV-5M's tree the arithmetic mean of degrees.
+        num_points: (num_cells,) int64 numbers of training points, or None if unknown.
 
     Args:
         start_codes: (num_cells,) the first Z-order code of each cell at depth 24, ascending.
-        depths: see above.
-        center_latlon_deg: see above.
-        num_points: see above.
-        root_deg: see above; the whole Earth by default.
+        depths: as the attribute.
+        center_latlon_deg: as the attribute.
+        num_points: as the attribute.
+        root_deg: as the attribute; the whole Earth by default.
 
     Raises:
-        InvalidTreeError: cells overlap or are out of order, or a representative point is outside of its box.
+        InvalidTreeError: cells overlap or are out of order, or a representative point is outside its box.
     """
 
     def __init__(
@@ -70,9 +77,7 @@ class Quadtree:
                 f"and centers of shape ({self.num_cells}, 2); found {found[0]} and {found[1]}"
             )
         if self.num_points is not None and (self.num_points.shape != found[0] or self.num_points.min() < 1):
-            raise InvalidTreeError(
-                "num_points must be at least 1 for every cell: leaves without points are no cells"
-            )
+            raise InvalidTreeError("num_points must be at least 1 for every cell")
         if self.depths.min() < 0 or self.depths.max() > MAX_DEPTH:
             raise InvalidTreeError(f"depths must be in [0, {MAX_DEPTH}]; found up to {self.depths.max()}")
         starts, stops = self.morton_ranges.T
@@ -92,11 +97,11 @@ class Quadtree:
             cell = int(np.flatnonzero(~inside)[0])
             raise InvalidTreeError(
                 f"the representative point of cell {cell}, {self.center_latlon_deg[cell].tolist()}, is "
-                f"outside of its box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
+                f"outside its box {self.bounds_deg[cell].tolist()} (south, west, north, east)"
             )
 
     def __repr__(self) -> str:
-        """One line for people: size, depth, root, identity."""
+        """Size, depth, root and fingerprint in one line."""
         root = "world" if self.is_world else f"box {list(self.root_deg)}"
         return (
             f"Quadtree({self.num_cells} cells, depth {int(self.depths.min())}-{self.max_depth}, {root}, "
@@ -104,7 +109,7 @@ class Quadtree:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Trees are equal when their fingerprints are."""
+        """Whether the fingerprints are equal."""
         return isinstance(other, Quadtree) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
@@ -123,7 +128,7 @@ class Quadtree:
 
     @cached_property
     def morton_ranges(self) -> IntArray:
-        """(num_cells, 2) first code and the code after the last one, at depth 24."""
+        """(num_cells, 2) first code and one past the last code, at depth 24."""
         return _frozen(
             np.stack([self._start_codes, self._start_codes + _num_codes(self.depths)], axis=-1), np.int64
         )
@@ -139,23 +144,15 @@ class Quadtree:
     @cached_property
     def paths(self) -> tuple[str, ...]:
         """Path of each cell, such as "0312"; "" is the root."""
-        return tuple(
-            _path(code, depth)
-            for code, depth in zip(self._start_codes.tolist(), self.depths.tolist(), strict=True)
-        )
+        return format_paths(self._start_codes, self.depths)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical leaf table: root, codes, depths and representative points, little endian.
 
-        It identifies the classes. How many training points a cell held is not part of it.
+        It identifies the classes; `num_points` is not part of it.
         """
-        digest = hashlib.sha256(b"quadtree leaf table 1\n")
-        digest.update((np.array(self.root_deg) + 0.0).astype("<f8").tobytes())
-        digest.update(self._start_codes.astype("<i8").tobytes())
-        digest.update(self.depths.astype("<i8").tobytes())
-        digest.update((self.center_latlon_deg + 0.0).astype("<f8").tobytes())  # + 0.0 turns -0.0 into 0.0
-        return digest.hexdigest()
+        return self._leaves.fingerprint
 
     # Points to cells
 
@@ -172,10 +169,9 @@ class Quadtree:
     ) -> IntArray | tuple[IntArray, NDArray[np.bool_]]:
         """Cell id of each point, (..., 2) -> (...) int64; every valid point has a cell.
 
-        Leaves are half-open, [south, north) x [west, east); the root's last row and column include its end,
-        so +90 has a leaf. A point in an empty leaf, or outside of a root that does not cover the Earth, gets
-        the cell whose closed box is nearest to it on the sphere; among equally near boxes the one with the
-        nearer representative point.
+        Leaves are half-open, [south, north) x [west, east); the root's last row and column include its end.
+        A point in an empty leaf or outside the root gets the cell whose closed box is nearest on the sphere;
+        ties go to the nearer representative point.
 
         Args:
             latlon_deg: points; longitudes are wrapped to [-180, 180) first.
@@ -204,23 +200,21 @@ class Quadtree:
     def prefix_ids(self, depth: int) -> IntArray:
         """Group of each cell when paths are cut to their first `depth` digits, (num_cells,) int64.
 
-        Shorter paths stay as they are (OSV-5M's rule). Groups count up from 0 in the order of the cells, so
-        there are `prefix_ids(depth)[-1] + 1` of them; at `max_depth` and below every cell is its own group.
+        Shorter paths are not cut (OSV-5M's rule). Groups are numbered from 0 in the order of the cells, so
+        there are `prefix_ids(depth)[-1] + 1` groups.
 
         Raises:
             QuadtreeError: depth is outside [0, 24].
         """
         check_depth(depth)
         prefix = self._start_codes >> 2 * (MAX_DEPTH - depth)
-        # Cells with a common prefix are neighbours in depth-first order; a shorter path covers its prefixes
-        # alone.
+        # Cells with a common prefix are adjacent in depth-first order.
         return np.cumsum(np.diff(prefix, prepend=prefix[0]) != 0)
 
     def morton_range(self, path: str) -> tuple[int, int]:
-        """First code at depth 24 of the box with this path, and the code after its last one.
+        """First code and one past the last code, at depth 24, of the box with this path.
 
-        Rows sorted by `quadtree.morton.encode(latlon_deg, root_deg=tree.root_deg)` that lie in the box are
-        one slice.
+        Rows sorted by `quadtree.morton.encode(latlon_deg, root_deg=tree.root_deg)` in the box form one slice.
 
         Raises:
             QuadtreeError: the path has other digits than 0-3 or more than 24 of them.
@@ -229,38 +223,34 @@ class Quadtree:
         return int(starts[0]), int(starts[0] + _num_codes(depths)[0])
 
     def cells_below(self, path: str) -> range:
-        """Ids of the cells in the box with this path: itself if it is a cell, else all cells below it.
-
-        The range is empty for an empty leaf and for a box inside of a cell.
+        """Ids of the cells in the box with this path; empty for an empty leaf and for a box inside a cell.
 
         Raises:
             QuadtreeError: as `morton_range`.
         """
         start, stop = self.morton_range(path)
         first, end = np.searchsorted(self._start_codes, [start, stop]).tolist()
-        # A cell that is larger than the box may begin with it, but is not below it.
+        # A cell larger than the box may start at the same code.
         return range(first, first if first < end and self.morton_ranges[first, 1] > stop else end)
 
     def children(self, path: str) -> tuple[str, ...]:
-        """Paths of the four boxes that this box is split into; () for a leaf, empty or not, there are none.
+        """Paths of the four children of a box; () for a leaf.
 
         Raises:
-            QuadtreeError: as `morton_range`, or the box lies inside of a leaf.
+            QuadtreeError: as `morton_range`, or the box lies inside a leaf.
         """
         below = self.cells_below(path)
         if len(below) > 0 and self.depths[below[0]] > len(path):
             return tuple(path + digit for digit in "0123")
         if len(below) == 0 and path not in self.empty_paths:
-            raise QuadtreeError(
-                f"{path!r} lies inside of a leaf, so the tree does not know it; cut the path shorter"
-            )
+            raise QuadtreeError(f"{path!r} lies inside a leaf; use a shorter path")
         return ()
 
     def ancestors(self, cell_id: int) -> tuple[str, ...]:
         """Paths of the boxes that contain a cell, from the root "" to its parent.
 
         Raises:
-            QuadtreeError: there is no such cell.
+            QuadtreeError: `cell_id` is out of range.
         """
         path = self.paths[self._checked_cell_id(cell_id)]
         return tuple(path[:depth] for depth in range(len(path)))
@@ -269,10 +259,9 @@ class Quadtree:
         """Ids of the other cells that share an edge or a corner with this cell, (k,) ascending.
 
         Boxes that meet at the antimeridian are neighbours, and so are all boxes that touch the same pole.
-        Empty leaves are no cells; a cell surrounded by empty leaves has no neighbours.
 
         Raises:
-            QuadtreeError: there is no such cell.
+            QuadtreeError: `cell_id` is out of range.
         """
         south, west, north, east = self.bounds_deg[self._checked_cell_id(cell_id)].tolist()
         souths, wests, norths, easts = self.bounds_deg.T
@@ -298,16 +287,12 @@ class Quadtree:
 
     @cached_property
     def empty_paths(self) -> tuple[str, ...]:
-        """Paths of the leaves that hold no training point, depth first."""
-        codes, depths = self._empty_leaves
-        return tuple(_path(code, depth) for code, depth in zip(codes.tolist(), depths.tolist(), strict=True))
+        """Paths of the empty leaves, depth first."""
+        return format_paths(*self._empty_leaves)
 
     @cached_property
     def empty_bounds_deg(self) -> FloatArray:
-        """(num_empty, 4) south, west, north, east of the leaves that hold no training point, depth first.
-
-        Together with `bounds_deg` they tile the root.
-        """
+        """(num_empty, 4) south, west, north, east of the empty leaves, depth first."""
         codes, depths = self._empty_leaves
         return _frozen(cell_bounds_deg(codes >> 2 * (MAX_DEPTH - depths), depths, self.root_deg), np.float64)
 
@@ -328,72 +313,54 @@ class Quadtree:
     # Files
 
     def write(self, path: str | Path) -> None:
-        """Write the tree as GeoParquet 1.1 (see `quadtree.storage`), replacing a file atomically."""
-        from quadtree.storage import write_parquet
-
-        write_parquet(self, path)
+        """Write the tree as GeoParquet 1.1 (see `quadtree.storage`); an existing file is replaced atomically."""
+        storage.write_parquet(self._leaves, path)
 
     @staticmethod
     def read(path: str | Path) -> "Quadtree":
-        """Read a tree that `write` wrote.
+        """Read a tree written by `write`.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            InvalidTreeError: it is no quadtree, or was changed after it was written.
+            FileNotFoundError: the file does not exist.
+            InvalidTreeError: the file holds no quadtree, or was changed after it was written.
         """
-        from quadtree.storage import read_parquet
-
-        return read_parquet(path)
+        leaves = storage.read_parquet(path)
+        try:
+            return Quadtree(*leaves)
+        except InvalidTreeError as error:
+            raise InvalidTreeError(f"{path} holds no valid quadtree: {error}") from error
 
     @staticmethod
     def read_osv5m_csv(path: str | Path) -> "Quadtree":
-        """Read OSV-5M's cell table, `quadtree_10_1000.csv`; it does not tell `num_points`.
+        """Read OSV-5M's cell table `quadtree_10_1000.csv`, which has no `num_points`.
 
         Raises:
             InvalidTreeError: the file is not such a table.
         """
-        from quadtree.storage import read_osv5m_csv
-
-        return read_osv5m_csv(path)
+        return Quadtree(*storage.read_osv5m_csv(path))
 
     def write_osv5m_csv(self, path: str | Path) -> None:
         """Write the tree in OSV-5M's format; only a tree with `root="data"` can be read back from it."""
-        from quadtree.storage import write_osv5m_csv
-
-        write_osv5m_csv(self, path)
+        storage.write_osv5m_csv(self._leaves, path)
 
     def to_geojson(self) -> dict[str, Any]:
         """The cells as a GeoJSON FeatureCollection of polygons, see `quadtree.storage.to_geojson`."""
-        from quadtree.storage import to_geojson
+        return storage.to_geojson(self._leaves)
 
-        return to_geojson(self)
-
-
-def parse_paths(paths: Sequence[str]) -> tuple[IntArray, IntArray]:
-    """First codes at depth 24, and depths, of boxes given by their paths.
-
-    Raises:
-        QuadtreeError: a path has other digits than 0-3 or more than 24 of them.
-    """
-    for path in paths:
-        if len(path) > MAX_DEPTH or not set(path) <= set("0123"):
-            raise QuadtreeError(f"a path has at most {MAX_DEPTH} digits 0-3; found {path!r}")
-    depths = np.array([len(path) for path in paths], dtype=np.int64)
-    codes = np.array([int(path or "0", 4) for path in paths], dtype=np.int64)
-    return codes << 2 * (MAX_DEPTH - depths), depths
+    @property
+    def _leaves(self) -> storage.Leaves:
+        return storage.Leaves(
+            self._start_codes, self.depths, self.center_latlon_deg, self.num_points, self.root_deg
+        )
 
 
 def _num_codes(depth: IntArray) -> IntArray:
-    """How many codes of depth 24 lie in a cell of this depth."""
+    """Number of depth-24 codes in a cell."""
     return np.int64(1) << 2 * (MAX_DEPTH - depth)
 
 
-def _path(start_code: int, depth: int) -> str:
-    return "".join(str(start_code >> 2 * (MAX_DEPTH - level) & 3) for level in range(1, depth + 1))
-
-
 def _frozen(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
-    array = np.array(values, dtype=dtype)  # a copy, so that freezing does not reach into the caller's array
+    array = np.array(values, dtype=dtype)  # a copy: the caller's array stays writable
     array.flags.writeable = False
     return array
 

@@ -42,9 +42,11 @@ HELP = "import geoloc.cli\ntry: geoloc.cli.main()\nexcept SystemExit: pass"
         ("import geoloc", [], set()),
         ("import geoloc; geoloc.__version__, dir(geoloc)", [], set()),
         (HELP, ["--help"], set()),
-        ("import quadtree", [], {"numpy", "pyarrow", "pyproj"}),
+        ("import quadtree", [], set()),
+        ("import quadtree; quadtree.Quadtree", [], {"numpy", "pyarrow", "pyproj"}),
+        ("import geoloc.errors", [], set()),
     ],
-    ids=["import geoloc", "look around", "geoloc --help", "import quadtree"],
+    ids=["import geoloc", "look around", "geoloc --help", "import quadtree", "use quadtree", "import errors"],
 )
 def test_nothing_heavy_is_loaded(code: str, arguments: list[str], allowed: set[str]) -> None:
     report = "\nimport sys; print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"

@@ -45,6 +45,7 @@ FLOORS = {
 
 # (room, neighbour on its own floor) -> why it may
 NEIGHBOURS = {
+    ("errors", "quadtree"): "quadtree stands alone, so the root of all errors is there",
     ("files", "errors"): "what it refuses is one of the tree of errors",
 }
 

@@ -58,17 +58,11 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if _Settings.debug or not _is_deliberate(error):
+        if _Settings.debug or not isinstance(error, GeolocError | OSError):
             traceback.print_exc()
         else:
             say(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
-
-
-def _is_deliberate(error: Exception) -> bool:
-    from quadtree.errors import QuadtreeError
-
-    return isinstance(error, GeolocError | QuadtreeError | OSError)
 
 
 def _one_line(error: Exception) -> str:

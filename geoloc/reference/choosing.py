@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import ConfigError, NotFoundError
 from geoloc.reference.segments import Segment
-from quadtree.morton import MAX_DEPTH, IntArray
-from quadtree.tree import parse_paths
+from quadtree.morton import MAX_DEPTH, IntArray, parse_paths
 
 Criterion = Callable[[Segment], NDArray[np.bool_]]  # marks rows of a segment
 

@@ -137,7 +137,7 @@ def test_a_generator_is_enough_for_one_pass():
     latlon_deg = photo_like_latlon_deg(3_000, seed=6)
     tree = build_quadtree_from_batches((part for part in np.split(latlon_deg, 3)), 50, 11)
     assert tree.num_points.sum() == 3_000
-    with pytest.raises(QuadtreeError, match="gives them only once; pass a list of arrays or a PointTable"):
+    with pytest.raises(QuadtreeError, match="can be read only once; pass a list of arrays or a PointTable"):
         build_quadtree_from_batches((part for part in np.split(latlon_deg, 3)), 50, 11, root="data")
 
 

@@ -86,7 +86,7 @@ def test_boxes_inside_of_a_leaf_are_no_part_of_the_tree(tree):
     for leaf in (tree.paths[5], tree.empty_paths[5]):
         assert len(tree.cells_below(leaf + "0")) == len(tree.cells_below(leaf + "3")) == 0
         assert tree.children(leaf) == ()
-        with pytest.raises(QuadtreeError, match="lies inside of a leaf"):
+        with pytest.raises(QuadtreeError, match="lies inside a leaf"):
             tree.children(leaf + "0")
 
 
@@ -209,7 +209,7 @@ CODE = 4**23  # codes of a quarter of the root
         ([-CODE], [1], [[-45, -90]], "multiple of the number of codes"),
         ([0, 0], [0, 1], [[-45, -90]] * 2, "cells 0 and 1 overlap or are out of order"),
         ([CODE, 0], [1, 1], [[-45, 90], [-45, -90]], "cells 0 and 1 overlap or are out of order"),
-        ([0], [1], [[45.0, -90.0]], r"point of cell 0, \[45.0, -90.0\], is outside of its box \[-90.0"),
+        ([0], [1], [[45.0, -90.0]], r"point of cell 0, \[45.0, -90.0\], is outside its box \[-90.0"),
         ([0], [1], [[np.nan, -90.0]], "representative point of cell 0"),
     ],
 )

@@ -86,5 +86,5 @@ def test_impossible_columns_are_refused(columns: dict, complaint: str) -> None:
 
 
 def test_places_that_are_none_are_refused() -> None:
-    with pytest.raises(InvalidCoordinateError, match=r"latitude of point 1 is no place on Earth"):
+    with pytest.raises(InvalidCoordinateError, match=r"latitude of point 1 is not valid"):
         ReferenceRows([PARIS, PARIS[::-1], [91.0, 0.0]][::2], source="aerial", key=["a", "b"])

@@ -187,7 +187,7 @@ def test_nothing_is_imported_by_a_name_in_a_string() -> None:
             n.attr if isinstance(n, ast.Attribute) else getattr(n, "id", "")
             for n in ast.walk(ast.parse(path.read_text()))
         }
-        if path != ROOT / "geoloc" / "__init__.py":
+        if path not in (ROOT / "geoloc" / "__init__.py", ROOT / "quadtree" / "__init__.py"):
             assert not names & {"import_module", "__import__"}, path
 
 

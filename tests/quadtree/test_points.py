@@ -91,7 +91,7 @@ def test_an_empty_field_is_an_invalid_coordinate_with_its_row(tmp_path):
         (
             "p.csv",
             "lat,longitude\n1,2\n",
-            r"no column 'latitude'; its columns are \['lat', 'longitude'\]; name the",
+            r"no column 'latitude'; its columns are \['lat', 'longitude'\]; set",
         ),
         ("p.csv", "a,b\n1,2\n", "no column 'latitude' and 'longitude'"),
         (

@@ -10,7 +10,7 @@ NPM := runs/npm
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow kills check bench docs earthview-data earthview-table
+.PHONY: help install demo test test-portable test-slow kills check bench docs earthview-data earthview-table
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,16 @@ demo: $(BASE)  ## localise the example images: demo/map.html, demo/predictions.g
 
 test: $(DEV)  ## the test suite, offline, on the CPU
 	$(PYTEST) -n 2
+
+# What compares numbers, and the settings that make torch, oneDNN, MKL and OpenBLAS compute as on another processor.
+NUMERICAL := $(addprefix tests/,models adapters localize images metrics reference train)
+PROCESSORS := PLAIN=1 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Haswell
+
+test-portable: $(DEV)  ## the numerical tests as on other processors
+	@failed=; for setting in $(PROCESSORS); do \
+		echo "== $$setting"; env "$$setting" $(PYTEST) -n 2 $(NUMERICAL) || failed="$$failed $$setting"; \
+	done; test -z "$$failed" || { echo "failed under:$$failed" >&2; exit 1; }
 
 test-slow: $(DEV)  ## the tests that take minutes
 	$(PYTEST) -n 2 -m slow

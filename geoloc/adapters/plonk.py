@@ -171,8 +171,8 @@ def carried(
             f"{field.feature_dim}) features, at least one step and a guidance of at least 0; "
             f"found {kind}, {tuple(features.shape)}, {num_steps} and {guidance}"
         )
-    # In single precision, as PLONK has the schedule and its roots.
-    of_place = schedule(1 - torch.arange(num_steps + 1) / num_steps)
+    # PLONK computes its schedule in single precision, where a sigmoid's last bit differs among processors.
+    of_place = schedule(1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps)
     moments = torch.stack([of_place, of_place.sqrt(), (1 - of_place).sqrt()], -1)
     lengths = of_place.diff().to(features)
     x = start.to(features)
@@ -201,8 +201,11 @@ def to_latlon_deg(points: Tensor) -> Tensor:
 
 def schedule(time: Tensor) -> Tensor:
     """PLONK's share at times in [0, 1], 1 at 0 and almost nothing at 1, by a piece of the sigmoid; (n,) -> (n,)."""
-    first, last = (torch.sigmoid(torch.tensor(bound)) for bound in _SCHEDULE)
-    share = (last - torch.sigmoid(_SCHEDULE[0] + time * (_SCHEDULE[1] - _SCHEDULE[0]))) / (last - first)
+    bounds = torch.sigmoid(torch.tensor(_SCHEDULE, dtype=torch.float64))
+    first, last = bounds[0], bounds[1]
+    share: Tensor = (last - torch.sigmoid(_SCHEDULE[0] + time * (_SCHEDULE[1] - _SCHEDULE[0]))) / (
+        last - first
+    )
     return share.clamp(_LEAST_SHARE, 1.0)
 
 
@@ -228,7 +231,7 @@ def log_density(
     )
     n, given = len(places), features.expand(len(places), -1)
     first, last = _SCHEDULE
-    spread = torch.sigmoid(torch.tensor(last)) - torch.sigmoid(torch.tensor(first))
+    spread = torch.sigmoid(torch.tensor(_SCHEDULE, dtype=torch.float64)).diff()
 
     def slope(time: float, state: NDArray[np.float64]) -> NDArray[np.float64]:
         points = torch.from_numpy(state[: 3 * n].reshape(n, 3)).to(given).requires_grad_()

@@ -18,12 +18,12 @@ MADE: dict[str, Any] = json.loads((Path(__file__).parent / "fixtures" / "dinov2.
 
 @pytest.mark.parametrize("tag", ["dinov2_vits14", "dinov2_vits14_reg"])
 def test_the_same_positions_as_the_peer(tag: str) -> None:
-    positions = state_of({"pos_embed": [1, 1370, 3]}, 1.2)["pos_embed"] * 30
+    positions = state_of({"pos_embed": [1, 1370, 3]}, 1.2)["pos_embed"].double() * 30
     side = MADE[tag]["image_size_px"] // 14
     ours = resampled_positions(positions, side, with_registers=tag.endswith("reg"))
     assert ours.shape == (1, 1 + side**2, 3)
-    theirs = torch.tensor(MADE[tag]["positions"])
-    torch.testing.assert_close(ours[0, : len(theirs)], theirs, rtol=0, atol=1e-6)
+    theirs = torch.tensor(MADE[tag]["positions"], dtype=torch.float64)
+    torch.testing.assert_close(ours[0, : len(theirs)], theirs, rtol=0, atol=1e-9)
     other = resampled_positions(positions, side, with_registers=not tag.endswith("reg"))
     assert float((other[0, : len(theirs)] - theirs).abs().max()) > 1e-3  # the kinds differ
 

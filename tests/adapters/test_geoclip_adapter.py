@@ -94,7 +94,7 @@ def test_the_same_vectors_as_the_peer(release: Path, tower: Path) -> None:
     picture = model.load(PICTURE)
     np.testing.assert_allclose(picture[:, :2, :2].flatten(), MADE["pixels"], rtol=0, atol=1e-6)
     with torch.inference_mode():
-        vector = adapted.network.embed_images(picture[None], "query")[0, :64]
+        vector = adapted.network.double().embed_images(picture[None].double(), "query")[0, :64]
     expected = np.array(MADE["image_features"]) / MADE["image_norm"]
     np.testing.assert_allclose(vector, expected, rtol=0, atol=1e-6)
     assert adapted.gallery is not None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from named_numbers import digest, pictures, state_of
+from precision import FACTOR, rounding_sensitivity
 
 from geoloc.adapters.dinov2 import resampled_positions
 from geoloc.adapters.megaloc import adapt_megaloc, is_megaloc
@@ -24,8 +25,12 @@ def test_the_same_vectors_as_the_peer() -> None:
     assert is_megaloc(ForeignTensors(state, "x"))
     network = adapt_megaloc(ForeignTensors(state, "x"), Options(image_size_px=size)).network
     with torch.inference_mode():
-        ours = network.embed_images(pictures(size), "street")
-    torch.testing.assert_close(ours, torch.tensor(MADE["output"]), rtol=0, atol=2e-6)
+        single = network.embed_images(pictures(size), "street")
+        ours = network.double().embed_images(pictures(size).double(), "street")
+    theirs = torch.tensor(MADE["output"], dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    sensitivity = rounding_sensitivity(network, lambda n: n.embed_images(pictures(size).double(), "street"))
+    torch.testing.assert_close(single.double(), ours, rtol=0, atol=FACTOR * sensitivity)
     for change, message in (
         ({"strange": torch.zeros(1)}, "strange"),
         ({"backbone.strange": torch.zeros(1)}, "strange"),

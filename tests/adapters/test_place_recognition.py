@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from named_numbers import digest, pictures, state_of
+from precision import FACTOR, rounding_sensitivity
 from torch import Tensor
 
 from geoloc import Geolocalizer, ReferenceDatabase
@@ -40,12 +41,17 @@ def test_the_same_vectors_as_the_peer(name: str) -> None:
     assert digest(theirs) == made["sha256"]
     options = options_of(name)
     network = adapt_place_recognition(ForeignTensors(theirs, name), options).network
+    images = pictures(made["image_size_px"])
     with torch.inference_mode():
-        ours = network.embed_images(pictures(made["image_size_px"]), "query")
-        assert torch.equal(ours, network.embed_images(pictures(made["image_size_px"]), "street"))
-    expected = torch.tensor(made["output"]) / torch.tensor(made["norms"])[:, None]
-    torch.testing.assert_close(ours[:, : expected.shape[1]], expected, rtol=0, atol=1e-6)
+        single = network.embed_images(images, "query")
+        assert torch.equal(single, network.embed_images(images, "street"))
+        ours = network.double().embed_images(images.double(), "query")
+    expected = torch.tensor(made["output"], dtype=torch.float64)
+    expected /= torch.tensor(made["norms"], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(ours[:, : expected.shape[1]], expected, rtol=0, atol=1e-9)
     assert float((ours[0] - ours[1]).norm()) > 5e-3  # the pictures differ in it
+    sensitivity = rounding_sensitivity(network, lambda n: n.embed_images(images.double(), "query"))
+    torch.testing.assert_close(single.double(), ours, rtol=0, atol=FACTOR * sensitivity)
 
 
 @pytest.mark.parametrize(

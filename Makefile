@@ -24,7 +24,7 @@ test: $(DEV)  ## the test suite, offline, on the CPU
 	$(PYTEST) -n 2
 
 # What compares numbers, and the settings that make torch, oneDNN, MKL and OpenBLAS compute as on another processor.
-NUMERICAL := $(addprefix tests/,models adapters localize images metrics reference train)
+NUMERICAL := $(addprefix tests/,models adapters checkpoint posterior localize images photos metrics reference train)
 PROCESSORS := PLAIN=1 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=SSE41 \
 	MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Haswell
 

@@ -173,7 +173,7 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
         Geolocalizer.from_pretrained(tmp_path / "CosPlace.pth")
     (tmp_path / "model.onnx").write_bytes(b"a graph")
     with pytest.raises(
-        ConfigError, match="graph of an exported model, which is more than that: give its folder"
+        ConfigError, match="graph of an exported model, which has more files: give its folder"
     ):
         Geolocalizer.from_pretrained(tmp_path / "model.onnx")
     with pytest.raises(ConfigError, match=r"cosplace is not fetched by its name: give the file's path"):

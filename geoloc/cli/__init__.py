@@ -1,8 +1,7 @@
-"""The command `geoloc`: one module for each group of commands, put together here.
+"""The command `geoloc`, assembled from one module per group of commands.
 
-They parse, call the library and print; heavy packages are loaded by the commands, so that `--help` is quick.
-Exit codes: 0 all is well, 1 some images failed (their rows say why), 2 the command could not be carried out,
-130 it was interrupted.
+Commands parse, call the library and print. They import heavy packages themselves, so that `--help` is fast.
+Exit codes: 0 success, 1 some images failed (see their rows), 2 error, 130 interrupted.
 """
 
 import sys
@@ -15,7 +14,7 @@ from geoloc import __version__
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.data import data_app
 from geoloc.cli.embed import embed as _embed
-from geoloc.cli.evaluate import evaluate as _evaluate
+from geoloc.cli.evaluate import evaluate_app
 from geoloc.cli.export import export_app
 from geoloc.cli.hub import pull as _pull
 from geoloc.cli.hub import push as _push
@@ -34,7 +33,6 @@ app = new_app(
     pretty_exceptions_enable=False,
 )
 app.command()(_localize)
-app.command()(_evaluate)
 app.command()(_recall)
 app.command()(_embed)
 app.command()(_train)
@@ -42,19 +40,20 @@ app.command()(_push)
 app.command()(_pull)
 app.command()(_models)
 app.add_typer(data_app, name="data")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(export_app, name="export")
 app.add_typer(quadtree_app, name="quadtree")
 app.add_typer(reference_app, name="reference")
 
 
 class _Settings:
-    """What the options before the command have set."""
+    """Options before the command."""
 
     debug = False
 
 
 def main() -> None:
-    """Run the command; a deliberate error is one line on stderr, any other is a bug with its traceback."""
+    """Run the command; print a deliberate error as one line on stderr, any other with its traceback."""
     try:
         app()
     except Exception as error:

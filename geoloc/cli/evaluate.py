@@ -1,263 +1,275 @@
-"""`geoloc evaluate`: score predictions, or a model on a benchmark, under a named protocol."""
+"""`geoloc evaluate score|benchmark|compare`: scores under a named protocol."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from geoloc.cli.console import check_folder
-from geoloc.cli.evaluate_ways import Case, compare_tables, finder, localized_case, say_scores, scores_folder
+from geoloc.cli.console import check_folder, count, km, new_app, radius, say
 from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
 from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
+from geoloc.cli.parsing import parse_renaming
 from geoloc.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from geoloc.evaluate.pictures import PredictionPicture
+    from geoloc.evaluate.report import EvaluationRun
+    from geoloc.files.tables import PointTable
     from geoloc.images.query import QueryMode
 
-REMEDY, TRUTH_REMEDY = (f"name the right one with --{of}{{}}-column" for of in ("", "truth-"))
+evaluate_app = new_app(help="Score predictions, or a model on a benchmark, under a named protocol.")
+
+ProtocolOption = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="geodesic, osv5m, plonk, pigeon, geoclip, im2gps, yfcc, vpr-25m, cosplace, msls-740 or statewide; by "
+        "default the benchmark's own, else geodesic.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", help="Folder of the report: metrics.json, metrics.md, images.parquet, report.html."
+    ),
+]
+ByOption = Annotated[
+    list[str],
+    typer.Option("--by", metavar="COLUMN", help="Break down by a column of the truth, too; repeatable."),
+]
+SubsetOption = Annotated[
+    Path | None, typer.Option("--subset", help="Evaluate only the ids in this file, one a line.")
+]
+GalleryOption = Annotated[
+    list[Path],
+    typer.Option("--gallery", help="Table of training or gallery points to check for leakage; repeatable."),
+]
+LeakageOption = Annotated[
+    list[float],
+    typer.Option(
+        "--leakage-within-m", help="Radius of the leakage check; repeatable; default 1, 25 and 1000."
+    ),
+]
+PicturesOption = Annotated[
+    int,
+    typer.Option(
+        "--pictures",
+        min=0,
+        metavar="N",
+        help="Draw the first N queries beside their best candidates into the report; right ones framed green, wrong "
+        "ones red.",
+    ),
+]
+OnlyWrongOption = Annotated[
+    bool, typer.Option("--only-wrong", help="Pictures only of queries whose best candidate is wrong.")
+]
+ReferenceImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference-images",
+        metavar="DIR",
+        help="Folder below which the keys of street references are files, for --pictures.",
+    ),
+]
+ColumnOption = Annotated[
+    list[str],
+    typer.Option(
+        "--column", metavar="OURS=THEIRS", help="Column name of a table, such as latitude=lat; repeatable."
+    ),
+]
+TruthColumnOption = Annotated[
+    list[str], typer.Option("--truth-column", metavar="OURS=THEIRS", help="The same for the truth.")
+]
+TruthOption = Annotated[
+    Path, typer.Option("--truth", "-t", help="Table of the truth, perhaps with columns of place names.")
+]
+TitleOption = Annotated[str | None, typer.Option("--title", help="Heading of the report.")]
 
 
-def evaluate(
+@evaluate_app.command("score")
+def evaluate_score(
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", "-p", help="Table of predictions: .csv, .tsv or .parquet.")
+        Path, typer.Option("--predictions", "-p", help="Table of predictions: .csv, .tsv or .parquet.")
+    ],
+    truth: TruthOption,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the images, for thumbnails of the worst cases.")
     ] = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option("--truth", "-t", help="Table of the truth; it may have columns of place names."),
-    ] = None,
+    column: ColumnOption = [],  # noqa: B006  typer copies it
+    truth_column: TruthColumnOption = [],  # noqa: B006
+    protocol: ProtocolOption = None,
+    output: OutputOption = None,
+    by: ByOption = [],  # noqa: B006
+    subset: SubsetOption = None,
+    gallery: GalleryOption = [],  # noqa: B006
+    leakage_within_m: LeakageOption = [],  # noqa: B006
+    pictures: PicturesOption = 0,
+    only_wrong: OnlyWrongOption = False,
+    reference_images: ReferenceImagesOption = None,
+    title: TitleOption = None,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 0,
+) -> None:
+    """Score a table of predictions against a table of the truth.
+
+    Rows without a valid position, doubled, missing and unknown rows are counted and listed.
+    """
+    from geoloc.evaluate.run import EvaluateOptions, evaluate
+
+    if output is not None:
+        check_folder(output)
+    truth_columns = (truth_column, "--truth-column") if truth_column else (column, "--column")
+    options = EvaluateOptions(
+        protocol=protocol,
+        breakdowns=by,
+        subset=_read_subset(subset),
+        galleries=[_read(path, *truth_columns) for path in gallery],
+        num_pictures=pictures,
+        only_wrong=only_wrong,
+        reference_images=reference_images,
+        title=title,
+        engine=engine.value,
+        num_workers=workers,
+        **_leakage(leakage_within_m),
+    )
+    options.protocol_for()
+    options.check_pictures(output)
+    tables = _read(truth, *truth_columns), _read(predictions, column)
+    _say_scores(evaluate(*tables, options, output=output, images=images), output)
+
+
+@evaluate_app.command("benchmark")
+def evaluate_benchmark(
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Evaluate a model: a bundled one, a folder, a file of others or a Hub id."
-        ),
-    ] = None,
-    model_option: ModelOption = [],  # noqa: B006  typer copies it
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, a published file or a Hub id.")
+    ],
     benchmark: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--benchmark",
             "-b",
             help="osv5m, im2gps, im2gps3k, yfcc4k, yfcc26k, vg, msls-740, statewide, csv or folder.",
         ),
-    ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Where the benchmark lies.")] = None,
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Folder of the benchmark.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
+    model_option: ModelOption = [],  # noqa: B006
     split: Annotated[
         str | None,
-        typer.Option("--split", help="vg, msls-740: the folder of the queries; test/queries by default."),
+        typer.Option("--split", help="vg, msls-740: folder of the queries; test/queries by default."),
     ] = None,
     utm_epsg: Annotated[
         int | None,
-        typer.Option(
-            "--utm-epsg", help="vg, msls-740: EPSG code of the zone of images that do not say theirs."
-        ),
+        typer.Option("--utm-epsg", help="vg, msls-740: EPSG code for images whose names have no zone."),
     ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Two tables of predictions: what B gains over A."),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            "--protocol",
-            help="geodesic, osv5m, plonk, pigeon, geoclip, im2gps, yfcc, vpr-25m, cosplace, msls-740 or "
-            "statewide; geodesic, or the benchmark's own, if none is named.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Folder of the report: metrics.json, metrics.md, images.parquet, report.html.",
-        ),
-    ] = None,
-    breakdowns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--by", help="Break down by country, continent, density or a column of the truth; repeatable."
-        ),
-    ] = None,
-    subset: Annotated[
-        Path | None, typer.Option("--subset", help="Evaluate only the ids in this file, one a line.")
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="Folder of the images, for the pictures of the worst cases."),
-    ] = None,
-    pictures: Annotated[
-        int,
-        typer.Option(
-            "--pictures",
-            min=0,
-            metavar="N",
-            help="Write pictures of the first N queries beside their best candidates, right ones framed green, wrong "
-            "ones red; they are in the report's folder.",
-        ),
-    ] = 0,
-    only_wrong: Annotated[
-        bool, typer.Option("--only-wrong", help="Pictures only of queries whose best candidate is wrong.")
-    ] = False,
-    reference_images: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference-images",
-            metavar="DIR",
-            help="Folder below which the keys of street references are files, for --pictures; --data by default.",
-        ),
-    ] = None,
-    gallery: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--gallery", help="Table of training or gallery points to check for leakage; repeatable."
-        ),
-    ] = None,
-    leakage_within_m: Annotated[
-        list[float] | None, typer.Option(help="Radii of the leakage check in metres; 1, 25 and 1000 if none.")
-    ] = None,
-    id_column: Annotated[str, typer.Option(help="Column of ids.")] = "id",
-    latitude_column: Annotated[str, typer.Option(help="Column of latitudes, degrees.")] = "latitude",
-    longitude_column: Annotated[str, typer.Option(help="Column of longitudes, degrees.")] = "longitude",
-    truth_id_column: Annotated[str | None, typer.Option(help="The same in the truth, if it differs.")] = None,
-    truth_latitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    truth_longitude_column: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    title: Annotated[str | None, typer.Option(help="Heading of the report.")] = None,
     reference: ReferenceOption = "own",
     query: QueryOption = "central_crop",
-    batch_size: BatchSizeOption = 16,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            "--top-k",
-            min=1,
-            help="Candidates of each image; as many as the protocol's recall asks for, or 10.",
-        ),
+        typer.Option("--top-k", min=1, help="Candidates per image; by default the protocol's recall, or 10."),
     ] = None,
-    engine: EngineOption = Engine.LOCAL,
-    workers: WorkersOption = 0,
-    gpus_per_worker: GpusOption = 0.0,
+    batch_size: BatchSizeOption = 16,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = 1,
+    gpus_per_worker: GpusOption = 0.0,
+    column: ColumnOption = [],  # noqa: B006
+    protocol: ProtocolOption = None,
+    by: ByOption = [],  # noqa: B006
+    subset: SubsetOption = None,
+    gallery: GalleryOption = [],  # noqa: B006
+    leakage_within_m: LeakageOption = [],  # noqa: B006
+    pictures: PicturesOption = 0,
+    only_wrong: OnlyWrongOption = False,
+    reference_images: ReferenceImagesOption = None,
+    title: TitleOption = None,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = 0,
 ) -> None:
-    """Score predictions under a named protocol, and say everything that a reader of the numbers must know.
+    """Localize the images of a benchmark with a model and score the predictions.
 
-    Three ways: --predictions with --truth; --model with --benchmark and --data; --compare A B with --truth.
-    Rows that do not fit (no position, out of range, doubled, missing, unknown) are counted and named. Localising
-    and scoring are shard jobs; an interrupted run continues. A model's predictions are kept beside the report, in
-    OUTPUT.predictions/.
+    An interrupted run continues. The predictions are kept in OUTPUT.predictions.parquet. --column names the columns
+    of --gallery; --reference-images is --data by default.
     """
-    from geoloc.files.tables import Columns, read_points
+    from geoloc.evaluate.benchmarks import load_benchmark
+    from geoloc.evaluate.run import EvaluateOptions, evaluate_model
+    from geoloc.localize.rows import LocalizeWork
+    from geoloc.localize.session import SessionOptions
+
+    check_folder(output)
+    options = EvaluateOptions(
+        protocol=protocol,
+        breakdowns=by,
+        subset=_read_subset(subset),
+        galleries=[_read(path, column) for path in gallery],
+        num_pictures=pictures,
+        only_wrong=only_wrong,
+        reference_images=reference_images,
+        title=title,
+        engine=engine.value,
+        num_workers=workers,
+        **_leakage(leakage_within_m),
+    )
+    crew = Workers(engine, workers, gpus_per_worker)
+    crew.check_device(device)
+    found = load_benchmark(benchmark, data, split, utm_epsg=utm_epsg)
+    rules = options.protocol_for(found)
+    work = LocalizeWork(
+        model,
+        SessionOptions(
+            query=cast("QueryMode", query),
+            reference=reference,
+            top_k=top_k or (max(rules.recall_at) if rules.retrieval else 10),
+        ),
+        batch_size=batch_size,
+        device=device,
+        num_threads=threads,
+        model_options=model_options(model_option),
+    )
+    _say_scores(evaluate_model(work, found, output, options, run_job=crew.run_localize), output)
+
+
+@evaluate_app.command("compare")
+def evaluate_compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Table of predictions.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Table of predictions for the same images.")],
+    truth: TruthOption,
+    column: ColumnOption = [],  # noqa: B006
+    truth_column: TruthColumnOption = [],  # noqa: B006
+    protocol: ProtocolOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for comparison.json and comparison.md.")
+    ] = None,
+    subset: SubsetOption = None,
+) -> None:
+    """Compare two tables of predictions: differences B - A with paired bootstrap intervals."""
+    from geoloc.evaluate.comparison import compare, to_markdown, write_comparison
     from geoloc.metrics.protocols import get_protocol
 
-    _check_ways(predictions, truth, model, benchmark, data, compare, output)
-    if not pictures and (only_wrong or reference_images is not None):
-        raise ConfigError(
-            "--only-wrong and --reference-images are about pictures: say how many by --pictures"
-        )
-    photos = _photos_folder(reference_images or data, output) if pictures else None
-    if benchmark is None and (reference, query) != ("own", "central_crop"):
-        raise ConfigError(
-            "--reference and --query are about a model: name one with --model, and a --benchmark"
-        )
-    said = model_options(model_option)
-    if benchmark is None and said:
-        raise ConfigError("--model-option is about a model: name one with --model, and a --benchmark")
-    if benchmark is None and (split is not None or utm_epsg is not None):
-        raise ConfigError("--split and --utm-epsg are about a --benchmark")
-    rules = get_protocol(protocol) if protocol else None
-    columns = Columns(id=id_column, latitude=latitude_column, longitude=longitude_column)
-    true_columns = Columns(
-        id=truth_id_column or id_column,
-        latitude=truth_latitude_column or latitude_column,
-        longitude=truth_longitude_column or longitude_column,
-    )
-    wanted = _read_subset(subset)
-    if compare is not None:
-        assert truth is not None
-        tables = [read_points(path, columns, remedy=REMEDY) for path in compare]
-        compare_tables(
-            read_points(truth, true_columns, remedy=TRUTH_REMEDY),
-            tables,
-            rules or get_protocol("geodesic"),
-            wanted,
-            output,
-        )
-        return
-    crew = Workers(engine, workers, gpus_per_worker)
-    if benchmark is not None:
-        assert model is not None
-        assert data is not None
-        assert output is not None
-        from geoloc.evaluate.benchmarks import load_benchmark
-        from geoloc.localize.rows import LocalizeWork
-        from geoloc.localize.session import SessionOptions
-
-        crew.check_device(device)
-        found = load_benchmark(benchmark, data, split, utm_epsg=utm_epsg)
-        rules = rules or get_protocol(found.protocol)
-        top_k = top_k or (max(rules.recall_at) if rules.retrieval else 10)
-        options = SessionOptions(query=cast("QueryMode", query), reference=reference, top_k=top_k)
-        work = LocalizeWork(
-            model, options, batch_size=batch_size, device=device, num_threads=threads, model_options=said
-        )
-        case = localized_case(work, found, rules, output, crew)
-    else:
-        assert predictions is not None
-        assert truth is not None
-        case = Case(
-            read_points(truth, true_columns, remedy=TRUTH_REMEDY),
-            read_points(predictions, columns, remedy=REMEDY),
-            rules or get_protocol("geodesic"),
-            finder(images),
-        )
-    matched = case.match(wanted)
-    for path in gallery or ():
-        case.check_leakage(matched, read_points(path, true_columns, remedy=TRUTH_REMEDY), leakage_within_m)
-
-    shown: list[PredictionPicture] = []
-    if photos is not None:  # before the scoring: it may have to be refused
-        from geoloc.evaluate.pictures import prediction_pictures
-
-        finders = {"find_image": case.find_image, "find_reference": finder(photos)}
-        shown = prediction_pictures(matched, case.protocol, pictures, only_wrong=only_wrong, **finders)
-
-    with scores_folder(output) as folder:
-        run = case.score(matched, breakdowns or (), folder, engine.value, workers)
-        if output is not None:
-            title = title or f"{case.predictions.path.name} against {case.truth.path.name}"
-            run.write(output, title=title, pictures=shown)
-    say_scores(run, output)
-
-
-def _check_ways(
-    predictions: Path | None,
-    truth: Path | None,
-    model: str | None,
-    benchmark: str | None,
-    data: Path | None,
-    compare: tuple[Path, Path] | None,
-    output: Path | None,
-) -> None:
-    ways = {
-        "--predictions": predictions is not None,
-        "--benchmark": benchmark is not None,
-        "--compare": compare is not None,
-    }
-    if sum(ways.values()) != 1:
-        given = ", ".join(name for name, is_given in ways.items() if is_given) or "none of them"
-        raise ConfigError(
-            "say what to evaluate, by one of --predictions P --truth T, --model M --benchmark B --data DIR, and "
-            f"--compare A B --truth T; found {given}"
-        )
-    if benchmark is None and truth is None:
-        raise ConfigError("predictions are compared with a truth: add --truth")
-    if benchmark is not None and (model is None or data is None or output is None):
-        raise ConfigError(
-            "--benchmark needs --model, --data (where it lies) and --output (where the report goes)"
-        )
     if output is not None:
         check_folder(output)
+    rules, ids = get_protocol(protocol or "geodesic"), _read_subset(subset)
+    tables = _read(a, column), _read(b, column)
+    truth_columns = (truth_column, "--truth-column") if truth_column else (column, "--column")
+    compared = compare(_read(truth, *truth_columns), *tables, rules, ids)
+    if output is not None:
+        write_comparison(compared, output)
+    for line in to_markdown(compared).splitlines():
+        say(line)
+
+
+def _leakage(radii_m: Sequence[float]) -> dict[str, Any]:
+    return {"leakage_radii_m": radii_m} if radii_m else {}
+
+
+def _read(path: Path, renamed: Sequence[str], option: str = "--column") -> "PointTable":
+    """A table of points whose columns were renamed by OURS=THEIRS texts."""
+    from geoloc.files.tables import Columns, read_points
+
+    names = dict(map(parse_renaming, renamed))
+    if unknown := names.keys() - {"id", "latitude", "longitude"}:
+        raise ConfigError(f"{option} names {min(unknown)!r}; expected id, latitude or longitude")
+    return read_points(path, Columns(**names), remedy=f"name the right one with {option} {{}}=NAME")
 
 
 def _read_subset(path: Path | None) -> list[str] | None:
@@ -268,12 +280,33 @@ def _read_subset(path: Path | None) -> list[str] | None:
     return [line for line in path.read_text("utf-8").splitlines() if line]
 
 
-def _photos_folder(folder: Path | None, output: Path | None) -> Path:
-    """Where photos of references are, for pictures in the report."""
-    if output is None or folder is None:
-        raise ConfigError(
-            "--pictures needs --output, where the report goes, and --reference-images, the folder of the photos"
-        )
-    if not folder.is_dir():
-        raise NotFoundError(f"there is no folder {folder} of references' photos; check --reference-images")
-    return folder
+def _say_scores(run: "EvaluationRun", output: Path | None) -> None:
+    """Print the scores, problems and warnings."""
+    metrics = run.metrics
+    low, high = metrics["intervals"]["geoscore"]
+    facts = [
+        f"protocol {metrics['protocol']}",
+        count(metrics["num_images"], "image"),
+        f"GeoScore {metrics['geoscore']:,.1f} ({low:,.0f} to {high:,.0f})",
+        f"median {km(metrics['median_km']) or 'none'}",
+        f"mean {km(metrics['mean_km']) or 'none'}",
+    ]
+    say(", ".join(facts))
+    shares = [f"{share:.1%} within {radius(float(r))}" for r, share in metrics["accuracy_within_km"].items()]
+    shares += [
+        f"{share:.1%} right {level.replace('_', '-')}"
+        for level, share in metrics["accuracy_by_admin"].items()
+    ]
+    shares += [
+        f"recall@{k} within {radius(float(r) / 1000)} {share:.1%}"
+        for r, by_k in metrics["recall_at"].items()
+        for k, share in by_k.items()
+    ]
+    say(", ".join(shares))
+    for name, problem in metrics["problems"].items():
+        examples = ", ".join(problem["examples"][:3])
+        say(f"{problem['count']:,} {name.replace('_', ' ')}: {problem['meaning']} (for example {examples})")
+    for warning in metrics["warnings"]:
+        say(f"warning: {warning}")
+    if output is not None:
+        say(f"-> {output / 'report.html'}")

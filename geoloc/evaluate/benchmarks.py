@@ -1,15 +1,15 @@
-"""The field's benchmarks as they lie on the disk: where each image is and where it was taken.
+"""Benchmarks on disk: image files and true coordinates.
 
     benchmark = load_benchmark("im2gps3k", "datasets/im2gps3k")
-    benchmark.truth                   # a PointTable, as if it had been read from a CSV
-    benchmark.images                  # the files, for `geoloc localize`
-    benchmark.warnings                # what is not as it should be: a missing file, another number of images
+    benchmark.truth                   # PointTable
+    benchmark.images                  # image files
+    benchmark.warnings                # missing files, an unexpected number of images
 
-Layouts that training knows, too, are read by `geoloc.data.layouts`. Nothing is downloaded here.
+Layouts shared with training are read by `geoloc.data.layouts`. Nothing is downloaded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,26 +29,28 @@ from geoloc.photos.find import ImageFile, find_images
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that was found on the disk.
+    """Benchmark on disk.
 
     Attributes:
-        name: what it is called.
-        protocol: the protocol that its literature uses.
-        truth: ids and positions, with all columns of the benchmark's own table.
-        images: the files that are there, in the order of the truth.
-        gallery_latlon_deg: (m, 2) positions of the database where the layout has one; else None.
-        warnings: what a report must say.
+        name: of the benchmark.
+        protocol: name of its usual protocol.
+        folder: as given to `load_benchmark`.
+        truth: ids, coordinates and the other columns of the benchmark's table.
+        images: existing files in the order of the truth.
+        gallery_latlon_deg: (m, 2) locations of the database; None if the layout has none.
+        warnings: sentences for the report.
     """
 
     name: str
     protocol: str
+    folder: Path
     truth: PointTable
     images: Sequence[ImageFile]
     gallery_latlon_deg: NDArray[np.float64] | None = None
     warnings: Sequence[str] = field(default_factory=tuple)
 
     def find_image(self, image_id: str) -> Path | None:
-        """The file of an image; None where it is not there."""
+        """File of an image; None if it is missing."""
         return self._paths.get(image_id)
 
     @cached_property
@@ -62,7 +64,7 @@ class _Kind:
     protocol: str
     num_images: int | None
     layout: str
-    split: str | None = None  # the usual one, where there are several
+    split: str | None = None  # default split of a layout with several
 
 
 def load_benchmark(
@@ -72,14 +74,14 @@ def load_benchmark(
 
     Args:
         name: see `BENCHMARKS`.
-        folder: where it lies.
-        split: of place recognition, the folder of the queries; None takes "test/queries".
-        utm_epsg: of place recognition, the zone of images that do not say theirs.
+        folder: of the benchmark.
+        split: folder of the queries (place recognition); None is "test/queries".
+        utm_epsg: EPSG code for images whose names have no UTM zone (place recognition).
 
     Raises:
-        ConfigError: no benchmark of that name; lists those that there are, with their layouts. Or it has no splits.
-        NotFoundError: the folder or its table is not there; says what it should contain.
-        BadTableError: its table is broken.
+        ConfigError: no benchmark has that name, or it has no splits.
+        NotFoundError: the folder or its table does not exist.
+        BadTableError: its table is malformed.
     """
     if name not in BENCHMARKS:
         known = "; ".join(f"{known} ({kind.layout})" for known, kind in BENCHMARKS.items())
@@ -103,16 +105,16 @@ def load_benchmark(
         )
     if absent := len(found.truth) - len(found.images):
         warnings.append(f"{absent:,} of {len(found.truth):,} images of {name} have no file in {folder.name}.")
-    return Benchmark(name, kind.protocol, found.truth, found.images, found.gallery_latlon_deg, warnings)
+    return replace(found, name=name, protocol=kind.protocol, folder=folder, warnings=warnings)
 
 
 def _benchmark(truth: PointTable, paths: Mapping[str, Path], **rest: Any) -> Benchmark:
     images = [ImageFile(name, paths[name]) for name in truth.ids if name in paths]
-    return Benchmark("", "", truth, images, **rest)
+    return Benchmark("", "", truth.path, truth, images, **rest)
 
 
 def _found_below(truth: PointTable, folder: Path) -> dict[str, Path]:
-    """Files below a folder by the ids of a table, which may leave out the suffix or the folders."""
+    """Files below a folder by id; an id may omit the suffix or the folders."""
     import pyarrow as pa
 
     files = ImageTree(folder).find(pa.array(truth.ids, pa.string())).to_pylist()
@@ -138,7 +140,7 @@ def _yfcc(folder: Path) -> Benchmark:
 
 
 def _csv(path: Path) -> Benchmark:
-    """Any table with id, latitude, longitude; images are named by the ids, beside it or in images/."""
+    """Table with id, latitude, longitude; images named by id beside it or in images/."""
     if path.is_dir():
         table = only_table(path)
         if table is None:
@@ -149,7 +151,7 @@ def _csv(path: Path) -> Benchmark:
 
 
 def _folder(folder: Path) -> Benchmark:
-    """Photos with a GPS position in their EXIF; those without are not evaluated, and are counted."""
+    """Photos with GPS coordinates in EXIF; photos without them are counted, not evaluated."""
     images = find_images([str(folder)])
     points = [read_exif_latlon_deg(image.path) for image in images]
     latlon_deg = np.array([point or (np.nan, np.nan) for point in points])
@@ -161,7 +163,7 @@ def _folder(folder: Path) -> Benchmark:
 
 
 def _vg(folder: Path, split: str, utm_epsg: int | None) -> Benchmark:
-    """Queries of the Deep VG benchmark and of SF-XL with the folder `database` beside theirs; ids are file names."""
+    """Queries in the Deep VG layout, and the sibling folder `database`; ids are file names."""
     queries = open_layout("vg", folder, split, utm_epsg=utm_epsg)
     paths = [Path(queries.place(row).path) for row in range(len(queries))]
     truth = PointTable(folder, np.array([path.name for path in paths], np.object_), queries.latlon_deg)

@@ -1,9 +1,12 @@
-"""Two sets of predictions for the same images, compared pair by pair."""
+"""Paired comparison of two sets of predictions for the same images."""
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from geoloc.evaluate.matching import match
+from geoloc.files import replace_folder, write_manifest
 from geoloc.files.tables import PointTable
 from geoloc.metrics.bootstrap import paired_differences
 from geoloc.metrics.protocols import Protocol
@@ -16,7 +19,7 @@ def compare(
     protocol: Protocol,
     subset: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """What B gains over A: differences with intervals, and what did not fit on either side.
+    """Differences B - A with intervals, and the unmatched rows of both tables.
 
     Returns:
         {"protocol", "num_images", "a", "b", "differences", "problems_a", "problems_b"}; see `paired_differences`.
@@ -38,8 +41,21 @@ def compare(
     }
 
 
+def write_comparison(comparison: Mapping[str, Any], folder: str | Path) -> None:
+    """Write comparison.json and comparison.md into a folder, which is replaced atomically.
+
+    Raises:
+        OutputMismatchError: the folder holds other files.
+    """
+    with replace_folder(folder) as temporary:
+        text = json.dumps(comparison, indent=2, allow_nan=False, ensure_ascii=False)
+        (temporary / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        (temporary / "comparison.md").write_text(to_markdown(comparison), encoding="utf-8")
+        write_manifest(temporary, kind="comparison")
+
+
 def to_markdown(comparison: Mapping[str, Any]) -> str:
-    """The table of a comparison."""
+    """Markdown table of a comparison."""
     lines = [
         f"Protocol `{comparison['protocol']}`, {comparison['num_images']:,} images. A: {comparison['a']}. "
         f"B: {comparison['b']}.",

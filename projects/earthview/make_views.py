@@ -1,7 +1,7 @@
 """Write the views of the bundled model's test as a benchmark: pictures, and a table of where they were taken.
 
     python -m projects.earthview.make_views runs/earthview-views --places 3000 --mosaic etopo1
-    geoloc evaluate --model earthview --benchmark csv --data runs/earthview-views --output runs/earthview-report
+    geoloc evaluate benchmark -m earthview -b csv --data runs/earthview-views --output runs/earthview-report
 
 The same places and views as the table in README, from one mosaic; PNG, so that nothing of a picture is lost.
 """

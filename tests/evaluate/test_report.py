@@ -17,6 +17,7 @@ from geoloc.errors import OutputMismatchError
 from geoloc.evaluate.evaluation import Evaluation
 from geoloc.evaluate.matching import match
 from geoloc.evaluate.report import EvaluationRun
+from geoloc.evaluate.run import EvaluateOptions, evaluate
 from geoloc.files import verify_manifest
 from geoloc.files.tables import read_points
 from geoloc.geo.places import load_places
@@ -192,8 +193,8 @@ def test_the_command(tmp_path):
     write_tables(tmp_path)
     out = tmp_path / "report"
     code, text, error = geoloc(
-        "--predictions", tmp_path / "predictions.csv", "--truth", tmp_path / "truth.csv", "--protocol", "osv5m",
-        "--output", out, "--by", "camera", "--gallery", tmp_path / "truth.csv",
+        "score", "--predictions", tmp_path / "predictions.csv", "--truth", tmp_path / "truth.csv",
+        "--protocol", "osv5m", "--output", out, "--by", "camera", "--gallery", tmp_path / "truth.csv",
     )  # fmt: skip
     assert code == 0, error
     assert "protocol osv5m, 150 images, GeoScore" in text
@@ -212,9 +213,9 @@ def test_columns_are_mapped_by_flags(tmp_path):
     (tmp_path / "t.csv").write_text("img,lat,lon\na,1,2\n")
     (tmp_path / "p.csv").write_text("name,y,x\na,1,2\n")
     code, text, error = geoloc(
-        "-p", tmp_path / "p.csv", "-t", tmp_path / "t.csv", "--id-column", "name", "--latitude-column", "y",
-        "--longitude-column", "x", "--truth-id-column", "img", "--truth-latitude-column", "lat",
-        "--truth-longitude-column", "lon",
+        "score", "-p", tmp_path / "p.csv", "-t", tmp_path / "t.csv", "--column", "id=name", "--column", "latitude=y",
+        "--column", "longitude=x", "--truth-column", "id=img", "--truth-column", "latitude=lat",
+        "--truth-column", "longitude=lon",
     )  # fmt: skip
     assert code == 0, error
     assert "GeoScore 5,000.0" in text
@@ -223,7 +224,7 @@ def test_columns_are_mapped_by_flags(tmp_path):
 def test_compare(tmp_path):
     write_tables(tmp_path)
     code, text, error = geoloc(
-        "--compare",
+        "compare",
         tmp_path / "predictions.csv",
         tmp_path / "truth.csv",
         "-t",
@@ -242,29 +243,47 @@ def test_compare(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "found none of them"),
-        (["-p", "p.csv"], "add --truth"),
-        (["-p", "p.csv", "-b", "csv"], "found --predictions, --benchmark"),
-        (["-b", "csv", "-m", "x"], "--benchmark needs --model, --data"),
-        (["-p", "p.csv", "-t", "t.csv", "--protocol", "osv"], "there is no protocol 'osv'"),
-        (["-p", "p.csv", "-t", "t.csv"], "there is no table"),
-        (["-p", "p.csv", "-t", "t.csv", "--reference", "none"], "--reference and --query are about a model"),
-        (["-p", "p.csv", "-t", "t.csv", "-o", "nowhere/report"], "there is no folder nowhere"),
-        (["-p", "p.csv", "-t", "t.csv", "--subset", "s.txt"], "there is no file s.txt of ids"),
+        (["score", "-p", "p.csv"], "Missing option '--truth'"),
+        (["score", "-p", "p.csv", "-b", "csv"], "No such option: -b"),
+        (["score", "-p", "p.csv", "-t", "t.csv", "--reference", "none"], "No such option: --reference"),
+        (["benchmark", "-b", "csv", "-m", "x"], "Missing option '--data'"),
+        (["compare", "a.csv", "-t", "t.csv"], "Missing argument 'B'"),
+        (["compare", "a.csv", "b.csv", "-t", "t.csv"], "there is no table"),
+        (["score", "-p", "p.csv", "-t", "t.csv", "--protocol", "osv"], "there is no protocol 'osv'"),
+        (["score", "-p", "p.csv", "-t", "t.csv"], "there is no table"),
+        (["score", "-p", "p.csv", "-t", "t.csv", "--column", "name=x"], "--column names 'name'"),
+        (["score", "-p", "p.csv", "-t", "t.csv", "-o", "nowhere/report"], "there is no folder nowhere"),
+        (["score", "-p", "p.csv", "-t", "t.csv", "--subset", "s.txt"], "there is no file s.txt of ids"),
     ],
 )
 def test_what_the_command_refuses(arguments, complaint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, error = geoloc(*arguments)
+    code, text, error = geoloc(*arguments)
     assert code != 0
-    assert complaint in str(error)
+    assert complaint in f"{text}{error}"
+
+
+def test_the_command_and_the_library_give_the_same_report(tmp_path):
+    write_tables(tmp_path)
+    code, _, error = geoloc(
+        "score", "-p", tmp_path / "predictions.csv", "-t", tmp_path / "truth.csv", "--by", "camera",
+        "-o", tmp_path / "by_command",
+    )  # fmt: skip
+    assert code == 0, error
+    tables = (read_points(tmp_path / name) for name in ("truth.csv", "predictions.csv"))
+    options = EvaluateOptions(breakdowns=["camera"])
+    evaluate(*tables, options, output=tmp_path / "by_call", images=tmp_path)
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("by_command", "by_call"))
+    assert a == b
+    assert a["breakdowns"]["camera"].keys() == {"x", "y"}
 
 
 def test_a_subset_by_a_file(tmp_path):
     write_tables(tmp_path)
     (tmp_path / "s.txt").write_text("1.jpg\n2.jpg\n")
     code, text, error = geoloc(
-        "-p", tmp_path / "predictions.csv", "-t", tmp_path / "truth.csv", "--subset", tmp_path / "s.txt"
+        *("score", "-p", tmp_path / "predictions.csv", "-t", tmp_path / "truth.csv"),
+        *("--subset", tmp_path / "s.txt"),
     )
     assert code == 0, error
     assert "protocol geodesic, 2 images" in text

@@ -85,7 +85,18 @@ def evaluate(
     data_set: Path, model_folder: Path, references: Path, output: Path, *more: object
 ) -> tuple[dict[str, object], str]:
     code, text = geoloc(
-        *("evaluate", "--model", model_folder, "--benchmark", "vg", "--data", data_set, "--output", output),
+        *(
+            "evaluate",
+            "benchmark",
+            "--model",
+            model_folder,
+            "--benchmark",
+            "vg",
+            "--data",
+            data_set,
+            "--output",
+            output,
+        ),
         *("--reference", references, *more),
     )
     assert code == 0, text
@@ -180,10 +191,7 @@ def test_pictures_mark_right_and_wrong(
     evaluate(data_set, model_folder, references, report, "--protocol", "cosplace", "--pictures", 6)
     files = sorted((report / "pictures").iterdir())
     assert [file.name for file in files] == [f"{number:04}.jpg" for number in range(1, 7)]
-    table = {
-        row["id"]: row
-        for row in pq.read_table(next((tmp_path / "report.predictions").rglob("*.parquet"))).to_pylist()
-    }
+    table = {row["id"]: row for row in pq.read_table(tmp_path / "report.predictions.parquet").to_pylist()}
     queries = sorted(path.name for path in (data_set / "images/test/queries").iterdir())
     page = html.unescape((report / "report.html").read_text("utf-8"))
     for file, query in zip(files, queries, strict=False):
@@ -233,6 +241,7 @@ def test_pictures_without_photos_are_refused(
 ) -> None:
     start = (
         "evaluate",
+        "benchmark",
         "--model",
         model_folder,
         "--benchmark",
@@ -250,8 +259,8 @@ def test_pictures_without_photos_are_refused(
             "none of the 10 references to show",
         ),
         ((*start, "--pictures", 2, "--reference-images", tmp_path / "absent"), "check --reference-images"),
-        ((*start, "--only-wrong"), "say how many by --pictures"),
-        (("evaluate", "-p", "p.csv", "-t", "t.csv", "--pictures", 1), "--pictures needs --output"),
+        ((*start, "--only-wrong"), "--only-wrong and --reference-images need --pictures"),
+        (("evaluate", "score", "-p", "p.csv", "-t", "t.csv", "--pictures", 1), "--pictures needs --output"),
     ):
         code, output = geoloc(*arguments)
         assert code != 0
@@ -266,7 +275,7 @@ def test_what_is_refused(data_set: Path, tmp_path: Path) -> None:
         ((*build, "--street", data_set, "--split", "test/database"), "say how it lies by --layout"),
         ((*build, "--street", data_set, "--layout", "vgg"), "there is no layout 'vgg'"),
         ((*build, "--street", data_set, "--layout", "vg", "--split", "x"), "no folder 'x'; it has test"),
-        (("evaluate", "-p", "p.csv", "-t", "t.csv", "--split", "test"), "are about a --benchmark"),
+        (("evaluate", "score", "-p", "p.csv", "-t", "t.csv", "--split", "test"), "No such option: --split"),
     ):
         code, output = geoloc(*arguments)
         assert code != 0

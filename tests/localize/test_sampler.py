@@ -238,7 +238,16 @@ def test_an_evaluation_and_a_batch_of_a_model_that_draws(
         Image.fromarray(tiny_image(seed)).save(tmp_path / "photos" / f"{seed}.png")
         lines.append(f"{seed},{10 * seed},{20 * seed}")
     (tmp_path / "photos" / "truth.csv").write_text("\n".join(lines))
-    command = ["evaluate", "--model", str(folder), "--model-option", f"tower={tower}", "--benchmark", "csv"]
+    command = [
+        "evaluate",
+        "benchmark",
+        "--model",
+        str(folder),
+        "--model-option",
+        f"tower={tower}",
+        "--benchmark",
+        "csv",
+    ]
     result = CliRunner().invoke(
         cli.app,
         [*command, "--data", str(tmp_path / "photos"), "-o", str(tmp_path / "report")],

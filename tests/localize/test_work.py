@@ -186,7 +186,8 @@ def test_the_commands(world, tmp_path):
     assert code == 0, error
     assert "3 shards of query embeddings" in text
     evaluate = (
-        "evaluate", "-m", world / "model", "-b", "csv", "--data", world / "photos", "-o", tmp_path / "report",
+        "evaluate", "benchmark", "-m", world / "model", "-b", "csv", "--data", world / "photos",
+        "-o", tmp_path / "report",
     )  # fmt: skip
     code, text, error = geoloc(*evaluate)
     assert code == 0, error
@@ -216,7 +217,7 @@ def test_evaluate_asks_a_model_as_localize_does(world, tmp_path, how):
     assert ("aerial" in sources) == (how[0] == "refs")
 
     code, _, error = geoloc(
-        "evaluate", *asked, "-b", "csv", "--data", world / "photos", "-o", tmp_path / "report"
+        "evaluate", "benchmark", *asked, "-b", "csv", "--data", world / "photos", "-o", tmp_path / "report"
     )
     assert code == 0, error
     assert list(read_rows(tmp_path / "report.predictions.parquet")) == expected
@@ -236,7 +237,11 @@ def test_evaluate_asks_a_model_as_localize_does(world, tmp_path, how):
     ],
 )
 def test_what_the_commands_refuse(world, tmp_path, command, options, kind, complaint):
-    inputs = [world / "photos"] if command == "localize" else ["-b", "csv", "--data", world / "photos"]
+    inputs = (
+        [world / "photos"]
+        if command == "localize"
+        else ["benchmark", "-b", "csv", "--data", world / "photos"]
+    )
     _, _, error = geoloc(command, *inputs, "-m", world / "model", "-o", tmp_path / "out.csv", *options)
     assert isinstance(error, kind)
     assert re.search(complaint, str(error))

@@ -133,12 +133,31 @@ def read_points(
             )
     needed = (columns.id, columns.latitude, columns.longitude)
     kept = names if others is None else [name for name in names if name in needed or name in others]
-    table = _read_parquet(path, kept) if _is_parquet(path) else _read_csv(path, names, kept)
+    table = read_columns(path, kept)
     latlon_deg = np.stack(
         [_as_floats(path, name, table[name]) for name in (columns.latitude, columns.longitude)], axis=1
     )
     others = {name: table[name] for name in table.column_names if name not in needed}
     return PointTable(path, _ids(path, columns.id, table[columns.id]), latlon_deg, others)
+
+
+def read_columns(path: str | Path, names: Sequence[str] | None = None) -> "pa.Table":
+    """Columns of a table in the order of the file: of a CSV as text, of a Parquet file in its types.
+
+    Args:
+        path: ends in .csv, .csv.gz, .tsv or .parquet.
+        names: of the columns; None reads all.
+
+    Raises:
+        NotFoundError: there is no such file.
+        BadTableError: a broken line; names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NotFoundError(f"there is no table {path}; check the path")
+    header = column_names(path)
+    kept = header if names is None else [name for name in header if name in names]
+    return _read_parquet(path, kept) if _is_parquet(path) else _read_csv(path, header, kept)
 
 
 def read_texts(path: str | Path, needed: Sequence[str]) -> "pa.Table":

@@ -91,7 +91,7 @@ def _named_by(argument: str, listed: Iterable[bytes]) -> Iterable[str]:
     if argument == "-":
         return (os.fsdecode(path) for line in listed if (path := line.rstrip(b"\r\n")))
     if os.path.isdir(argument):
-        return sorted(_walk(argument, frozenset()))
+        return sorted(walk_images(argument))
     if os.path.lexists(argument):
         return [argument]
     if glob.has_magic(argument):
@@ -102,13 +102,20 @@ def _named_by(argument: str, listed: Iterable[bytes]) -> Iterable[str]:
 def _matches(pattern: str) -> Iterator[str]:
     for path in glob.iglob(pattern, recursive=True):
         if os.path.isdir(path):
-            yield from _walk(path, frozenset())
+            yield from walk_images(path)
         elif _has_image_suffix(path):
             yield path
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Images in a folder and below, links to folders followed unless they lead back up."""
+def walk_images(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Paths of the images in a folder and below it; links to folders are followed unless they lead back up.
+
+    Names that begin with a dot are left out.
+
+    Args:
+        folder: that is walked.
+        above: device and inode of the folders above it.
+    """
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in above:
@@ -118,7 +125,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
             if entry.name.startswith("."):  # macOS and cameras leave `._photo.jpg`, which is none
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, above | {identity})
+                yield from walk_images(entry.path, above | {identity})
             elif _has_image_suffix(entry.name):
                 yield entry.path
 

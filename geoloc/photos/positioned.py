@@ -1,49 +1,36 @@
-"""Street photos with their positions, as a builder wants them: a folder with a table, one with EXIF, or tars.
+"""Photos with positions: a folder with a table, a folder with EXIF, webdataset tars, or a data set's samples.
 
     photos = open_photos("photos/", "photos.csv")
     photos[0]       Photo(key="a.jpg", data=b"…", latlon_deg=(42.36, -71.06), heading_deg=90.0, …)
 
-A table is CSV or Parquet with the columns `id` (the file below the folder), `latitude`, `longitude`, and where
-they are known `heading_deg`, `provenance` (or `source`) and `licence` (or `license`). Tars are those of
-webdataset: members that share a name up to the first dot are a sample, of a picture and a JSON object with the
-same keys as the table. They are read as data: nothing in them is decoded but pictures and JSON, and no name is
-ever a command. Where no position is given, the photo's EXIF has it.
+A table is CSV or Parquet with the columns `id` (the file below the folder), `latitude`, `longitude`, and where they are
+known `heading_deg`, `provenance` (or `source`) and `licence` (or `license`). Tars are those of webdataset: members that
+share a name up to the first dot are a sample, of an image and a JSON object with the same keys as the table. Where no
+position is given, it is read from the photo's EXIF.
 """
 
 import hashlib
 import json
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from geoloc.errors import BadImageError, ConfigError, IntegrityError, NotFoundError
 from geoloc.files import safe_join
 from geoloc.images import read_exif_heading_deg, read_exif_latlon_deg
-from geoloc.images.decode import IMAGE_SUFFIXES, read_image_bytes
+from geoloc.images.decode import read_image_bytes
 from geoloc.photos.encoded import EncodedImage, tar_samples
-from quadtree import InvalidCoordinateError, validate_latlon_deg
+from geoloc.photos.find import find_images
+from geoloc.photos.metadata import field_names, number_or_none, position_of, read_metadata
 
 _MAX_JSON_BYTES: Final = 2**20
-_NULL_TEXTS: Final = ("", "nan", "null", "none", "n/a")  # of a coordinate
-# Our name of a field -> what tables call it.
-_ALIASES: Final = {
-    "id": ("id",),
-    "latitude": ("latitude",),
-    "longitude": ("longitude",),
-    "heading_deg": ("heading_deg",),
-    "provenance": ("provenance", "source"),
-    "licence": ("licence", "license"),
-}
 
 
 @dataclass(frozen=True)
@@ -86,8 +73,8 @@ class Photos(ABC):
             BadImageError: it cannot be read, or has no position; the reason says which.
         """
         data, known = self._read(number)
-        latlon_deg = _position(known)
-        heading_deg = _number(known.get("heading_deg"))
+        latlon_deg = position_of(known)
+        heading_deg = number_or_none(known.get("heading_deg"))
         if latlon_deg is None:
             latlon_deg = read_exif_latlon_deg(data)
             if latlon_deg is None:
@@ -122,14 +109,11 @@ class FolderPhotos(Photos):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise NotFoundError(f"there is no folder of photos {self.folder}: check the path")
-        self.keys = sorted(_images_below(self.folder))
-        if not self.keys:
-            raise NotFoundError(
-                f"no photo found in {self.folder}; looked for files that end in {' '.join(IMAGE_SUFFIXES)}"
-            )
+        self._images = find_images([str(self.folder)])
+        self.keys = [image.id for image in self._images]
 
     def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
-        return read_image_bytes(self.folder / self.keys[number]), {}
+        return read_image_bytes(self._images[number].path), {}
 
     def facts(self) -> dict[str, Any]:  # noqa: D102  as in the base class
         return {"keys_sha256": _digest(self.keys)}
@@ -187,7 +171,7 @@ class TarPhotos(Photos):
         table: str | Path | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> None:
-        self._names = _names_of(columns)
+        self._names = field_names(columns)
         self._samples = [sample for path in paths for sample in tar_samples(path)]
         self.keys = [sample.key for sample in self._samples]
         if not self.keys:
@@ -295,107 +279,6 @@ def open_photos(
     if path.is_dir() and (tars := sorted(path.glob("*.tar"))):
         return TarPhotos(tars, metadata, columns)
     return FolderPhotos(path) if metadata is None else TablePhotos(path, metadata, columns)
-
-
-# --- Tables -----------------------------------------------------------------------------------------------
-
-
-def read_metadata(
-    path: str | Path, columns: Mapping[str, str] | None = None, *, with_id: bool = True
-) -> dict[str, list[Any]]:
-    """The columns of a CSV or Parquet table that describe references, under our names.
-
-    Args:
-        path: .csv or .parquet.
-        columns: our name of a field -> the table's, where the two differ.
-        with_id: whether an id is needed.
-
-    Raises:
-        NotFoundError: there is no such file.
-        ConfigError: it cannot be read, lacks a column or has no rows.
-    """
-    path, names = Path(path), _names_of(columns)
-    if not path.is_file():
-        raise NotFoundError(f"there is no table of metadata {path}: check the path")
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
-        else:
-            as_text = {name: pa.string() for name in names["id"]}
-            table = pyarrow.csv.read_csv(
-                path, convert_options=pyarrow.csv.ConvertOptions(column_types=as_text)
-            )
-    except pa.ArrowException as error:
-        raise ConfigError(
-            f"{path} is no table that can be read ({str(error).splitlines()[0]}): a .csv has commas between its "
-            "columns, and points in numbers"
-        ) from None
-    found = {ours: next((n for n in given if n in table.column_names), None) for ours, given in names.items()}
-    needed = ("id", "latitude", "longitude") if with_id else ("latitude", "longitude")
-    if missing := [name for name in needed if found[name] is None]:
-        raise ConfigError(
-            f"{path} has no column {names[missing[0]][0]!r}; its columns are {', '.join(table.column_names)}"
-        )
-    if not len(table):
-        raise ConfigError(f"{path} has no rows")
-    known = {ours: table[name].to_pylist() for ours, name in found.items() if name is not None}
-    if with_id:
-        known["id"] = ["" if key is None else str(key) for key in known["id"]]
-    return known
-
-
-def _names_of(columns: Mapping[str, str] | None) -> dict[str, tuple[str, ...]]:
-    columns = columns or {}
-    if unknown := [name for name in columns if name not in _ALIASES]:
-        raise ConfigError(f"there is no field {unknown[0]!r} of a photo; known are {', '.join(_ALIASES)}")
-    return {ours: (columns[ours],) if ours in columns else given for ours, given in _ALIASES.items()}
-
-
-def _position(known: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The position in metadata; None where there is none.
-
-    Raises:
-        BadImageError: it is no number, or no place on Earth.
-    """
-    latitude, longitude = (_degrees(known, name) for name in ("latitude", "longitude"))
-    if latitude is None or longitude is None:
-        return None
-    try:
-        lat, lon = validate_latlon_deg((latitude, longitude)).tolist()
-    except InvalidCoordinateError:
-        raise BadImageError(f"its position ({latitude}, {longitude}) is no place on Earth") from None
-    return lat, lon
-
-
-def _degrees(known: Mapping[str, Any], name: str) -> float | None:
-    value = known.get(name)
-    number = _number(value)
-    if number is None and isinstance(value, str) and value.strip().lower() not in _NULL_TEXTS:
-        # Not as if nothing were said: then the photo's EXIF would be taken for it.
-        raise BadImageError(f"its {name} is {value!r}, which is no number")
-    return number
-
-
-def _number(value: Any) -> float | None:
-    """A finite number; None where there is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-# --- Files ------------------------------------------------------------------------------------------------
-
-
-def _images_below(folder: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                key = (below / name).as_posix()
-                yield os.fsencode(key).decode("utf-8", "backslashreplace")
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from geoloc.errors import ConfigError
-from geoloc.photos.positioned import read_metadata
+from geoloc.photos.metadata import read_metadata
 from geoloc.reference.build import Embedded, Progress
 from geoloc.reference.rows import ReferenceRows
 from quadtree.sphere import validate_latlon_deg

@@ -168,9 +168,9 @@ def test_what_cannot_be_used_is_told_and_stops_nothing(tmp_path: Path, photos: P
         "gone.jpg": "file not found",
         "../photos.csv": "its id leads out of the folder",
         "/etc/hostname": "its id leads out of the folder",
-        "b/2.jpg": "its position (95.0, 2.0) is no place on Earth",
+        "b/2.jpg": "its position (95.0, 2.0) is not on Earth",
         "b/4.jpg": "no position: neither in the metadata nor in the photo's EXIF",
-        "a/3.jpg": "its latitude is '1,5', which is no number",
+        "a/3.jpg": "its latitude is '1,5', which is not a number",
     }
     assert report.num_problems == 8
 
@@ -250,7 +250,7 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
     ("arguments", "error", "text"),
     [
         (["gone"], NotFoundError, "there is no folder of photos gone: check the path"),
-        (["empty"], NotFoundError, r"no photo found in empty; looked for files that end in \.bmp"),
+        (["empty"], NotFoundError, r"no image found in empty .*; looked for files that end in \.bmp"),
         (["gone.tar"], NotFoundError, r"there is no tar of photos gone\.tar"),
         (["pipe:touch exploded.tar"], NotFoundError, "there is no tar of photos pipe:touch"),
         (["bad.tar"], ConfigError, r"bad\.tar is no uncompressed tar"),
@@ -263,7 +263,7 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
             r"bad\.csv has no column 'latitude'; its columns are id, lat, lon",
         ),
         (["photos", "empty.csv"], ConfigError, r"empty\.csv has no rows"),
-        (["photos", "bad.parquet"], ConfigError, r"bad\.parquet is no table that can be read"),
+        (["photos", "bad.parquet"], ConfigError, r"bad\.parquet is no Parquet file"),
         (
             ["photos", "bad.csv", {"lattitude": "lat"}],
             ConfigError,

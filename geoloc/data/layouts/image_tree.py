@@ -1,25 +1,24 @@
 """The images below a folder, found by name: walked once, joined with millions of ids as columns."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from geoloc.errors import ConfigError
-from geoloc.images.decode import IMAGE_SUFFIXES
+from geoloc.photos.find import walk_images
 
 
 class ImageTree:
-    """All files below a folder that are called like images; names that begin with a dot are left out.
+    """The images below a folder, by their suffixes; names that begin with a dot are left out.
 
     Args:
         root: what paths are relative to.
         below: the folder in it that is walked.
 
     Attributes:
-        files: (n,) paths relative to the root, "images/train/00/17.jpg"; folder by folder in the order of names.
+        files: (n,) paths relative to the root, "images/train/00/17.jpg"; sorted.
 
     Raises:
         ConfigError: a name that is not UTF-8.
@@ -28,37 +27,14 @@ class ImageTree:
     def __init__(self, root: str | Path, below: str = ".") -> None:
         self.root = os.path.abspath(root)
         start = os.path.normpath(os.path.join(self.root, below))
-        chunks = [pa.array(names, pa.string()) for names in self._walk(start)]
-        self.files: pa.Array = pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())
-
-    def _walk(self, start: str) -> Iterator[list[str]]:
-        """The images of each folder; never a folder twice, whatever links there are."""
-        waiting, seen = [start] if os.path.isdir(start) else [], set()
-        while waiting:
-            folder = waiting.pop()
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            below = os.path.relpath(folder, self.root)
-            prefix = "" if below == "." else below + "/"
-            names, folders = [], []
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                        names.append(prefix + entry.name)
-                    elif entry.is_dir():
-                        folders.append(entry.path)
-            waiting += sorted(folders, reverse=True)
-            try:
-                "".join(names).encode()
-            except UnicodeEncodeError as error:
-                raise ConfigError(
-                    f"an image in {folder} has a name that is not UTF-8, near {error.object[-40:]!r}: rename it"
-                ) from None
-            yield sorted(names)
+        paths = walk_images(start) if os.path.isdir(start) else []
+        names = sorted(os.path.relpath(path, self.root) for path in paths)
+        try:
+            self.files: pa.Array = pa.array(names, pa.string())
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"an image below {start} has a name that is not UTF-8, near {error.object[-40:]!r}: rename it"
+            ) from None
 
     def find(self, ids: pa.Array) -> pa.Array:
         """The file of each id, (n,) -> (n,), null where there is none.

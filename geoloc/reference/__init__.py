@@ -1,1 +1,1 @@
-"""Reference databases: what photos are compared with, on the disk and in a search. Knows no model."""
+"""Reference databases: rows with embeddings on disk, and how they are filled from imagery, photos and coordinates."""

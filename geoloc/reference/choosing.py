@@ -1,4 +1,4 @@
-"""Which rows of a database are meant: by ids, keys, a box on the Earth, or cells of the quadtree."""
+"""Criteria that choose rows of a database: ids, keys, a box, or quadtree cells."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,28 +22,26 @@ def criterion(
     paths: Sequence[str] | None,
     next_row_id: int,
 ) -> Criterion:
-    """A function that marks the rows of a segment that the one given criterion names."""
+    """The one given criterion as a function that marks the rows of a segment."""
     given = [value for value in (row_ids, keys, bounds_deg, paths) if value is not None]
     if len(given) != 1:
-        raise ConfigError(
-            f"say in one way which rows are meant, by ids, keys, bounds or paths; found {len(given)}"
-        )
+        raise ConfigError(f"choose rows by exactly one of ids, keys, bounds and paths; found {len(given)}")
     if row_ids is not None:
         ids = np.asarray(row_ids, dtype=np.int64).ravel()
         if len(ids) and not 0 <= ids.min() <= ids.max() < next_row_id:
             bad = ids[(ids < 0) | (ids >= next_row_id)][0]
-            raise NotFoundError(f"there is no row {bad}: the ids given so far are 0 to {next_row_id - 1}")
+            raise NotFoundError(f"there is no row {bad}: its ids are 0 to {next_row_id - 1}")
         return lambda segment: np.isin(segment.row_id, ids)
     if keys is not None:
         if isinstance(keys, str):
-            raise ConfigError(f"keys is the one text {keys!r}; give a list")
+            raise ConfigError(f"keys is the single string {keys!r}; give a list")
         names = pa.array(list(keys), pa.string())
         return lambda segment: np.concatenate(
             [pc.is_in(column, value_set=names).to_numpy() for column in segment.column("key")]
         )
     if paths is not None:
         if isinstance(paths, str):
-            raise ConfigError(f"paths is the one text {paths!r}; give a list")
+            raise ConfigError(f"paths is the single string {paths!r}; give a list")
         starts, depths = parse_paths(paths)
         ranges = np.stack([starts, starts + (np.int64(1) << 2 * (MAX_DEPTH - depths))], axis=1)
         return lambda segment: _in_slices(segment.num_rows, segment.positions_of(ranges))

@@ -1,4 +1,4 @@
-"""A reference database: a store of rows with embeddings, the model that embeds them, and how it is filled and shared.
+"""A reference database: a segment store with the model that embeds its rows; filling it and sharing it.
 
     database = ReferenceDatabase.create("refs", model=model, dtype="int8")
     database.add_aerial("tiles/", cell_size_m=30)           # a resumable job, see `geoloc.reference.build`
@@ -6,7 +6,7 @@
     database.delete(bounds_deg=(42.2, -71.2, 42.4, -70.9))
     database.compact()
 
-`geoloc.reference.store` says how it lies on the disk.
+`geoloc.reference.store` describes the files.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class ReferenceDatabase(SegmentStore):
         Use `verify` after a download. Each segment takes two file descriptors.
 
         Args:
-            folder: where it is.
+            folder: of the database.
             model: embeds further references; must be the one that the database was made with.
-            model_fingerprint: that the references must be embedded with, if it matters.
-            quadtree_fingerprint: that the database must be bound to, if it is bound to one.
+            model_fingerprint: of the model that must have embedded the references; None is not checked.
+            quadtree_fingerprint: of the quadtree, if the database is bound to one; None is not checked.
 
         Raises:
             NotFoundError: there is no such folder.
@@ -137,7 +137,7 @@ class ReferenceDatabase(SegmentStore):
         overwrite: bool = False,
         progress: bool = True,
     ) -> BuildReport:
-        """Cover a region with metric cells, each embedded from views from above at several resolutions.
+        """Cover a region with metric cells, each embedded from aerial views at several resolutions.
 
         Args:
             source: a folder of tiles (with a `layout.yaml` or not), a GeoTIFF or a folder of them, MBTiles, the
@@ -147,13 +147,13 @@ class ReferenceDatabase(SegmentStore):
                 the mean of their vectors.
             region: south, west, north, east; a GeoJSON or its path; None is all imagery.
             mercator: cells of a fixed side in Web Mercator instead, whose views shrink with them.
-            heading_deg: what is up in the views.
+            heading_deg: direction that is up in the views.
             min_coverage: a cell whose finest view has less imagery than this share is left out, and counted.
             licence: of the imagery.
             cache: folder for the tiles of servers.
             zooms: coarsest and finest zoom of servers.
-            value_range: of GeoTIFFs, what becomes black and white; None takes 8-bit values as they are, and of
-                others the 2 to 98 % percentile of each file.
+            value_range: of GeoTIFFs, the values of black and white; None takes 8-bit values as they are, and of others
+                the 2nd to the 98th percentile of each file.
             model: None takes the one that the database was created or opened with.
             batch_size: cells that go through the network together.
             overwrite: drop the staged work of an unfinished build with other settings.
@@ -161,9 +161,9 @@ class ReferenceDatabase(SegmentStore):
 
         Raises:
             NotFoundError: there is nothing of that name, or a server does not answer.
-            ConfigError: an impossible setting, or views in which the imagery is a handful of pixels.
+            ConfigError: an impossible setting, or imagery that is far too coarse for the views.
             FingerprintMismatchError: the database was made with another model.
-            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
+            OutputMismatchError: an unfinished build of something else is there, or another process works on it.
         """
         views = adding.AerialViews(
             tuple(map(float, gsd_m_per_px)),
@@ -193,16 +193,16 @@ class ReferenceDatabase(SegmentStore):
     ) -> BuildReport:
         """Embed street photos.
 
-        A photo that cannot be read, or has no position, stops nothing: the report counts and names it.
+        A photo that cannot be read, or has no position, is counted and named in the report.
 
         Args:
-            photos: a folder of images, a folder of webdataset tars, a tar, several tars, or what
-                `geoloc.photos.positioned.open_photos` has opened.
+            photos: a folder of images, a folder of webdataset tars, a tar, several tars, or the result of
+                `geoloc.photos.positioned.open_photos`.
             metadata: CSV or Parquet with `id`, `latitude`, `longitude`, and where known `heading_deg`, `provenance`
                 and `licence`; None takes the JSON in tars, and the photos' EXIF.
-            columns: our name of a field -> the table's, where the two differ.
-            provenance: of photos that do not say it themselves.
-            licence: of photos that do not say it themselves.
+            columns: name of a field -> its name in the table, where the two differ.
+            provenance: of photos that do not state theirs.
+            licence: of photos that do not state theirs.
             model: None takes the one that the database was created or opened with.
             batch_size: photos that go through the network together.
             overwrite: drop the staged work of an unfinished build with other settings.
@@ -212,7 +212,7 @@ class ReferenceDatabase(SegmentStore):
             NotFoundError: there is nothing of that name.
             ConfigError: an impossible setting, or a table that cannot be used.
             FingerprintMismatchError: the database was made with another model.
-            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
+            OutputMismatchError: an unfinished build of something else is there, or another process works on it.
         """
         from geoloc.photos.positioned import open_photos
 
@@ -233,22 +233,22 @@ class ReferenceDatabase(SegmentStore):
         overwrite: bool = False,
         progress: bool = True,
     ) -> BuildReport:
-        """Add coordinates with the vectors that a location encoder gives them, at unit length.
+        """Add coordinates with vectors of a location encoder, normalised to unit length.
 
         Args:
             latlon_deg: (n, 2).
-            vectors: (n, dim), or the encoder: a callable from (n, 2) degrees to (n, dim), array or tensor, that
-                always gives the same.
+            vectors: (n, dim), or the encoder: a deterministic callable from (n, 2) degrees to (n, dim), array or
+                tensor.
             keys: n names; None numbers them.
-            provenance: of all.
-            licence: of all.
+            provenance: of all rows.
+            licence: of all rows.
             overwrite: drop the staged work of an unfinished build with other settings.
             progress: show a progress bar on a terminal.
 
         Raises:
             ConfigError: numbers or widths that do not fit.
-            InvalidCoordinateError: a coordinate is no place on Earth.
-            OutputMismatchError: an unfinished build of something else is there, or another process is at work.
+            InvalidCoordinateError: a coordinate is not on Earth.
+            OutputMismatchError: an unfinished build of something else is there, or another process works on it.
         """
         defaults = {"provenance": provenance, "licence": licence}
         return adding.add_locations(self, latlon_deg, vectors, keys, defaults, overwrite, progress)
@@ -275,17 +275,17 @@ class ReferenceDatabase(SegmentStore):
         commit_message: str | None = None,
         licence: str = "unknown",
     ) -> Pushed:
-        """Publish the database as a dataset on the Hugging Face Hub, in one commit; cut, it goes on when called again.
+        """Publish the database as a dataset on the Hugging Face Hub, in one commit; an interrupted upload resumes.
 
         Log in first: `hf auth login`.
 
         Args:
-            repo_id: "org/name"; the repository is made if there is none.
-            private: whether a repository that is made now is private; None leaves it to the account.
-            revision: branch; it is made if there is none.
+            repo_id: "org/name"; the repository is made if it does not exist.
+            private: whether a new repository is private; None leaves it to the account.
+            revision: branch; it is made if it does not exist.
             create_pr: open a pull request instead of changing the branch.
-            commit_message: None says what was pushed.
-            licence: of the whole, by the Hub's names, such as "cc-by-4.0"; the card lists those of the rows, too.
+            commit_message: None states what was pushed.
+            licence: of the dataset, by the Hub's names, such as "cc-by-4.0"; the card lists those of the rows, too.
 
         Returns:
             The commit, which `revision=` pins, and its address.
@@ -293,8 +293,8 @@ class ReferenceDatabase(SegmentStore):
         Raises:
             ConfigError: a name that no repository can have.
             IntegrityError: a file differs from the manifest.
-            NotFoundError: the Hub cannot be reached or does not let us.
-            JobError: an upload was cut; the same call goes on.
+            NotFoundError: the Hub cannot be reached or denies access.
+            JobError: the upload was interrupted; the same call resumes it.
         """
         from geoloc.hub.push import PushOptions
         from geoloc.reference.sharing import push_database
@@ -313,21 +313,21 @@ class ReferenceDatabase(SegmentStore):
         paths: Sequence[str] | None = None,
         model: ReferenceEmbedder | None = None,
     ) -> ReferenceDatabase:
-        """Bring a database from the Hub into a folder, verified, and open it; cut, it goes on when called again.
+        """Download a database from the Hub into a folder, verify it and open it; an interrupted download resumes.
 
         Args:
             repo_id: "org/name", a dataset.
-            folder: where to; an older state of the database there is replaced, and only what is new is received.
+            folder: where to; an older version there is replaced, and only new files are received.
             revision: a branch, tag, commit or "refs/pr/N"; None is the main branch.
-            bounds_deg: bring the rows in this box only, as `slice` takes it.
-            paths: bring the rows in these cells of the quadtree over the whole Earth only, such as "0312".
-            model: what embeds further references, as `open` takes it.
+            bounds_deg: download the rows in this box only, as `slice` takes it.
+            paths: download the rows in these cells of the quadtree over the whole Earth only, such as "0312".
+            model: embeds further references, as `open` takes it.
 
         Raises:
             NotFoundError: there is no such dataset, or the Hub cannot be reached.
-            IntegrityError: it is no database of ours, or not what its manifest promises.
+            IntegrityError: it is not a reference database, or differs from its manifest.
             FingerprintMismatchError: it was made with another model.
-            ConfigError: a name or a region that is none.
+            ConfigError: an invalid name or region.
             OutputMismatchError: the folder holds something else.
         """
         from geoloc.reference.sharing import pull_database

@@ -1,4 +1,4 @@
-"""What building a database needs of a model. `geoloc.Geolocalizer` has it; anything else that has it will do."""
+"""Interface of the models that embed references; `geoloc.localize.embedder.Embedder` implements it."""
 
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class ReferenceEmbedder(Protocol):
-    """A model that turns pictures of places into vectors.
+    """A model that embeds images.
 
     Attributes:
-        preprocess: how it wants its images.
+        preprocess: of its images.
     """
 
     preprocess: "Preprocess"
 
     @property
     def embedding_fingerprint(self) -> str:
-        """Vectors of models with the same one may be compared."""
+        """Digest of the model: vectors of models with the same one may be compared."""
         ...
 
     @property
@@ -41,17 +41,17 @@ class ReferenceEmbedder(Protocol):
 
 @runtime_checkable
 class JointEmbedder(Protocol):
-    """A model that sees several views of one place at once, as Statewide's does."""
+    """A model that embeds several views of one cell jointly, as Statewide's does."""
 
     def embed_views(
         self, views: "Tensor", present: NDArray[np.bool_], gsd_m_per_px: tuple[float, ...], /
     ) -> NDArray[np.float32]:
-        """Unit vectors of places, (B, V, 3, S, S) with (B, V) which views there are -> (B, dim)."""
+        """Unit vectors of cells, (B, V, 3, S, S) with (B, V) which views there are -> (B, dim)."""
         ...
 
 
 def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: Source) -> NDArray[np.float32]:
-    """Vectors of single images, (B, dim); those of one shape go through the network together, large ones alone."""
+    """Vectors of single images, (B, dim). Images of one shape go through the network together, large ones alone."""
     found = np.zeros((len(images), embedder.embedding_dim), np.float32)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, image in enumerate(images):
@@ -63,7 +63,7 @@ def embed_images(embedder: ReferenceEmbedder, images: "list[Tensor]", source: So
 
 
 def _stacked(images: "list[Tensor]") -> "Tensor":
-    """Pictures of one size as one batch of their own kind: tensors, or the arrays of an exported model."""
+    """Images of one size as one batch: of tensors, or of the arrays of an exported model."""
     if all(isinstance(image, np.ndarray) for image in images):
         return cast("Tensor", np.stack(cast("list[NDArray[np.float32]]", images)))
     import torch
@@ -77,13 +77,13 @@ def embed_views(
     present: NDArray[np.bool_],
     gsd_m_per_px: tuple[float, ...],
 ) -> NDArray[np.float32]:
-    """One vector for each place from its views: the model's own way, or `mean_of_views`.
+    """One vector for each cell from its views: embedded jointly, or as `mean_of_views`.
 
     Args:
-        embedder: that is a `JointEmbedder`, or not.
+        embedder: a `JointEmbedder` embeds jointly.
         views: (B, V, 3, S, S).
-        present: (B, V); each place has at least one view.
-        gsd_m_per_px: (V,), for a model that wants to know.
+        present: (B, V); each cell has at least one view.
+        gsd_m_per_px: (V,) of the views.
     """
     if isinstance(embedder, JointEmbedder):
         return np.asarray(embedder.embed_views(views, present, gsd_m_per_px), np.float32)
@@ -93,9 +93,8 @@ def embed_views(
 def mean_of_views(
     embedder: ReferenceEmbedder, views: "Tensor", present: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """One vector for each place: the mean of the vectors of the views that it has; as `embed_views`."""
-    # Views that are missing go through the network, too: what a batch consists of must not depend on its
-    # contents, as the last digits of a network's output do.
+    """One vector for each cell: the normalised mean of the vectors of its views; arguments as for `embed_views`."""
+    # Missing views go through the network, too: the last digits of an output depend on the size of its batch.
     single = embedder.embed_reference(views.flatten(0, 1), "aerial")
     vectors = np.asarray(single, np.float32).reshape(*present.shape, -1) * present[..., None]
     mean = vectors.sum(1)

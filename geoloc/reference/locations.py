@@ -28,18 +28,18 @@ _ENCODED_AT_ONCE: Final = 4096
 
 @dataclass(frozen=True)
 class LocationReferences:
-    """Coordinates with their vectors, or with what makes them; vectors are brought to unit length.
+    """Coordinates with their vectors or an encoder; vectors are normalised to unit length.
 
     Attributes:
         latlon_deg: (n, 2).
         vectors: (n, dim), or an encoder of coordinates.
         keys: n names; None numbers them.
-        provenance: of all.
-        licence: of all.
+        provenance: of all rows.
+        licence: of all rows.
 
     Raises:
         ConfigError: the numbers of coordinates, vectors and keys differ, or there are none.
-        InvalidCoordinateError: a coordinate is no place on Earth.
+        InvalidCoordinateError: a coordinate is not on Earth.
     """
 
     latlon_deg: NDArray[np.float64]
@@ -73,7 +73,7 @@ class LocationReferences:
         }
 
     def shards(self) -> Iterator[range]:
-        """Numbers of the locations of each shard."""
+        """Indices of the locations of each shard."""
         for start in range(0, len(self.latlon_deg), LOCATIONS_PER_SHARD):
             yield range(start, min(start + LOCATIONS_PER_SHARD, len(self.latlon_deg)))
 
@@ -102,7 +102,7 @@ class LocationReferences:
 def read_locations(
     path: str | Path,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, list[str] | None]:
-    """Coordinates, vectors and keys in a table: columns latitude, longitude, and where there are some embedding, id.
+    """Coordinates, vectors and keys in a table with the columns latitude, longitude and optionally embedding, id.
 
     Args:
         path: .parquet, with lists of numbers in `embedding`; or .csv, without.
@@ -128,7 +128,7 @@ def _column(values: list[Any], path: str | Path) -> NDArray[np.float64]:
     try:
         return np.array(values, np.float64)
     except (TypeError, ValueError):
-        raise ConfigError(f"{path} has coordinates that are no numbers") from None
+        raise ConfigError(f"{path} has coordinates that are not numbers") from None
 
 
 def _array(values: Any) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""What the `manifest.json` of a reference database says: its segments, deleted rows and files, and who made it.
+"""The `manifest.json` of a reference database: its segments, deleted rows, files and the model that embedded it.
 
-It is the only file of a database that changes. Knows nothing about what segments hold.
+It is the only file of a database that changes.
 """
 
 import re
@@ -24,7 +24,7 @@ _NUMBER: Final = re.compile(r"[0-9]{4,9}")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What it says; it keeps the digests of files, so a change does not read old ones again.
+    """Content of the manifest. It keeps the digests of files, so a change does not read old files again.
 
     Attributes:
         dim: width of an embedding.
@@ -35,7 +35,7 @@ class Manifest:
         next_row_id: no row has had this id or a larger one.
         next_segment: no segment has had this number or a larger one.
         segments: name -> number of rows.
-        tombstones: segment name -> number of deleted rows, where there are some.
+        tombstones: segment name -> number of deleted rows, if any.
         shards: name of an append -> its first row id and number of rows.
         files: as in `geoloc.files.write_manifest`.
     """
@@ -67,16 +67,16 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Of all that the manifest says."""
+        """Digest of the manifest."""
         return manifest_digest(self._facts())
 
     def write(self, folder: Path) -> None:
-        """Make this the state of the database, at once."""
+        """Make this the state of the database, in one step."""
         save_manifest(folder, self._facts())
 
     @staticmethod
     def read(folder: Path) -> "Manifest":
-        """What a folder's manifest says.
+        """Read the manifest of a folder.
 
         Raises:
             NotFoundError: there is no such folder, or nothing of a reference database in it.
@@ -87,18 +87,20 @@ class Manifest:
                 f"there is no reference database {folder}: check the path, or create it first"
             )
         if not (folder / MANIFEST_NAME).exists() and not (folder / SEGMENTS).exists():
-            raise NotFoundError(f"{folder} is no reference database: check the path, or create one elsewhere")
+            raise NotFoundError(
+                f"{folder} is not a reference database: check the path, or create one elsewhere"
+            )
         return Manifest.of(read_manifest(folder), str(folder))
 
     @staticmethod
     def of(facts: Mapping[str, Any], origin: str) -> "Manifest":
-        """What a manifest says that `geoloc.files` has read; `origin` is what an error calls its folder.
+        """The manifest from values that `geoloc.files` has read; `origin` names its folder in errors.
 
         Raises:
             IntegrityError: it is not that of a reference database.
         """
         if facts.get("kind") != KIND:
-            raise IntegrityError(f"{origin} is no reference database: its manifest is of another kind")
+            raise IntegrityError(f"{origin} is not a reference database: its manifest is of another kind")
         try:
             manifest = Manifest(
                 **{name: facts[name] for name in Manifest.__dataclass_fields__ if name != "shards"},
@@ -112,15 +114,15 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        """Refuse what could lead a reader astray: the digest shows damage, not malice."""
+        """Check the values: the digest detects damage, not malice."""
         self.vector_format  # noqa: B018  (the width and dtype check themselves)
         texts = (self.model_fingerprint, self.quadtree_fingerprint or "none")
         counts = (self.version, self.next_row_id, self.next_segment)
         shards = [number for pair in self.shards.values() for number in pair]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a fingerprint is no text")
+            raise ValueError("a fingerprint is not a string")
         if not all(type(count) is int and 0 <= count < 2**62 for count in (*counts, *shards)):
-            raise ValueError("a counter is no counter")
+            raise ValueError("a counter is not a whole number")
         expected = set()
         for name, num_rows in self.segments.items():
             if not _NUMBER.fullmatch(name) or type(num_rows) is not int or not 0 < num_rows < 2**40:
@@ -132,8 +134,8 @@ class Manifest:
         if self.tombstones:
             expected.add(str(self.tombstones_name))
         if difference := self.files.keys() ^ expected:
-            raise ValueError(f"{min(difference)!r} is listed without need, or needed and not listed")
+            raise ValueError(f"{min(difference)!r} is listed and not needed, or needed and not listed")
 
     def tombstone_tensors(self) -> TensorSpecs:
-        """What the tombstone file holds: for each segment the places of its deleted rows, ascending."""
+        """Tensors of the tombstone file: for each segment the positions of its deleted rows, ascending."""
         return {name: (np.dtype(np.int64), (num,)) for name, num in sorted(self.tombstones.items())}

@@ -1,4 +1,4 @@
-"""Opening what a manifest lists: sizes and headers are checked, and of the bytes those that are needed at once."""
+"""Open the files of a manifest: sizes and headers are checked, and the bytes of the files that are read at once."""
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -16,7 +16,7 @@ from geoloc.reference.segments import EMBEDDINGS_NAME, ROWS_NAME, Segment, map_t
 def load(
     folder: Path, known: Manifest | None = None, open_segments: Sequence[Segment] = ()
 ) -> tuple[Manifest, tuple[Segment, ...]]:
-    """The manifest and its segments; those that are open already stay so."""
+    """The manifest and its segments; segments that are open already are reused."""
     manifest = Manifest.read(folder)
     while True:
         try:
@@ -36,7 +36,7 @@ def open_some(
     known: Manifest | None = None,
     open_segments: Sequence[Segment] = (),
 ) -> tuple[Segment, ...]:
-    """Segments of a manifest by their names; the files of others need not be there."""
+    """Segments of a manifest by their names; the files of the others need not exist."""
     deleted = read_tombstones(folder, manifest)
     reusable = {segment.name: segment for segment in open_segments}
     segments = []
@@ -57,7 +57,7 @@ def open_some(
 
 
 def read_tombstones(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.int64]]:
-    """Segment name -> places of its deleted rows. All of the file is needed, so all of it is checked."""
+    """Segment name -> positions of its deleted rows; the whole file is checked."""
     name = manifest.tombstones_name
     if name is None:
         return {}

@@ -1,19 +1,19 @@
-"""The rows of a reference database: what is known of each reference besides its embedding.
+"""Rows of a reference database: the data of each reference besides its embedding.
 
 On disk they are a Parquet table with the columns of `SCHEMA`:
 
-    row_id        int64, given by the database, unique in it and never given again
+    row_id        int64, given by the database, unique in it and never reused
     latitude      float64, degrees in [-90, 90]
     longitude     float64, degrees in [-180, 180)
     morton        uint64, Z-order code of depth 24 with the whole Earth as the root (`quadtree.morton`)
     source        aerial | street | location
-    key           the name by which its builder knows the reference: a tile, a path, a frame
+    key           name of the reference for its builder: a tile, a path, a frame
     gsd_m_per_px  float64, ground resolution of an aerial image; the finest if several were embedded jointly
     heading_deg   float64, clockwise from true north in [0, 360), of a street photo
     provenance    where the image comes from
     licence       under which it may be used
 
-The two physical columns are null where they are unknown, the texts are empty. Knows nothing about vectors.
+The two physical columns are null where they are unknown, the strings are empty.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from quadtree.morton import encode
 
 Source = Literal["aerial", "street", "location"]
 
-SOURCES: Final = ("aerial", "street", "location")  # where they are numbers, the number is the place in here
+SOURCES: Final = ("aerial", "street", "location")  # their numbers are the indices here
 
 SCHEMA: Final = pa.schema(
     [
@@ -48,12 +48,12 @@ SCHEMA: Final = pa.schema(
 
 
 class ReferenceRows:
-    """n references that wait for their vectors; a text or a number that all of them share is given once.
+    """n references without their vectors; a string or number that all of them share is given once.
 
     Args:
         latlon_deg: (n, 2); longitudes are wrapped to [-180, 180).
         source: "aerial", "street" or "location", one for all or n.
-        key: n texts. They need not differ: twelve views of one panorama may share its name.
+        key: n strings, not necessarily unique: twelve views of one panorama may share its name.
         gsd_m_per_px: (n,) or () positive, NaN where unknown; None if all are.
         heading_deg: (n,) or () degrees, any turn, NaN where unknown; None if all are.
         provenance: one for all or n.
@@ -87,7 +87,7 @@ class ReferenceRows:
         if strange := sorted(set(sources) - set(SOURCES)):
             raise ConfigError(f"source is {strange[0]!r}; it must be one of {', '.join(SOURCES)}")
         if isinstance(key, str):
-            raise ConfigError(f"key is the one text {key!r}; give a list with one key for each row")
+            raise ConfigError(f"key is the single string {key!r}; give a list with one key for each row")
         gsd = _numbers("gsd_m_per_px", gsd_m_per_px, num_rows)
         if (gsd <= 0).any():
             raise ConfigError(f"gsd_m_per_px must be positive, or NaN where unknown; found {np.nanmin(gsd)}")
@@ -127,7 +127,7 @@ def _texts(name: str, value: str | Sequence[str], num_rows: int) -> list[str]:
         raise ConfigError(f"{name} has {len(texts)} values, and latlon_deg {num_rows} rows")
     for text in texts:
         if not isinstance(text, str):
-            raise ConfigError(f"{name} must be text; found {text!r}")
+            raise ConfigError(f"{name} must be strings; found {text!r}")
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Rows with embeddings on disk, in immutable segments that a manifest lists; read, changed and copied as a whole.
+"""Rows with embeddings on disk, in immutable segments that a manifest lists.
 
     refs/
       manifest.json                    the only file that changes, by one atomic rename
@@ -47,10 +47,10 @@ class SegmentStore:
     """A snapshot of a database on disk: its state when it was opened, refreshed or last changed here.
 
     Any number of processes read while one writes; a second writer is refused. Files that a reader has open stay
-    readable when a writer compacts them away. Knows nothing of models; `ReferenceDatabase` adds one.
+    readable when a writer compacts them away. `ReferenceDatabase` adds the model.
 
     Attributes:
-        folder: where it is.
+        folder: of the database.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, segments: tuple[Segment, ...]) -> None:
@@ -70,7 +70,7 @@ class SegmentStore:
         return cls(Path(folder), *load(Path(folder)))
 
     def refresh(self) -> bool:
-        """Read the state on the disk; returns whether it is a new one."""
+        """Read the state on the disk again; returns whether it has changed."""
         before = self._manifest.version
         self._manifest, self._segments = load(self.folder, self._manifest, self._segments)
         return self._manifest.version != before
@@ -79,7 +79,7 @@ class SegmentStore:
         """Check that a model or a quadtree is the one that this database was made with; None is not checked.
 
         Raises:
-            FingerprintMismatchError: it is another one; a database that is bound to no quadtree fits all.
+            FingerprintMismatchError: it is another one. A database that is bound to no quadtree fits all.
         """
         for what, here, there in (
             ("model", model, self.model_fingerprint),
@@ -96,7 +96,7 @@ class SegmentStore:
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The open segments; their deleted rows are for the caller to leave out."""
+        """The open segments; the caller leaves out their deleted rows."""
         return self._segments
 
     @property
@@ -111,12 +111,12 @@ class SegmentStore:
 
     @property
     def model_fingerprint(self) -> str:
-        """Of the model that embedded the references."""
+        """Fingerprint of the model that embedded the references."""
         return self._manifest.model_fingerprint
 
     @property
     def quadtree_fingerprint(self) -> str | None:
-        """Of the partition that the database is bound to."""
+        """Fingerprint of the quadtree that the database is bound to, if it is."""
         return self._manifest.quadtree_fingerprint
 
     @property
@@ -126,7 +126,7 @@ class SegmentStore:
 
     @property
     def version(self) -> int:
-        """Goes up by one with every change."""
+        """Number of the state; every change adds one."""
         return self._manifest.version
 
     @property
@@ -137,12 +137,12 @@ class SegmentStore:
     def rows(
         self, row_ids: ArrayLike, latlon_deg: ArrayLike, columns: Sequence[str] = tuple(SCHEMA.names)
     ) -> Any:
-        """What is known of rows that a search has found: a pyarrow Table in their order.
+        """Data of rows that a search has found: a pyarrow Table in their order.
 
         Args:
             row_ids: (m,) ids.
-            latlon_deg: (m, 2) where they are. Rows are sorted by place and id, so both together find a row in
-                a few steps, without an index of ids.
+            latlon_deg: (m, 2) positions. Rows are sorted by Morton code and id, so both together find a row in a few
+                steps, without an index of ids.
             columns: of `geoloc.reference.rows.SCHEMA`; the fewer, the faster.
 
         Raises:
@@ -160,14 +160,14 @@ class SegmentStore:
             places.append(here)
         if is_missing.any():
             raise NotFoundError(
-                f"{self.folder} has no row {ids[is_missing][0]} at that place: it was deleted, or the "
+                f"{self.folder} has no row {ids[is_missing][0]} at that location: it was deleted, or the "
                 "ids come from another database"
             )
         back = np.argsort(np.concatenate(places))
         return pa.concat_tables(tables).combine_chunks().take(to_arrow(back))
 
     def __len__(self) -> int:
-        """How many rows there are, without the deleted ones."""
+        """Number of rows, without the deleted ones."""
         return sum(segment.num_rows - segment.num_deleted for segment in self._segments)
 
     def __repr__(self) -> str:
@@ -206,12 +206,11 @@ class SegmentStore:
         If the stream raises an exception, or the process is killed, none of it has happened.
 
         Args:
-            batches: rows with their vectors, (n, dim) finite numbers, stored as they are: a cosine search
-                wants them at unit length. Of a memory-mapped array only a piece is read at a time.
+            batches: rows with their vectors, (n, dim) finite numbers, stored as they are; a cosine search needs unit
+                vectors. A memory-mapped array is read in pieces.
             shard: a name for these rows. If it was appended before, nothing is added, so that an interrupted job can
                 repeat all of its shards.
-            sort_bytes: what is held in memory before it is sorted and written as a segment; sorting takes as
-                much again.
+            sort_bytes: memory of the rows that are sorted and written as one segment; sorting takes as much again.
 
         Returns:
             The ids of the rows in the order in which they came.
@@ -235,9 +234,9 @@ class SegmentStore:
         bounds_deg: Sequence[float] | None = None,
         paths: Sequence[str] | None = None,
     ) -> int:
-        """Delete the rows that one criterion names; they are gone for whoever opens or refreshes from now on.
+        """Delete the rows that one criterion chooses; readers that open or refresh from now on do not see them.
 
-        The bytes stay until `compact`. Rows that are gone already are no error, so a delete can be repeated.
+        The bytes stay until `compact`. Deleting a row again is not an error.
 
         Args:
             row_ids: (m,) ids.
@@ -246,11 +245,11 @@ class SegmentStore:
             paths: all rows in cells of the quadtree over the whole Earth, such as "0312", at any level.
 
         Returns:
-            How many rows were deleted.
+            Number of rows deleted.
 
         Raises:
             NotFoundError: a row id was never given.
-            ConfigError: not exactly one criterion is given, or it makes no sense.
+            ConfigError: not exactly one criterion is given, or it is invalid.
             OutputMismatchError: another process is writing.
         """
         with self._writing():
@@ -262,14 +261,14 @@ class SegmentStore:
             return num_deleted
 
     def compact(self, *, segment_rows: int | None = None) -> None:
-        """Merge all segments into one, without the deleted rows; does nothing where there is nothing to do.
+        """Merge all segments into one, without the deleted rows.
 
-        Row ids stay. Holds about 50 bytes a row in memory; needs the space of the new segments on the disk
-        beside the old ones, which stay readable for those who have them open.
+        Row ids stay. Takes about 50 bytes a row in memory, and the space of the new segments on the disk beside the old
+        ones, which stay readable for processes that have them open.
 
         Args:
-            segment_rows: make several segments of about so many rows that follow each other along the Z-curve,
-                so that a region can be pulled from the Hub without the rest; rows of one place stay together.
+            segment_rows: make several segments of about so many rows that follow each other along the Z-curve, so that
+                a region can be pulled from the Hub alone; rows of one location stay together.
 
         Raises:
             ConfigError: segment_rows is not positive.
@@ -295,38 +294,41 @@ class SegmentStore:
             paths: of cells of the quadtree over the whole Earth, such as "0312", at any level.
 
         Raises:
-            ConfigError: not exactly one of the two is given, or it makes no sense.
-            OutputMismatchError: there is something at the destination.
+            ConfigError: not exactly one of the two is given, or it is invalid.
+            OutputMismatchError: the destination exists and is not empty.
         """
         chooses = criterion(None, None, bounds_deg, paths, self._manifest.next_row_id)
         rewriting.write_chosen(Path(destination), self._manifest, self._segments, chooses)
         return type(self).open(destination)
 
     def copy_to(self, destination: str | Path) -> Self:
-        """Copy what is shown here into a new folder, byte for byte; a kill leaves it whole or absent.
+        """Copy this state into a new folder, byte for byte; a kill leaves it whole or absent.
 
         Raises:
-            OutputMismatchError: there is something in the folder.
+            OutputMismatchError: the folder is not empty.
         """
         with new_folder(Path(destination)) as temporary:
             for name in self._manifest.files:
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(safe_join(self.folder, name), target)
-            (temporary / LOCK).unlink()  # the first writer makes it; a checkpoint would list it
+            (
+                temporary / LOCK
+            ).unlink()  # the first writer makes it; the manifest of a checkpoint would list it
             self._manifest.write(temporary)
         return type(self).open(destination)
 
     def merge(self, other: SegmentStore, destination: str | Path) -> Self:
         """Write the rows of both databases into a new one.
 
-        Rows from here keep their ids; those of `other` go up by our number of ids ever given. The names of
-        shards stay behind: they belong to the job that fills one database.
+        Rows of this database keep their ids; those of `other` go up by the number of ids given here. Names of shards
+        are not
+        copied: they belong to the job that fills one database.
 
         Raises:
             FingerprintMismatchError: the two were made with different models or quadtrees.
             ConfigError: their vectors differ in width or stored type.
-            OutputMismatchError: there is something at the destination.
+            OutputMismatchError: the destination exists and is not empty.
         """
         for what, here, there in (
             ("model", self.model_fingerprint, other.model_fingerprint),
@@ -354,7 +356,7 @@ class SegmentStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Be the only writer, on what is on the disk now; leave nothing behind that no manifest lists."""
+        """Hold the writer's lock on the current state; files that no manifest lists are removed."""
         with writer_lock(self.folder):
             self.refresh()
             remove_leftovers(self.folder)

@@ -1,4 +1,4 @@
-"""Street references: photos with positions, as rows with one vector each."""
+"""Street references: photos with positions, one row and one vector a photo."""
 
 import os
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from geoloc.reference.rows import ReferenceRows
 if TYPE_CHECKING:
     from torch import Tensor
 
-PHOTOS_PER_SHARD: Final = 1024  # what a kill costs at most
+PHOTOS_PER_SHARD: Final = 1024  # at most this much work is lost by a kill
 _MAX_DECODING_THREADS: Final = 8
 
 
 @dataclass(frozen=True)
 class StreetReferences:
-    """Makes shards of photos into rows; a photo that cannot be used is a problem of its shard.
+    """Embeds shards of photos; an unusable photo is a problem of its shard.
 
     Attributes:
         photos: all of them.
         embedder: the model.
         batch_size: photos that go through the network together.
-        provenance: of photos that do not say it themselves.
-        licence: of photos that do not say it themselves.
+        provenance: of photos that do not state theirs.
+        licence: of photos that do not state theirs.
     """
 
     photos: Photos
@@ -55,7 +55,7 @@ class StreetReferences:
         }
 
     def shards(self) -> Iterator[range]:
-        """Numbers of the photos of each shard."""
+        """Indices of the photos of each shard."""
         for start in range(0, len(self.photos), PHOTOS_PER_SHARD):
             yield range(start, min(start + PHOTOS_PER_SHARD, len(self.photos)))
 
@@ -63,8 +63,8 @@ class StreetReferences:
         """The rows of a shard, in the order of the photos.
 
         Args:
-            shard: numbers of photos.
-            progress: is told how many photos are done, batch by batch.
+            shard: indices of photos.
+            progress: called with the number of photos done, batch by batch.
         """
         kept: list[Photo] = []
         vectors = [np.zeros((0, self.embedder.embedding_dim), np.float32)]
@@ -97,7 +97,7 @@ class StreetReferences:
         return Embedded(rows, np.concatenate(vectors), len(shard), {}, problems)
 
     def _load(self, number: int) -> "tuple[Photo, Tensor] | str":
-        """A photo, without its bytes, and its input of the network; or why there is none."""
+        """A photo without its bytes, and its network input; or the reason why it is unusable."""
         try:
             photo = self.photos[number]
             image = load_and_preprocess(photo.data, self.embedder.preprocess)

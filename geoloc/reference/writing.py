@@ -1,6 +1,6 @@
-"""Writing segments and tombstones into the folder of a database; a manifest then makes them visible.
+"""Write segments and tombstones into the folder of a database; a manifest then makes them visible.
 
-Nothing here changes what a reader sees: what was written and is listed by no manifest is removed by the next writer.
+Readers see no change before that. Files that no manifest lists are removed by the next writer.
 """
 
 import fcntl
@@ -36,7 +36,7 @@ from quadtree.morton import IntArray
 LOCK: Final = ".lock"
 
 _PIECE_ROWS: Final = 2**16  # rows that are encoded at once
-# What a writer of ours may have left in the two folders, dead or alive.
+# Files of writers in the two folders, finished or not.
 _OURS: Final = re.compile(r"[0-9]{4,9}|[0-9]{4,9}\.safetensors|\.[0-9]{4,9}\..*(new|tmp|old)")
 
 
@@ -62,7 +62,7 @@ def _refuse_existing(folder: Path) -> None:
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a database; it ends with the process, so no dead one can hold it."""
+    """Hold the writer's lock of a database; the lock ends with the process."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -78,8 +78,8 @@ def writer_lock(folder: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what no manifest lists: work of killed writers, and what a change has replaced."""
-    # From the disk: if a commit has failed after its rename, what it lists is not ours to remove.
+    """Remove files that no manifest lists: of killed writers, and those that a change has replaced."""
+    # From the disk: if a commit failed after its rename, the files that it lists must stay.
     manifest = Manifest.read(folder)
     kept = {Path(name).parts[1] for name in manifest.files}
     for parent in (folder / SEGMENTS, folder / TOMBSTONES):
@@ -98,7 +98,7 @@ def collect(
     next_row_id: int,
     limit: int,
 ) -> Iterator[Block]:
-    """Rows as they come, numbered and encoded, in blocks of `limit` rows; the last has what is left."""
+    """Rows of a stream, numbered and encoded, in blocks of `limit` rows; the last block has the rest."""
     pieces: list[Block] = []
     room = limit
     for rows, vectors in batches:
@@ -131,14 +131,14 @@ def _joined(pieces: list[Block]) -> Block:
 
 
 def add_merged(folder: Path, manifest: Manifest, parts: Sequence[Part]) -> Manifest:
-    """Write parts of other segments as one, if they have rows, and return the manifest that would make it visible."""
+    """Write parts of segments as one segment, if they have rows; returns the manifest that makes it visible."""
     parts = [part for part in parts if len(part.positions)]
     num_rows = sum(len(part.positions) for part in parts)
     return add_segment(folder, manifest, num_rows, merged_blocks(parts)) if num_rows else manifest
 
 
 def add_segment(folder: Path, manifest: Manifest, num_rows: int, blocks: Iterable[Block]) -> Manifest:
-    """Write a segment, and return the manifest that would make it visible."""
+    """Write a segment; returns the manifest that makes it visible."""
     name = f"{manifest.next_segment:04d}"
     path = folder / SEGMENTS / name
     with replace_folder(path) as temporary:
@@ -153,7 +153,7 @@ def add_segment(folder: Path, manifest: Manifest, num_rows: int, blocks: Iterabl
 
 
 def with_tombstones(folder: Path, manifest: Manifest, deleted: Mapping[str, IntArray]) -> Manifest:
-    """Write the tombstones of all deleted rows, and return the manifest that would make them visible."""
+    """Write the tombstones of all deleted rows; returns the manifest that makes them visible."""
     files = {name: entry for name, entry in manifest.files.items() if name != manifest.tombstones_name}
     manifest = replace(manifest, tombstones={name: len(places) for name, places in deleted.items()})
     name = f"{TOMBSTONES}/{manifest.version + 1:04d}.safetensors"

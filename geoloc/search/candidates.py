@@ -1,4 +1,4 @@
-"""What a search returns: the best references of each query. Knows nothing about how they were found."""
+"""Result of a search: the best references of each query."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +17,8 @@ class Candidates:
     Attributes:
         row_id: (Q, K) int64, the row in the reference database; -1 is padding.
         similarity: (Q, K) float32 inner product of query and stored vector, the cosine where both have unit
-            length; it falls along a row, equal ones stand by rising row id; -inf in padding.
-        latlon_deg: (Q, K, 2) float64 where the reference is; NaN in padding.
+            length; descending along a row, ties by ascending row id; -inf in padding.
+        latlon_deg: (Q, K, 2) float64 position of the reference; NaN in padding.
         source: (Q, K) uint8, 0 aerial, 1 street, 2 location; 255 in padding.
     """
 
@@ -29,7 +29,7 @@ class Candidates:
 
     @classmethod
     def nothing(cls, num_queries: int, k: int) -> "Candidates":
-        """Padding alone, (num_queries, k)."""
+        """Candidates of padding alone, (num_queries, k)."""
         return cls(
             np.full((num_queries, k), NO_ROW, dtype=np.int64),
             np.full((num_queries, k), -np.inf, dtype=np.float32),
@@ -54,5 +54,5 @@ class Candidates:
         return is_present
 
     def __len__(self) -> int:
-        """How many queries."""
+        """Number of queries."""
         return len(self.row_id)

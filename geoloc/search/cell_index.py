@@ -1,11 +1,11 @@
-"""Search inside the cells that a classifier chose: the geocells of a quadtree are the inverted lists.
+"""Search inside chosen cells: the cells of a quadtree are the inverted lists.
 
     index = CellIndex(quadtree, database.segments)
     candidates = index.search(embedding, [chosen_cells], k=20, sources=["aerial"])
 
 The rows of a cell are slices of the segments, found by their Morton codes; nothing is copied. A row belongs
-to the cell that `Quadtree.assign` gives it, so a row in an empty leaf is found in the nearest cell, just as a
-photo taken there is labelled. This is the only file that knows FAISS.
+to the cell that `Quadtree.assign` gives it, so a row in an empty leaf is found in the nearest cell, as a photo taken
+there is labelled. The only module that imports FAISS.
 """
 
 import math
@@ -41,9 +41,9 @@ from quadtree.sphere import EARTH_MEAN_RADIUS_KM, box_distance_km, validate_latl
 
 Structure = Literal["exact", "flat", "fp16", "sq8", "pq"]
 
-_QUERIES_AT_ONCE: Final = 4096  # in larger batches a cell is read once for each so many queries
+_QUERIES_AT_ONCE: Final = 4096  # larger batches read a cell once for each so many queries
 
-# How many rows FAISS hands over for each one that is wanted, to be scored again from the stored vectors.
+# Rows that FAISS proposes for each one that is wanted; they are scored again from the stored vectors.
 _OVERSAMPLING: Final = {"flat": 2, "fp16": 2, "sq8": 4, "pq": 32}
 _TRAINING_ROWS: Final = 1 << 16
 _ADDED_ROWS: Final = 1 << 14  # at a time, as float32
@@ -52,7 +52,7 @@ _ALL_LISTS_ENTRIES: Final = 1 << 22  # list numbers handed to FAISS at once when
 
 
 class _View(NamedTuple):
-    """What a search for some sources sees."""
+    """Rows of some sources."""
 
     sees_all: bool  # whether every segment has rows of these sources
     offered: list[bool]  # for each segment whether it has rows of these sources
@@ -62,16 +62,16 @@ class _View(NamedTuple):
 class CellIndex:
     """The rows of a reference database, to be searched cell by cell.
 
-    It sees the segments as they are now: after an append, a delete or a compaction make a new one, which for
-    "exact" takes milliseconds. Any number of threads may search at the same time.
+    It reads the segments as they are now: after an append, a delete or a compaction make a new index, which for "exact"
+    takes milliseconds. Any number of threads may search at the same time.
 
     Args:
-        quadtree: whose cells are asked for; its root must be the whole Earth, as that of the Morton codes is.
+        quadtree: of the cells; its root must be the whole Earth, like that of the Morton codes.
         segments: of a `ReferenceDatabase`, or arrays with the names of `SegmentRows`.
         structure: "exact" multiplies the stored vectors themselves. "flat", "fp16", "sq8" and "pq" are
             FAISS's inverted lists with that code for a vector, a copy in memory (4D, 2D, D or about D / 8
-            bytes a row) that is built here from the segments and never read from a file; what they propose
-            is scored again from the stored vectors.
+            bytes a row) that is built here from the segments and never read from a file; their proposals are scored
+            again from the stored vectors.
         device: "cpu", or a torch device such as "cuda", to which "exact" then copies the vectors.
 
     Raises:
@@ -118,7 +118,7 @@ class CellIndex:
         )
 
     def num_rows_in(self, cell_ids: ArrayLike) -> IntArray:
-        """How many rows the cells hold, deleted ones and all sources included, (...) -> (...) int64."""
+        """Number of rows of cells, deleted rows and all sources included, (...) -> (...) int64."""
         counts: IntArray = self._lists.num_rows[np.asarray(cell_ids, dtype=np.int64)]
         return counts
 
@@ -131,14 +131,14 @@ class CellIndex:
     ) -> Candidates:
         """The best k rows of each query among the rows of its cells.
 
-        "exact" returns exactly them; the others what FAISS found among them. Similarities come from the
-        stored vectors in every case, the same bit for bit for every structure, device and batch.
+        "exact" returns exactly them, the other structures those that FAISS found. Similarities are always computed from
+        the stored vectors, the same bit for bit for every structure, device and batch.
 
         Args:
             query: (Q, D) float32 embeddings of unit length.
-            cells: Q sequences of cell ids, each with as many as it likes, or none; doubles count once.
+            cells: Q sequences of cell ids of any length; repeated ids count once.
             k: at least 1; a query whose cells hold fewer rows has its candidates padded.
-            sources: which kinds of reference count.
+            sources: kinds of references that are searched.
 
         Raises:
             ConfigError: shapes do not match, a query is not finite, k < 1, or no such cell or source exists.
@@ -166,7 +166,7 @@ class CellIndex:
     def search_everywhere(
         self, query: ArrayLike, k: int, sources: Collection[Source] = SOURCES
     ) -> Candidates:
-        """The best k rows of each query on the whole planet; arguments, result and errors as for `search`."""
+        """The best k rows of each query in the whole database; arguments, result and errors as for `search`."""
         queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
         step = _QUERIES_AT_ONCE
         if self._faiss is not None:
@@ -249,9 +249,9 @@ class _FaissLists:
         self._num_cells = len(lists.num_rows)
         self._oversampling = _OVERSAMPLING[structure]
         num_lists = self._num_cells * len(SOURCES)
-        self._quantizer = faiss.IndexFlatIP(dim)  # stays empty: we say which lists
+        self._quantizer = faiss.IndexFlatIP(dim)  # stays empty: the lists are given
         arguments = (self._quantizer, dim, num_lists)
-        self._index: Any  # FAISS's own types leave out half of what is used here
+        self._index: Any  # FAISS's type hints lack half of what is used here
         if structure == "flat":
             self._index = faiss.IndexIVFFlat(*arguments, faiss.METRIC_INNER_PRODUCT)
         elif structure == "pq":
@@ -259,7 +259,7 @@ class _FaissLists:
             self._index = faiss.IndexIVFPQ(*arguments, num_bytes, 8, faiss.METRIC_INNER_PRODUCT)
             self._index.by_residual = False
             self._index.pq.cp.min_points_per_centroid = 1
-            # k-means wants 256 points; a smaller database shows its rows several times.
+            # k-means needs 256 points; a smaller database repeats its rows.
             sample = _sample(rows)
             self._index.pq.train(np.resize(sample, (max(len(sample), 256), dim)))
         else:
@@ -281,7 +281,7 @@ class _FaissLists:
             alive = np.flatnonzero(~columns.deleted[block]) + block.start
             if len(alive) == 0:
                 continue
-            # Raw pointers keep nothing alive: every array needs a name until the call is over.
+            # Raw pointers keep no array alive: each needs a name until the call is over.
             list_ids = columns.source[alive].astype(np.int64) * self._num_cells + cell[alive]
             positions = alive + rows.first[segment]
             vectors = rows.widened(segment, alive)
@@ -292,7 +292,7 @@ class _FaissLists:
     def contenders(
         self, query: FloatArray, cells: list[list[int]] | None, k: int, codes: list[int]
     ) -> tuple[IntArray, IntArray]:
-        """Query and position of the rows that FAISS likes best in the cells, None for all of them."""
+        """Query and position of the rows that FAISS proposes in the cells; None searches all cells."""
         import faiss
 
         if cells is None:
@@ -309,8 +309,8 @@ class _FaissLists:
         num_asked = min(k * self._oversampling, int(self._index.ntotal))
         if num_lists == 0 or num_asked == 0:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        # The method of the same name reads the width from the index, which threads share; this takes it as a
-        # parameter. Again every array has a name.
+        # The method of the same name reads the width from the index, which threads share; this one takes it as a
+        # parameter.
         centroid_scores = np.zeros(list_ids.shape, dtype=np.float32)
         scores = np.empty((len(query), num_asked), dtype=np.float32)
         positions = np.empty((len(query), num_asked), dtype=np.int64)
@@ -332,7 +332,7 @@ class _FaissLists:
 
 
 def _sample(rows: Rows) -> FloatArray:
-    """Up to `_TRAINING_ROWS` rows from everywhere as float32, the same ones every time."""
+    """Up to `_TRAINING_ROWS` rows of the whole database as float32, always the same ones."""
     num_rows = rows.num_rows
     chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:_TRAINING_ROWS])
     parts = []
@@ -371,24 +371,24 @@ def _joined(found: Iterable[Candidates]) -> Candidates:
 def with_border_neighbours(
     quadtree: Quadtree, cell_ids: ArrayLike, point_latlon_deg: ArrayLike, reach_km: float
 ) -> IntArray:
-    """Chosen cells, and those of their neighbours that come close to where the photo may have been taken.
+    """Chosen cells, and their neighbours within reach of the most probable point.
 
     Args:
         quadtree: of the cells.
         cell_ids: (m,) the chosen cells.
-        point_latlon_deg: (2,) the best guess, in or near one of them.
+        point_latlon_deg: (2,) the most probable point, in or near one of them.
         reach_km: a neighbour joins when its box is at most this far from the point on the sphere.
 
     Returns:
-        The chosen cells as they came, then the others by distance, ties by id.
+        The chosen cells in their order, then the others by distance, ties by id.
 
     Raises:
-        InvalidCoordinateError: the point is no place on Earth.
+        InvalidCoordinateError: the point is not on Earth.
         QuadtreeError: there is no such cell.
     """
     chosen: IntArray = np.asarray(cell_ids, dtype=np.int64)
     point = validate_latlon_deg(point_latlon_deg)
-    # A degree of latitude is a degree of great circle, so whatever is in reach is in this band.
+    # A degree of latitude is a degree of great circle, so all cells within reach lie in this band.
     reach_deg = np.degrees(reach_km / EARTH_MEAN_RADIUS_KM) + 1e-9
     is_near = (quadtree.bounds_deg[:, 0] <= point[0] + reach_deg) & (
         quadtree.bounds_deg[:, 2] >= point[0] - reach_deg

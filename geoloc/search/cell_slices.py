@@ -1,4 +1,4 @@
-"""Which slices of which segments a cell consists of, found by the Morton codes of rows.
+"""Slices of segments that make up each cell, found by the Morton codes of rows.
 
 A row belongs to the cell that `Quadtree.assign` gives it, those in empty leaves included.
 """
@@ -16,14 +16,14 @@ class CellSlices:
 
     Args:
         quadtree: of the cells; its root is the whole Earth.
-        segments: whose rows are dealt out to them.
+        segments: with the rows.
 
     Attributes:
         cell: (m,) of each slice, ascending.
-        segment: (m,) which one it is of.
+        segment: (m,) index of its segment.
         start: (m,) its first row there.
         stop: (m,) the row after its last one.
-        num_rows: (num_cells,) how many rows each cell holds.
+        num_rows: (num_cells,) number of rows of each cell.
         everything: segment, start, stop of slices that hold all rows.
     """
 
@@ -47,7 +47,7 @@ class CellSlices:
         return [piece for cell in cells for piece in pieces[first[cell] : first[cell + 1]]]
 
     def grouped(self, cells: list[list[int]]) -> tuple[list[Slice], int]:
-        """Slices with the queries that want them, and the most rows that one query wants."""
+        """Slices with the queries that ask for them, and the largest number of rows of one query."""
         asking: dict[int, list[int]] = {}
         for query, ids in enumerate(cells):
             for cell in ids:
@@ -62,7 +62,7 @@ class CellSlices:
 
 
 def _cell_slices(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, IntArray, IntArray]:
-    """Cell, start and stop of slices that hold every row of a segment once, by rising start."""
+    """Cell, start and stop of slices that hold every row of a segment once, by ascending start."""
     # As uint64: a search with signed integers would convert, and so read, the whole column.
     bounds = np.searchsorted(segment.morton, quadtree.morton_ranges.astype(np.uint64))
     cell, (start, stop) = np.arange(quadtree.num_cells), bounds.T
@@ -80,6 +80,6 @@ def _cell_slices(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, In
     order = np.argsort(start, kind="stable")
     order = order[start[order] < stop[order]]
     cell, start, stop = cell[order], start[order], stop[order]
-    # They follow each other without a gap; those of one cell that do so are one.
+    # Slices of one cell that follow each other without a gap become one.
     is_first = np.diff(cell, prepend=-1) != 0
     return cell[is_first], start[is_first], np.append(start[is_first][1:], len(segment.morton))

@@ -1,4 +1,4 @@
-"""Aerial references: imagery in tiles and rasters, metric cells, and how a model sees them from above."""
+"""Aerial references: imagery in tiles and rasters, metric cells, and the views of each cell that a model embeds."""
 
 from geoloc.reference.aerial.cells import CellGrid
 from geoloc.reference.aerial.geotiff import GeoTiff

@@ -1,7 +1,7 @@
 """Metric cells: squares of a fixed side that cover the Earth in rows, equally large at every latitude.
 
-Rows follow each other along the meridians, cells along their parallel, each exactly one side apart on the WGS84
-ellipsoid; so does Statewide (Fervers et al. 2024) on the sphere. Row 0 has its southern edge on the equator,
+Rows follow each other along the meridians and cells along their parallel, each exactly one side apart on the WGS84
+ellipsoid. Statewide (Fervers et al. 2024) does the same on the sphere. Row 0 has its southern edge on the equator,
 column 0 its western edge on the prime meridian. Each row has its own step of longitude, so cells of neighbouring
 rows are shifted against each other, and at the antimeridian each row has a gap that is narrower than a cell.
 
@@ -30,11 +30,11 @@ _MAX_DEPTH: Final = 24
 
 @dataclass(frozen=True)
 class CellGrid:
-    """The cells of one size.
+    """Grid of cells of one size.
 
     Attributes:
-        cell_size_m: their side.
-        mercator: whether that is measured in Web Mercator instead of on the ground.
+        cell_size_m: side of a cell.
+        mercator: the side is measured in Web Mercator instead of on the ground.
 
     Raises:
         ConfigError: a size that is not between 0.1 m and a thousand km.
@@ -58,8 +58,8 @@ class CellGrid:
     def points_latlon_deg(self, cells: IntArray, north: float, east: float) -> FloatArray:
         """Points in cells, at shares of their side from the south-western corner: (n, 2) -> (n, 2).
 
-        A row's own step of longitude is that of its middle, for its edges, too: so cells of a row have
-        straight borders, and no two of them overlap.
+        A row's step of longitude is that of its middle, at its edges too. So the cells of a row have straight borders,
+        and no two of them overlap.
         """
         rows, columns = cells[:, 0], cells[:, 1]
         if self.mercator:
@@ -70,7 +70,7 @@ class CellGrid:
         return np.stack([latitude, (columns + east) * self._step_deg(rows)], -1)
 
     def cell_of(self, latlon_deg: FloatArray) -> IntArray:
-        """The cells (n, 2) row, column that hold points (n, 2), in the sense of `points_latlon_deg`."""
+        """The cells (n, 2) row, column that hold points (n, 2); the inverse of `points_latlon_deg`."""
         latlon_deg = np.asarray(latlon_deg, np.float64)
         if self.mercator:
             return np.floor(mercator_xy_m(latlon_deg) / self.cell_size_m).astype(np.int64)[:, ::-1]
@@ -79,7 +79,7 @@ class CellGrid:
         return np.stack([rows, columns], -1)
 
     def metres_in_cell(self, cells: IntArray) -> FloatArray:
-        """How many metres on the ground a metre of the grid is at each cell: 1, or the cosine in Mercator."""
+        """Metres on the ground of one metre of the grid at each cell: 1, or the cosine of the latitude in Mercator."""
         if not self.mercator:
             return np.ones(len(cells))
         return np.cos(np.radians(self.center_latlon_deg(cells)[:, 0]))
@@ -97,7 +97,7 @@ class CellGrid:
             rows = np.arange(max(np.ceil(low_row), -self._end_row), end)
             step = self._step_deg(rows)
             first, last = np.ceil(west / step - 0.5), np.ceil(east / step - 0.5)
-            # All of a cell lies in its row's turn: what is left over at the antimeridian is no cell.
+            # A cell lies within one turn of its row: the gap at the antimeridian is not a cell.
             half_turn = np.floor(180.0 / step)
             first, last = np.maximum(first, -half_turn), np.minimum(last, np.maximum(half_turn, 1))
         num = np.maximum(last - first, 0).astype(np.int64)
@@ -106,19 +106,19 @@ class CellGrid:
         return np.stack([row_of_each, np.repeat(first.astype(np.int64), num) + place], -1)
 
     def in_region(self, cells: IntArray, region: Region) -> IntArray:
-        """Those of some cells that have a corner, or their centre, in a region."""
+        """The given cells that have a corner, or their centre, in a region."""
         touches = np.zeros(len(cells), np.bool_)
         for north, east in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (0.5, 0.5)):
             touches |= region.contains(wrapped(self.points_latlon_deg(cells, north, east)))
         return cells[touches]
 
     def keys(self, cells: IntArray) -> list[str]:
-        """Names of cells, "30m/157123/-195044" (row and column)."""
+        """Keys of cells, such as "30m/157123/-195044" (size, row, column)."""
         unit = f"{self.cell_size_m:g}m{'-mercator' if self.mercator else ''}"
         return [f"{unit}/{row}/{column}" for row, column in cells.tolist()]
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values that tell this grid from another one."""
+        """Plain JSON values that identify the grid."""
         return asdict(self)
 
     @property
@@ -134,10 +134,10 @@ class CellGrid:
 
 @dataclass(frozen=True)
 class Block:
-    """A cell of the quadtree over the whole Earth, and the metric cells with their centre in it.
+    """A quadtree cell, and the metric cells whose centre lies in it.
 
     Attributes:
-        path: of the quadtree's cell.
+        path: of the quadtree cell, in the tree over the whole Earth.
         cells: (n, 2) row, column.
     """
 
@@ -146,12 +146,14 @@ class Block:
 
 
 def blocks(grid: CellGrid, region: Region, cells_per_block: int) -> Iterator[Block]:
-    """All cells with a corner or their centre in a region, in blocks of up to about so many, in Z-order of the blocks.
+    """All cells with a corner or their centre in a region, in blocks of limited size, in Z-order of the blocks.
 
-    The blocks are cells of one level of the quadtree over the whole Earth, so that each reads imagery of one
-    place; those without a metric cell are left out.
+    The blocks are quadtree cells of one level, so that each reads imagery of one area; blocks without a metric cell are
+    left out.
     """
-    reach_deg = np.degrees(2.0 * grid.cell_size_m / MERCATOR_RADIUS_M)  # a cell's corner may be there alone
+    reach_deg = np.degrees(
+        2.0 * grid.cell_size_m / MERCATOR_RADIUS_M
+    )  # only a corner of a cell may lie there
     depth = _depth(grid, region, cells_per_block)
     for path, box in _quadtree_cells(region, depth, reach_deg):
         cells = grid.in_region(grid.cells_with_center_in(box), region)
@@ -160,7 +162,7 @@ def blocks(grid: CellGrid, region: Region, cells_per_block: int) -> Iterator[Blo
 
 
 def _depth(grid: CellGrid, region: Region, cells_per_block: int) -> int:
-    """The level whose cells hold at most so many metric ones, at the region's latitude nearest the equator."""
+    """The quadtree level whose cells hold at most so many metric cells, at the region's lowest absolute latitude."""
     south, north = min(box[0] for box in region.boxes), max(box[2] for box in region.boxes)
     latitude = 0.0 if south <= 0.0 <= north else min(abs(south), abs(north))
     scale = np.cos(np.radians(latitude)) if not grid.mercator else 1.0
@@ -172,7 +174,7 @@ def _depth(grid: CellGrid, region: Region, cells_per_block: int) -> int:
 
 
 def _quadtree_cells(region: Region, depth: int, reach_deg: float) -> Iterator[tuple[str, Bounds]]:
-    """Paths and boxes of the quadtree's cells of a level that may touch a region, in Z-order."""
+    """Paths and boxes of the quadtree cells of a level that may touch a region, in Z-order."""
 
     def descend(path: str, box: Bounds) -> Iterator[tuple[str, Bounds]]:
         south, west, north, east = box

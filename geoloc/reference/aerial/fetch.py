@@ -1,7 +1,7 @@
-"""Bytes from a server, politely: not too fast, again when it says "not now", never more than asked for.
+"""HTTP GET with a rate limit, retries with back-off, and a size limit.
 
-An answer that means "there is no such thing" (204, 404, 410) is empty; one that means "not now" (429, 5xx, a broken
-connection) is repeated with growing pauses; any other, and patience that has run out, is an error.
+The statuses 204, 404 and 410 give no bytes. 429, 5xx and broken connections are retried with growing pauses. Any other
+status, and the end of the retries, is an error.
 """
 
 import email.utils
@@ -22,15 +22,15 @@ _MAX_PAUSE_S: Final = 60.0
 
 
 class Fetcher:
-    """What fetches from one server; any number of threads may share it.
+    """Client of one server; any number of threads may share it.
 
     Args:
-        max_per_s: requests in a second.
-        num_tries: how often a thing is asked for before giving up.
+        max_per_s: requests per second.
+        num_tries: attempts for each address.
         timeout_s: of one request.
 
     Raises:
-        ConfigError: a number that is impossible.
+        ConfigError: a number that is not positive.
     """
 
     def __init__(self, max_per_s: float = 5.0, num_tries: int = 5, timeout_s: float = 30.0) -> None:
@@ -45,7 +45,7 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def get(self, url: str) -> bytes:
-        """What is at an http(s) address, at most 16 MiB; nothing where the server says that there is nothing.
+        """The bytes at an http(s) address, at most 16 MiB; None where the server has nothing there.
 
         Raises:
             NotFoundError: the server refuses, or does not answer.
@@ -60,9 +60,7 @@ class Fetcher:
                         return b""
                     data: bytes = answer.read(_MAX_BYTES + 1)
                 if len(data) > _MAX_BYTES:
-                    raise NotFoundError(
-                        f"{url} sends more than {_MAX_BYTES:,} bytes: that is not what was asked"
-                    )
+                    raise NotFoundError(f"{url} sends more than {_MAX_BYTES:,} bytes, the limit")
                 return data
             except urllib.error.HTTPError as error:
                 error.close()
@@ -79,7 +77,7 @@ class Fetcher:
             if number < self.num_tries:
                 time.sleep(min(pause_s, _MAX_PAUSE_S))
         raise NotFoundError(
-            f"{url} could not be fetched in {self.num_tries} tries ({reason}): what is fetched stays in the cache, so "
+            f"{url} could not be fetched in {self.num_tries} tries ({reason}): what was fetched stays in the cache, so "
             "start the job again later"
         )
 
@@ -92,7 +90,7 @@ class Fetcher:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds that a server asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    """Seconds of a Retry-After header: a number or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return 0.0
     if value.isdigit():

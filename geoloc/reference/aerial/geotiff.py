@@ -1,4 +1,4 @@
-"""GeoTIFF and cloud-optimised GeoTIFF in any projection: the only file that knows rasterio."""
+"""GeoTIFF and cloud-optimised GeoTIFF in any projection. The only module that imports rasterio."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ from geoloc.reference.aerial.source import AerialSource, FloatArray, Mask, Rgb
 from geoloc.reference.aerial.tiled import box_around
 
 _BYTES: Final = (0.0, 255.0)
-_OVERVIEW_PX: Final = 1024  # a side, for percentiles
+_OVERVIEW_PX: Final = 1024  # pixels a side, for percentiles
 
 
 class GeoTiff(AerialSource):
-    """A raster with bands for red, green, blue (and alpha), or one of grey.
+    """A raster with red, green and blue bands (and alpha), or one grey band.
 
-    Its mask says what is missing: an alpha band, an internal mask or a nodata value; so do values that are not
-    finite. Coarser levels are the file's overviews where it has them.
+    Missing pixels come from an alpha band, an internal mask or a nodata value; values that are not finite are missing,
+    too. Coarser levels are the file's overviews where it has them.
 
-    8-bit values are colours as they are. Others are stretched linearly, one range for all bands, so that colours
-    keep their balance: from the file's 2 to its 98 % percentile, as GIS programs show it. That is the same for
-    every patch of the file, but not for every file of a mosaic: give `value_range` for those.
+    8-bit values are taken as colours. Others are stretched linearly, with one range for all bands so that colours keep
+    their balance: from the 2nd to the 98th percentile of the file, as GIS programs do. The range is the same for every
+    patch of the file, but not for all files of a mosaic: give `value_range` for those.
 
     Args:
         path: of the file, or its http(s) address.
         bands: numbers of the red, green and blue band, from 1; None takes the first three.
-        value_range: what becomes 0 and 255, as (0, 3000) for Sentinel-2's reflectances; None is as said above.
-        name: what rows say they come from; None takes the file's.
+        value_range: values that become 0 and 255, such as (0, 3000) for Sentinel-2's reflectances; None as above.
+        name: provenance of the rows; None takes the file's name.
         licence: of the imagery.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is no GeoTIFF, has no projection, or bands or a range that cannot be colours.
+        ConfigError: it is not a GeoTIFF, has no projection, or bands or a range that cannot be colours.
         MissingDependencyError: rasterio is missing.
     """
 
@@ -59,11 +59,11 @@ class GeoTiff(AerialSource):
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 self._file = rasterio.open(where, driver="GTiff")
         except rasterio.errors.RasterioError as error:
-            raise ConfigError(f"{path} is no GeoTIFF that can be read ({error})") from None
+            raise ConfigError(f"{path} is not a readable GeoTIFF ({error})") from None
         if self._file.crs is None:
-            raise ConfigError(f"{path} says no projection: give it one, with `gdal_edit.py -a_srs EPSG:…`")
+            raise ConfigError(f"{path} has no projection: give it one, with `gdal_edit.py -a_srs EPSG:…`")
         if self._file.transform.is_degenerate:
-            raise ConfigError(f"{path} says not where it is: its pixels have no size")
+            raise ConfigError(f"{path} has no position: its pixels have no size")
         self._bands = _bands(bands, self._file.count, str(path))
         kinds = sorted({self._file.dtypes[band - 1] for band in self._bands})
         if len(kinds) != 1 or np.dtype(kinds[0]).kind not in "uif":
@@ -102,7 +102,7 @@ class GeoTiff(AerialSource):
         return np.asarray(((xy >= 0) & (xy < (self._file.width, self._file.height))).all(-1))
 
     def _pixel_xy(self, latlon_deg: FloatArray, near_lon_deg: ArrayLike) -> FloatArray:
-        """Pixels of points, where those of one patch, near a longitude, must stay beside each other."""
+        """Pixel coordinates of points; those of one patch stay beside each other across the antimeridian."""
         xy = project(self._crs, latlon_deg)
         if self._is_geographic:  # then x is a longitude, which pyproj wraps
             same_turn = 360.0 * np.round((latlon_deg[..., 1] - xy[..., 0]) / 360.0)
@@ -131,14 +131,14 @@ class GeoTiff(AerialSource):
         return rgb, valid
 
     def _percentiles(self) -> tuple[float, float]:
-        """The 2 and 98 % percentile of all known values of the bands, from an overview of at most 1024 x 1024."""
+        """The 2nd and 98th percentile of the valid values of the bands, from an overview of at most 1024 x 1024."""
         height, width = (min(_OVERVIEW_PX, side) for side in self._file.shape)
         values = self._file.read(self._bands, out_shape=(3, height, width))
         known = (self._file.dataset_mask(out_shape=(height, width)) > 127) & np.isfinite(values).all(0)
         if not known.any():
             return _BYTES
         low, high = np.percentile(values[:, known].astype(np.float64), (2, 98)).tolist()
-        return low, max(high, float(np.nextafter(low, np.inf)))  # all of one value are black
+        return low, max(high, float(np.nextafter(low, np.inf)))  # a single value is black
 
     def facts(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -162,7 +162,7 @@ def _checked_range(value_range: Sequence[float]) -> tuple[float, float]:
 
 
 def _stretched(values: NDArray[Any], value_range: tuple[float, float]) -> Rgb:
-    """Values as colours: the ends of the range are 0 and 255, and what lies beyond it is cut off."""
+    """Values as colours: the ends of the range are 0 and 255, and values beyond it are clipped."""
     if values.dtype == np.uint8 and value_range == _BYTES:
         return values
     low, high = value_range

@@ -1,4 +1,4 @@
-"""Statewide's `layout.yaml`: which projection, grid and file names a folder of tiles has (fferflo's tiledwebmaps).
+"""Statewide's `layout.yaml`: projection, grid and file names of a folder of tiles (fferflo's tiledwebmaps).
 
 crs: epsg:6347               any; with `preset: XYZ` instead it is the web's grid
 tile_shape_px: [500, 500]
@@ -46,7 +46,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path} is not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold keys and values; found {type(values).__name__}")
     if "url" in values:
@@ -59,7 +59,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _grid(values: Mapping[str, Any]) -> TileGrid | None:
-    """The grid of a layout; None is the web's."""
+    """The grid of a layout; None is that of web maps."""
     given = [key for key in _GRID_KEYS if key in values]
     if (preset := values.get("preset")) is not None:
         if preset != "XYZ" or given:
@@ -71,7 +71,7 @@ def _grid(values: Mapping[str, Any]) -> TileGrid | None:
     if "crs" not in values:
         raise ConfigError("a layout.yaml needs `crs`, such as epsg:25832, or `preset: XYZ`")
     crs = str(values["crs"])
-    project(crs, (0.0, 0.0))  # refuses what is no CRS
+    project(crs, (0.0, 0.0))  # refuses an unknown CRS
     side_px, side = _square(values, "tile_shape_px", [256, 256]), _square(values, "tile_shape_crs", [1, 1])
     x, y = _pair(values, "origin_crs", [0, 0])
     axes = values.get("tile_axes", ["east", "south"])

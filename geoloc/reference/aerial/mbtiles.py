@@ -14,11 +14,11 @@ _PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
 class MBTiles(TiledSource):
-    """A file of tiles; it is only read.
+    """Tiles of an MBTiles file, opened read-only.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is no MBTiles, is empty, or holds vectors instead of pictures.
+        ConfigError: it is not an MBTiles file, is empty, or holds vector tiles.
     """
 
     def __init__(self, path: str | Path, *, name: str | None = None, licence: str = "") -> None:
@@ -33,7 +33,7 @@ class MBTiles(TiledSource):
             metadata = dict(self._file.execute("SELECT name, value FROM metadata").fetchall())
             low, high = self._file.execute("SELECT MIN(zoom_level), MAX(zoom_level) FROM tiles").fetchone()
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{path} is no MBTiles ({error})") from None
+            raise ConfigError(f"{path} is not an MBTiles file ({error})") from None
         if low is None:
             raise ConfigError(f"{path} holds no tiles")
         if (form := str(metadata.get("format", "png")).lower()) not in _PICTURES:

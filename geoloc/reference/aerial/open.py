@@ -1,4 +1,4 @@
-"""What a user calls a source of imagery, and which sources that is."""
+"""Open aerial imagery by path, address or WMTS name."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,23 +27,23 @@ def open_sources(
     zooms: tuple[int, int] | None = None,
     value_range: Sequence[float] | None = None,
 ) -> list[AerialSource]:
-    """Open imagery: each source fills what those before it leave open.
+    """Open imagery; each source fills the gaps of those before it.
 
     - A folder is one of tiles, with a `layout.yaml` or as {zoom}/{x}/{y}; or one of GeoTIFFs, by name.
     - A file is a GeoTIFF (.tif, .tiff) or MBTiles (.mbtiles).
-    - An http(s) address with {z}, {x} and {y} is a server of tiles; one without is that of a GeoTIFF.
-    - "WMTS:" and the address of a capabilities document, then perhaps ",layer=…,tilematrixset=…", is such a service.
+    - An http(s) address with {z}, {x} and {y} is a tile server; one without is a GeoTIFF.
+    - "WMTS:" and the address of a capabilities document, optionally with ",layer=…,tilematrixset=…", is a WMTS layer.
 
     Args:
         source: one or several.
-        licence: of what is opened here.
+        licence: of the imagery.
         cache: folder for the tiles of servers.
         zooms: coarsest and finest zoom of servers.
-        value_range: of GeoTIFFs: what becomes black and white; None as `GeoTiff` says.
+        value_range: of GeoTIFFs, values of black and white; see `GeoTiff`.
 
     Raises:
         NotFoundError: there is nothing of that name.
-        ConfigError: it is no source.
+        ConfigError: it is not a source of imagery.
         MissingDependencyError: an optional package is needed.
     """
     if isinstance(source, AerialSource):
@@ -79,7 +79,7 @@ def open_sources(
     if path.suffix.lower() == ".mbtiles":
         return [MBTiles(path, licence=licence)]
     raise ConfigError(
-        f"{path} is no aerial imagery: give a folder of tiles, a .tif, an .mbtiles, or the address of a server"
+        f"{path} is not aerial imagery: give a folder of tiles, a .tif, an .mbtiles, or the address of a server"
     )
 
 

@@ -1,4 +1,4 @@
-"""Aerial references: metric cells, each seen at several ground resolutions, as rows with one vector each."""
+"""Aerial references: metric cells, each embedded from views at several ground resolutions, one row a cell."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATEWIDE_GSD_M_PER_PX: Final = (0.2, 0.4, 0.8, 1.6)
-CELLS_PER_BLOCK: Final = 4096  # what a kill costs at most
-FEWEST_PIXELS: Final = 8.0  # of the imagery, that the widest view must span
+CELLS_PER_BLOCK: Final = 4096  # at most this much work is lost by a kill
+FEWEST_PIXELS: Final = 8.0  # of the imagery, that the widest view must span at least
 NO_IMAGERY: Final = "too little imagery"
 
 
 @dataclass(frozen=True)
 class AerialSettings:
-    """How cells are seen.
+    """Views of a cell.
 
     Attributes:
         gsd_m_per_px: ground resolutions, of one view each; the finest decides whether a cell has imagery.
-        heading_deg: what is up in every view.
-        min_coverage: share of a view that must be known; the cell goes without a finest view that has less, and
-            the vector without a coarser one.
+        heading_deg: direction that is up in every view.
+        min_coverage: share of a view that must have imagery. A cell whose finest view has less is left out, and a
+            coarser view that has less is not used.
         batch_size: cells that go through the network together.
 
     Raises:
@@ -61,16 +61,16 @@ class AerialSettings:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 1")
         if not np.isfinite(self.heading_deg):
-            raise ConfigError(f"heading_deg is {self.heading_deg}; it must be a direction")
+            raise ConfigError(f"heading_deg is {self.heading_deg}; it must be a finite number of degrees")
 
 
 class AerialReferences:
-    """Makes a block of cells into rows.
+    """Embeds blocks of cells.
 
     Args:
         sources: by priority.
         grid: the cells.
-        settings: how they are seen.
+        settings: of the views.
         embedder: the model.
     """
 
@@ -82,13 +82,13 @@ class AerialReferences:
         embedder: ReferenceEmbedder,
     ) -> None:
         self.sources, self.grid, self.settings, self.embedder = sources, grid, settings, embedder
-        self._colour = [255.0 * mean for mean in embedder.preprocess.mean]  # to the network this is nothing
+        self._colour = [255.0 * mean for mean in embedder.preprocess.mean]  # zero after normalisation
 
     def check_resolution(self, latlon_deg: ArrayLike) -> None:
-        """Refuse views in which all imagery is a handful of pixels: they would be millions, and show nothing.
+        """Refuse views that span only a few pixels of the imagery: they would be millions, and show nothing.
 
         Args:
-            latlon_deg: (2,), a place with imagery.
+            latlon_deg: (2,), a location with imagery.
 
         Raises:
             ConfigError: the widest view spans only a few pixels of the finest imagery.
@@ -106,7 +106,7 @@ class AerialReferences:
             )
 
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values that decide the rows of a cell."""
+        """Plain JSON values that decide the rows."""
         settings = self.settings
         return {
             "sources": [{**source.facts(), "licence": source.licence} for source in self.sources],
@@ -119,11 +119,11 @@ class AerialReferences:
         }
 
     def embed(self, block: Block, progress: Progress) -> Embedded:
-        """The rows of a block: of every cell with imagery, in the order of the cells.
+        """The rows of a block: one for each cell with imagery, in the order of the cells.
 
         Args:
             block: of the grid.
-            progress: is told how many cells are done, batch by batch.
+            progress: called with the number of cells done, batch by batch.
         """
         before = [set(source.bad_tiles) for source in self.sources]
         latlon_deg, keys, provenance, licences, vectors = [], [], [], [], []
@@ -158,7 +158,7 @@ class AerialReferences:
         )
 
     def _batches(self, block: Block) -> Iterator["_Batch"]:
-        """Batches of cells with imagery; one is read while the network is busy with the one before."""
+        """Batches of cells with imagery; each is read while the network works on the one before."""
         size = self.settings.batch_size
         parts = [block.cells[start : start + size] for start in range(0, len(block.cells), size)]
         with ThreadPoolExecutor(1, "geoloc-aerial") as reader:
@@ -177,7 +177,7 @@ class AerialReferences:
         kept, views, present, source = [], [], [], []
         centers = wrapped(self.grid.center_latlon_deg(cells))
         for number, (center, scale) in enumerate(zip(centers, self.grid.metres_in_cell(cells), strict=True)):
-            seen = self._see(center, float(scale))
+            seen = self._views_of(center, float(scale))
             if seen is None:
                 continue
             patches, shown = seen
@@ -194,8 +194,8 @@ class AerialReferences:
             source,
         )
 
-    def _see(self, center: FloatArray, scale: float) -> tuple[list[Patch], list[bool]] | None:
-        """The views of a cell, and which of them count; None for a cell without imagery."""
+    def _views_of(self, center: FloatArray, scale: float) -> tuple[list[Patch], list[bool]] | None:
+        """The views of a cell, and which of them have enough imagery; None for a cell without imagery."""
         settings = self.settings
         finest = int(np.argmin(settings.gsd_m_per_px))
         patches: dict[int, Patch] = {}
@@ -228,8 +228,8 @@ class _Batch:
 
     cells    (n, 2)
     views    (n, V, 3, S, S)
-    present  (n, V) which views count
-    source   n places in the list of sources
+    present  (n, V) which views have enough imagery
+    source   n indices of sources
     """
 
     num_seen: int

@@ -1,4 +1,4 @@
-"""Which part of the Earth is to be covered: a box, the polygons of a GeoJSON, or wherever there is imagery."""
+"""Area that aerial references cover: a box, the polygons of a GeoJSON, or all imagery."""
 
 import json
 from abc import ABC, abstractmethod
@@ -29,18 +29,18 @@ class Region(ABC):
 
     @abstractmethod
     def contains(self, latlon_deg: FloatArray) -> Mask:
-        """Which points lie in it, (n, 2) -> (n,)."""
+        """Whether points lie in it, (n, 2) -> (n,)."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values that tell it from another one."""
+        """Plain JSON values that identify it."""
 
 
 class Box(Region):
     """South, west, north, east; half-open, as cells are. West > east crosses the antimeridian.
 
     Raises:
-        ConfigError: no box.
+        ConfigError: the numbers are not a box.
     """
 
     def __init__(self, bounds_deg: Sequence[float]) -> None:
@@ -72,7 +72,7 @@ class Polygons(Region):
     """The polygons of a GeoJSON (RFC 7946): a geometry, a feature or a collection of them.
 
     Raises:
-        ConfigError: there is no polygon, or one is no polygon.
+        ConfigError: there is no polygon, or an invalid one.
         MissingDependencyError: shapely is missing.
     """
 
@@ -97,7 +97,7 @@ class Polygons(Region):
             KeyError,
             AttributeError,
         ) as error:
-            raise ConfigError(f"this GeoJSON holds a polygon that is none ({error})") from None
+            raise ConfigError(f"this GeoJSON holds an invalid polygon ({error})") from None
         west, south, east, north = self._area.bounds
         if self._area.is_empty or not (-90 <= south <= north <= 90 and -180 <= west <= east <= 180):
             raise ConfigError(
@@ -119,10 +119,10 @@ class Polygons(Region):
 
 
 class Imagery(Region):
-    """Wherever one of some sources has imagery in its finest level.
+    """The area in which one of the sources has imagery in its finest level.
 
     Raises:
-        ConfigError: nobody knows where that is.
+        ConfigError: a source does not state its bounds.
     """
 
     def __init__(self, sources: Sequence[AerialSource]) -> None:
@@ -130,7 +130,7 @@ class Imagery(Region):
         for source in sources:
             if source.bounds_deg is None:
                 raise ConfigError(
-                    f"nobody knows where {source.name} has imagery: "
+                    f"it is unknown where {source.name} has imagery: "
                     "give a region, as south, west, north, east or as GeoJSON"
                 )
             boxes += _split(source.bounds_deg)
@@ -148,11 +148,11 @@ class Imagery(Region):
 
 
 def open_region(region: RegionLike | None, sources: Sequence[AerialSource]) -> Region:
-    """The region that a user means: four numbers, a GeoJSON or its path, or None for wherever there is imagery.
+    """Open a region: four numbers, a GeoJSON or its path, or None for all imagery.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is no region.
+        ConfigError: it is not a region.
     """
     if region is None:
         return Imagery(sources)
@@ -176,9 +176,9 @@ def _read_geojson(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise ConfigError(f"{path} is no JSON: give a GeoJSON with polygons") from None
+        raise ConfigError(f"{path} is not JSON: give a GeoJSON with polygons") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} is no GeoJSON: it holds {type(values).__name__}, and an object is needed")
+        raise ConfigError(f"{path} is not GeoJSON: it holds {type(values).__name__}, and an object is needed")
     return values
 
 

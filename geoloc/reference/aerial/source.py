@@ -1,4 +1,4 @@
-"""Imagery from above, and how a patch of it is read: at any place, heading, ground resolution and size.
+"""Aerial imagery, and square patches of it at any location, heading, ground resolution and size.
 
     patch = read_patch(open_source("tiles/"), (42.36, -71.06), heading_deg=30, gsd_m_per_px=0.2, size_px=384)
     patch.image     (384, 384, 3) uint8
@@ -6,7 +6,7 @@
 
 A source is a pyramid of rasters: level 0 is the finest, each further one has half as many pixels a side. The
 plane of a patch is the azimuthal equidistant projection around its centre, so that a pixel is as large as it
-says at every latitude, in whatever projection the source is. Knows nothing about cells or models.
+says at every latitude, in whatever projection the source is.
 """
 
 from abc import ABC, abstractmethod
@@ -30,19 +30,19 @@ Bounds = tuple[float, float, float, float]  # south, west, north, east; west > e
 # and in between by interpolation, which costs a thousandth of a pixel at most.
 _LOCAL_M: Final = 5_000.0
 _NODES: Final = 17
-_MAX_WINDOW_PX: Final = 2**27  # of a source, read for one patch
+_MAX_WINDOW_PX: Final = 2**27  # of a source, that one patch may read
 
 
 class AerialSource(ABC):
-    """A pyramid of rasters. Colours are RGB; what is missing is known as missing.
+    """A pyramid of RGB rasters with a mask of valid pixels.
 
     Attributes:
-        name: what rows say they come from.
+        name: provenance of the rows.
         licence: under which the imagery may be used; "" where it is unknown.
         num_levels: levels 0, the finest, to num_levels - 1 can be read.
         pixel_bounds: left, top, right, bottom in level 0, outside of which there is nothing; may be infinite.
-        bounds_deg: a box around all imagery, or None where it is unknown.
-        bad_tiles: names and reasons of files that turned out unreadable; they count as missing.
+        bounds_deg: a box around all imagery; None where it is unknown.
+        bad_tiles: names and reasons of unreadable files; they count as missing.
     """
 
     name: str
@@ -70,19 +70,19 @@ class AerialSource(ABC):
 
     @abstractmethod
     def covers(self, latlon_deg: FloatArray) -> Mask:
-        """Where there may be imagery in level 0, (n, 2) -> (n,)."""
+        """Whether there may be imagery in level 0, (n, 2) -> (n,)."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values that tell this source from another one, without its place on this machine."""
+        """Plain JSON values that identify the source, without its path on this machine."""
 
 
 @dataclass(frozen=True)
 class Patch:
-    """What was read.
+    """Square of imagery.
 
     Attributes:
-        image: (S, S, 3) uint8, RGB; black where nothing is known.
+        image: (S, S, 3) uint8, RGB; black where there is no imagery.
         valid: (S, S), where there is imagery.
     """
 
@@ -102,7 +102,7 @@ class Patch:
 
 
 def finest_gsd_m_per_px(source: AerialSource, latlon_deg: ArrayLike) -> float:
-    """Metres on the ground that a pixel of level 0 spans around a place; NaN where the projection does not reach.
+    """Ground resolution of level 0 at a location, in metres a pixel; NaN where the projection does not reach.
 
     Args:
         source: the imagery.
@@ -124,19 +124,19 @@ def read_patch(
     gsd_m_per_px: float,
     size_px: int,
 ) -> Patch:
-    """A square patch of imagery; of several sources, each fills what those before it leave open.
+    """Read a square patch; of several sources, each fills the gaps of those before it.
 
     Args:
         source: one, or several by priority.
         latlon_deg: (2,) of the centre.
-        heading_deg: what is up in the patch, clockwise from true north.
+        heading_deg: direction that is up in the patch, clockwise from true north.
         gsd_m_per_px: metres on the ground that a pixel spans.
         size_px: S.
 
     Raises:
         ConfigError: an impossible number, or a source that is far too fine for this resolution and has no
             coarser level.
-        InvalidCoordinateError: no place on Earth.
+        InvalidCoordinateError: the centre is not on Earth.
     """
     if not (gsd_m_per_px > 0 and np.isfinite(gsd_m_per_px)) or size_px < 1 or not np.isfinite(heading_deg):
         raise ConfigError(
@@ -161,7 +161,7 @@ def read_patch(
 def _read_one(
     source: AerialSource, center: FloatArray, heading_deg: float, gsd_m_per_px: float, size_px: int
 ) -> Patch | None:
-    """One source's share of a patch; None where it has none."""
+    """The part of a patch that one source has; None where it has none."""
     nodes = _node_pixels(source, center, heading_deg, gsd_m_per_px, size_px)
     if not np.isfinite(nodes).any():
         return None
@@ -197,9 +197,9 @@ def _read_one(
 
 
 def _resampled(rgb: Rgb, valid: Mask, xy: FloatArray, num_halvings: int, samples: int) -> Patch:
-    """Halve a raster so many times, sample it, and average the samples of each pixel.
+    """Halve a raster a number of times, sample it, and average the samples of each pixel.
 
-    Colours are means over what is valid, and a pixel is valid if at least half of what it shows is.
+    Colours are means over valid pixels, and a pixel is valid if at least half of its area is.
 
     Args:
         rgb: (h, w, 3).
@@ -245,7 +245,7 @@ def _node_pixels(
 
 
 def _pixels_per_pixel(nodes: FloatArray, size_px: int) -> float:
-    with np.errstate(invalid="ignore"):  # what lies beyond a projection is infinite
+    with np.errstate(invalid="ignore"):  # points beyond a projection are infinite
         across, down = np.diff(nodes, axis=1)[:-1], np.diff(nodes, axis=0)[:, :-1]
         areas = np.abs(across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0])
     nodes_per_px = (len(nodes) - 1) / size_px
@@ -254,11 +254,11 @@ def _pixels_per_pixel(nodes: FloatArray, size_px: int) -> float:
 
 
 def _between(nodes: FloatArray, size_px: int, samples: int) -> FloatArray:
-    """Where the samples of the patch's pixels are, by bilinear interpolation: (S samples, S samples, 2)."""
+    """Coordinates of the samples of the patch's pixels, by bilinear interpolation: (S samples, S samples, 2)."""
     at = (np.arange(size_px * samples) + 0.5) / (size_px * samples) * (len(nodes) - 1)
     before = np.minimum(at.astype(np.int64), len(nodes) - 2)
     share = (at - before)[:, None, None]
-    with np.errstate(invalid="ignore"):  # what lies beyond a projection is infinite
+    with np.errstate(invalid="ignore"):  # points beyond a projection are infinite
         for _ in range(2):  # down, then across
             nodes = (nodes[before] * (1.0 - share) + nodes[before + 1] * share).swapaxes(0, 1)
     return nodes

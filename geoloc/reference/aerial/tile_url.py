@@ -1,10 +1,9 @@
-"""Tiles from a server, by the pattern of their addresses: politely, each fetched once and kept on the disk.
+"""Tiles from a server, by the pattern of their addresses; each is fetched once and kept on the disk.
 
     TileUrl("https://tiles.example/{z}/{x}/{y}.jpg", cache="cache/", zooms=(10, 19), bounds_deg=(…))
 
-Whether a server's terms allow to copy its tiles is for the user to find out. A tile that the server does not have
-is a hole, and remembered; a server that refuses, or has no time for long, is an error: a database with silent holes
-would be worse than a job that continues tomorrow.
+The user must check that a server's terms allow copying its tiles. A tile that the server does not have is a hole, and
+is remembered as one. A server that refuses, or does not answer, is an error, so that no database has silent holes.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from geoloc.reference.aerial.fetch import Fetcher
 from geoloc.reference.aerial.source import Bounds
 from geoloc.reference.aerial.tiled import TiledSource, TileGrid
 
-_PLACES: Final = {  # placeholder -> which number; the long ones are WMTS's
+_PLACES: Final = {  # placeholder -> number; the long ones are those of WMTS
     "z": "zoom", "zoom": "zoom", "TileMatrix": "zoom",
     "x": "column", "TileCol": "column",
     "y": "row", "TileRow": "row", "-y": "row from the south",
@@ -30,12 +29,12 @@ _PLACES: Final = {  # placeholder -> which number; the long ones are WMTS's
 
 @dataclass(frozen=True)
 class TileMatrix:
-    """The tiles of a zoom.
+    """Tiles of one zoom.
 
     Attributes:
-        name: what an address calls the zoom.
-        columns: that there are.
-        rows: that there are.
+        name: of the zoom in an address.
+        columns: number of columns.
+        rows: number of rows.
     """
 
     name: str
@@ -44,24 +43,24 @@ class TileMatrix:
 
 
 class TileUrl(TiledSource):
-    """A server of tiles.
+    """Tile server.
 
     Args:
         url: http or https, with {z}, {x} and {y}, or {-y} for rows from the south, or WMTS's {TileMatrix},
             {TileCol} and {TileRow}.
         cache: folder for the tiles; it may be shared by servers.
         zooms: coarsest and finest zoom.
-        grid: where the tiles are; None is the web's.
-        matrices: names of the zooms and their tiles, where they are not their numbers and 2^zoom a side.
+        grid: of the tiles; None is that of web maps.
+        matrices: of the zooms; None numbers them, with 2^zoom tiles a side.
         bounds_deg: where the server has imagery, if that is known.
-        max_per_s: requests in a second.
-        num_tries: how often a tile is asked for before giving up.
+        max_per_s: requests per second.
+        num_tries: attempts for each tile.
         timeout_s: of one request.
-        name: what rows say they come from; None takes the server's.
+        name: provenance of the rows; None takes the server's name.
         licence: of the imagery.
 
     Raises:
-        ConfigError: an address or a number that is impossible.
+        ConfigError: an impossible address or number.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Sources made of square tiles, in any projection: the grid, the mosaic, and a folder of tile files.
 
-Where a tile comes from is the business of the subclasses: a folder (here), MBTiles, a server.
+Subclasses read the tiles: from a folder (here), from MBTiles, from a server.
 """
 
 import os
@@ -25,15 +25,15 @@ from geoloc.reference.aerial.source import AerialSource, Bounds, FloatArray, Mas
 WEB_MERCATOR: Final = "EPSG:3857"
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 _LIMITS: Final = ImageLimits(max_bytes=2**24, max_pixels=4096 * 4096)
-_CACHED_PX: Final = 512 * 256 * 256  # of decoded tiles that a source remembers: 128 MiB
+_CACHED_PX: Final = 512 * 256 * 256  # bytes of decoded tiles that a source caches: 128 MiB
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Where the tiles of a zoom are: square, of one size, from an origin to the east and south or north.
+    """Grid of square tiles of one size, from an origin to the east and to the south or north.
 
     Attributes:
-        crs: what pyproj knows it by.
+        crs: a name that pyproj knows.
         tile_px: side of a tile in pixels.
         tile_side: side of a tile of zoom 0 in units of the CRS; every zoom halves it, negative ones double it.
         origin_xy: corner from which columns count to the east, and rows to the south or north.
@@ -69,21 +69,21 @@ class TileGrid:
         )
 
     def column_row(self, right: int, down: int, zoom: int) -> tuple[int, int]:
-        """Number of the tile that is so many tiles right of and below the origin."""
+        """Number of the tile at an offset in tiles, right of and below the origin."""
         column = right % 2**zoom if self.wraps and zoom >= 0 else right
         return column, down if self.rows_go == "south" else -1 - down
 
     def down(self, row: int) -> int:
-        """How many tiles a row is below the origin."""
+        """Tiles from the origin down to a row."""
         return row if self.rows_go == "south" else -1 - row
 
 
 class TiledSource(AerialSource):
-    """A mosaic of tiles; a tile that is missing, or cannot be read, is a hole.
+    """Mosaic of tiles; a missing or unreadable tile is a hole.
 
     Args:
-        name: what rows say they come from.
-        grid: where the tiles are.
+        name: provenance of the rows.
+        grid: of the tiles.
         zooms: coarsest and finest zoom.
         licence: of the imagery.
     """
@@ -105,11 +105,11 @@ class TiledSource(AerialSource):
 
     @abstractmethod
     def tile_bytes(self, zoom: int, column: int, row: int) -> bytes | None:
-        """The encoded picture of a tile; None where there is none."""
+        """Encoded image of a tile; None where there is none."""
 
     @abstractmethod
     def has_tile(self, column: int, row: int) -> bool:
-        """Whether there is a tile of the finest zoom; true where that is unknown."""
+        """Whether the finest zoom has a tile there; true where that is unknown."""
 
     def pixel_xy(self, latlon_deg: FloatArray) -> FloatArray:  # noqa: D102  as in the base class
         return self.grid.pixel_xy(latlon_deg, self.max_zoom)
@@ -161,10 +161,10 @@ class TiledSource(AerialSource):
 
 
 def decode_tile(data: bytes, side_px: int) -> tuple[Rgb, Mask]:
-    """A tile's colours (S, S, 3) and where it is opaque (S, S).
+    """Colours of a tile (S, S, 3), and its opaque pixels (S, S).
 
     Raises:
-        BadImageError: no usable picture, or one of another size.
+        BadImageError: the image is unusable, or of another size.
     """
     rgb = decode_image(data, limits=_LIMITS)
     if rgb.shape[:2] != (side_px, side_px):
@@ -183,10 +183,10 @@ def decode_tile(data: bytes, side_px: int) -> tuple[Rgb, Mask]:
 
 @dataclass(frozen=True)
 class TilePath:
-    """How tile files are called: "{zoom}/{x}/{y}.jpg", below a folder.
+    """Pattern of tile file names below a folder, such as "{zoom}/{x}/{y}.jpg".
 
     The placeholders are {zoom} or {z}, {x} and {y}. Without a suffix, or with `.*`, any of .jpg, .jpeg, .png
-    and .webp will do.
+    and .webp is accepted.
     """
 
     pattern: str = "{zoom}/{x}/{y}.*"
@@ -221,12 +221,12 @@ class TilePath:
 
 
 class XyzFolder(TiledSource):
-    """A folder of tile files; what is there is found out once, when it is opened.
+    """Folder of tile files, which are listed once, when it is opened.
 
     Args:
-        folder: where they are.
-        grid: None takes the web's, with the tiles' own size.
-        path: how the files are called.
+        folder: that holds them.
+        grid: None takes that of web maps, with the tiles' own size.
+        path: pattern of the file names.
         name: None takes the folder's.
         licence: of the imagery.
 
@@ -280,7 +280,7 @@ class XyzFolder(TiledSource):
         return {**super().facts(), "num_tiles": len(self._files)}
 
     def _web_grid(self) -> TileGrid:
-        """The web's grid with tiles of the size of one that can be read."""
+        """Grid of web maps with the tile size of one readable tile."""
         for relative in self._files.values():
             try:
                 width = open_header((self.folder / relative).read_bytes()).width
@@ -290,7 +290,7 @@ class XyzFolder(TiledSource):
         return TileGrid()
 
     def _bounds_deg(self) -> Bounds:
-        """A box around the finest tiles, from points along the edges of their box in the grid."""
+        """A box around the finest tiles, computed from points along the edges of their box in the grid."""
         places = np.array([(x, self.grid.down(y)) for zoom, x, y in self._files if zoom == self.max_zoom])
         if self.grid.wraps:
             # The columns behind the widest gap are the western ones, even if they count higher.
@@ -312,7 +312,7 @@ class XyzFolder(TiledSource):
 def box_around(latlon_deg: FloatArray) -> Bounds:
     """South, west, north, east of points (n, 2) along the edge of an area; the shorter way around the Earth.
 
-    Where a full turn of longitudes is between them, it is -180 to 180.
+    It is -180 to 180 where the points go all around.
     """
     lat, lon = latlon_deg[:, 0], np.sort(latlon_deg[:, 1])
     gaps = np.diff(np.append(lon, lon[0] + 360.0))

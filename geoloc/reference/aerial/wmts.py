@@ -1,10 +1,10 @@
-"""A layer of a Web Map Tile Service, from the service's own description (OGC 07-057r7, WMTS 1.0.0).
+"""Layers of a Web Map Tile Service, from its capabilities document (OGC 07-057r7, WMTS 1.0.0).
 
     open_wmts("https://maps.example/1.0.0/WMTSCapabilities.xml", cache="cache/", layer="ortho")
     open_sources("WMTS:https://maps.example/1.0.0/WMTSCapabilities.xml,layer=ortho", cache="cache/")  # as GDAL has it
 
-The description says where each zoom's tiles are and how they are asked for (an address with placeholders, or
-key-value pairs). What comes of it is a `TileUrl`. The description is untrusted: no entities, a bounded size.
+The document describes the tiles of each zoom and their addresses (a template or key-value pairs), and becomes a
+`TileUrl`. It is untrusted: no entities, and a bounded size.
 """
 
 import re
@@ -32,7 +32,7 @@ _OPTION: Final = re.compile(r",(layer|tilematrixset)=", re.IGNORECASE)
 
 
 def open_wmts_name(name: str, cache: str | Path, zooms: tuple[int, int] | None, licence: str) -> TileUrl:
-    """The layer that GDAL calls "WMTS:URL,layer=…,tilematrixset=…"; the two options may be missing."""
+    """Open a layer by GDAL's name "WMTS:URL,layer=…,tilematrixset=…"; both options may be missing."""
     url, *options = _OPTION.split(name.removeprefix(PREFIX))
     given = dict(zip([key.lower() for key in options[::2]], options[1::2], strict=True))
     return open_wmts(
@@ -55,7 +55,7 @@ def open_wmts(
     max_per_s: float = 5.0,
     licence: str = "",
 ) -> TileUrl:
-    """A layer of a service.
+    """Open a layer of a service.
 
     Args:
         url: of the capabilities document.
@@ -63,14 +63,14 @@ def open_wmts(
         layer: None takes the only one.
         matrix_set: None takes one in Web Mercator, else the first one that can be used: metric, each zoom twice as
             fine as the one before, from one corner.
-        zooms: coarsest and finest; None takes all. In Web Mercator they are the web's, elsewhere 0 is the set's
-            coarsest.
+        zooms: coarsest and finest; None takes all. In Web Mercator they are those of web maps, elsewhere 0 is the
+            coarsest of the set.
         max_per_s: requests in a second.
         licence: of the imagery.
 
     Raises:
         NotFoundError: the server refuses or does not answer, or has no such layer or set.
-        ConfigError: the document is none, or describes nothing that can be used; says why.
+        ConfigError: the document is invalid, or describes nothing usable.
     """
     root = _parsed(Fetcher(max_per_s).get(url), url)
     chosen = _named(root.findall("{*}Contents/{*}Layer"), layer, "layer", url)
@@ -124,21 +124,21 @@ def _parsed(data: bytes, url: str) -> Element:
         first_look = expat.ParserCreate()
         first_look.StartDoctypeDeclHandler = refuse
         first_look.Parse(data, True)
-        root = ElementTree.fromstring(data)  # nothing but elements and texts is in it
+        root = ElementTree.fromstring(data)  # it holds elements and texts only
     except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise ConfigError(
             f"{url} is no XML ({error}): give the address of a WMTS capabilities document"
         ) from None
     if root.tag.rpartition("}")[2] != "Capabilities" or root.find("{*}Contents") is None:
         raise ConfigError(
-            f"{url} is no WMTS capabilities document, but <{root.tag.rpartition('}')[2]}>: it mostly ends in "
+            f"{url} is not a WMTS capabilities document, but <{root.tag.rpartition('}')[2]}>: it mostly ends in "
             "WMTSCapabilities.xml or ?SERVICE=WMTS&REQUEST=GetCapabilities"
         )
     return root
 
 
 def _text(element: Element, path: str) -> str:
-    """The text below a path of names in any namespace; "" where there is none."""
+    """Text of the element at a path of names, in any namespace; "" where there is none."""
     found = element.findtext("/".join(f"{{*}}{name}" for name in path.split("/")))
     return (found or "").strip()
 
@@ -173,14 +173,14 @@ def _bounds_deg(layer: Element) -> Bounds | None:
     return max(south, -90.0), max(west, -180.0), min(north, 90.0), min(east, 180.0)
 
 
-# --- Where tiles are --------------------------------------------------------------------------------------
+# --- Grids --------------------------------------------------------------------------------------
 
 
 def _grid(matrix_set: Element) -> tuple[TileGrid, int]:
     """The grid of a set, and the zoom of its coarsest matrix.
 
     Raises:
-        ConfigError: our tiles halve from zoom to zoom, and are square, metric and from one corner; these are not.
+        ConfigError: the tiles are not square, metric, from one corner and halved from zoom to zoom.
     """
     named = _text(matrix_set, "SupportedCRS")
     code = re.search(r"EPSG.*?(\d+)$", named)
@@ -239,7 +239,7 @@ def _matrices(matrix_set: Element, link: Element) -> list[TileMatrix]:
     return matrices
 
 
-# --- How tiles are asked for ------------------------------------------------------------------------------
+# --- Addresses ------------------------------------------------------------------------------
 
 
 def _address(root: Element, layer: Element, matrix_set: str, url: str) -> str:

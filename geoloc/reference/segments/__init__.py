@@ -1,21 +1,19 @@
 """Immutable segments of a reference database: rows and vectors in one Z-order, mapped from the disk.
 
-    NNNN/rows.parquet             all that is known of each row (`geoloc.reference.rows`)
+    NNNN/rows.parquet             the data of each row (`geoloc.reference.rows`)
     NNNN/embeddings.safetensors   morton (n,) uint64, row_id (n,) int64, latlon_deg (n, 2) float64,
                                   vectors (n, dim) float32 | float16 | int8, for int8 scales (n,) float32,
                                   source (n,) uint8
 
 Both are sorted by Morton code, and rows with equal codes by row id, so the rows of a cell at any level are
-one slice. The four columns beside the vectors repeat what the Parquet file says: a search maps them, and
-touches no more of them than of the vectors.
+one slice. The four columns beside the vectors repeat columns of the Parquet file: a search maps them, and reads only
+the parts that it needs.
 
-vectors.py  how a vector is stored
+vectors.py  stored types of vectors
 tensors.py  arrays in a safetensors file
-layout.py   what the two files hold, and in which order
+layout.py   content and order of the two files
 reading.py  an open segment
-blocks.py   rows that go into a new one
-
-Knows nothing about manifests: which segments there are is the business of the database.
+blocks.py   writing a new one
 """
 
 from geoloc.reference.segments.blocks import Block, Part, merged_blocks, sorted_blocks, write_segment

@@ -1,4 +1,4 @@
-"""Rows on their way into a segment: blocks in Morton order, of new rows or of other segments', and the writing."""
+"""Blocks of rows in Morton order, from new rows or other segments, and the writing of a segment."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from quadtree.morton import IntArray
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some rows on their way into a segment.
+    """Rows to be written into a segment.
 
     Attributes:
         rows: a pyarrow Table of `SCHEMA`.
@@ -95,7 +95,7 @@ class Part:
     """Rows of an open segment that go into another one.
 
     Attributes:
-        segment: where they are.
+        segment: that holds them.
         positions: (m,) int64, ascending.
         row_id_offset: added to their row ids.
     """
@@ -118,7 +118,7 @@ def merged_blocks(parts: Sequence[Part]) -> Iterator[Block]:
         back = np.empty(len(owner), dtype=np.int64)
         tables, vectors, scales, filled = [], [], [], 0
         for number in np.unique(owner).tolist():
-            # A part is sorted itself, so its rows come in their own order: it only has to be read onwards.
+            # A part is sorted, so its rows are read in ascending order.
             part, places = parts[number], np.flatnonzero(owner == number)
             positions = part.positions[cursors[number] : cursors[number] + len(places)]
             cursors[number] += len(places)

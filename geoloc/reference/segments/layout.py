@@ -1,4 +1,4 @@
-"""What the two files of a segment are called, and how rows and tensors lie in them."""
+"""Names of a segment's two files, and the order of rows and tensors in them."""
 
 from typing import Any, Final
 
@@ -14,11 +14,11 @@ from quadtree.morton import IntArray
 
 ROWS_NAME: Final = "rows.parquet"
 EMBEDDINGS_NAME: Final = "embeddings.safetensors"
-BLOCK_ROWS: Final = 2048  # rows that are moved at once, and a row group: one key costs the reading of so many
+BLOCK_ROWS: Final = 2048  # rows of a block and of a row group: reading one key reads so many
 
 
 def embedding_tensors(vector_format: VectorFormat, num_rows: int) -> TensorSpecs:
-    """What `embeddings.safetensors` holds; wide types first, so that every array is aligned."""
+    """Tensors of `embeddings.safetensors`; wide types first, so that every array is aligned."""
     tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
         "morton": (np.dtype(np.uint64), (num_rows,)),
         "row_id": (np.dtype(np.int64), (num_rows,)),
@@ -32,12 +32,12 @@ def embedding_tensors(vector_format: VectorFormat, num_rows: int) -> TensorSpecs
 
 
 def block_sizes(num_rows: int) -> list[int]:
-    """How many rows each block of a segment has: all BLOCK_ROWS but the last."""
+    """Number of rows of each block: BLOCK_ROWS, and the rest in the last."""
     return [min(BLOCK_ROWS, num_rows - start) for start in range(0, num_rows, BLOCK_ROWS)]
 
 
 def source_codes(sources: Any) -> NDArray[np.uint8]:
-    """Places in SOURCES of a pyarrow column of their names; 255 for other texts."""
+    """Indices in SOURCES of a pyarrow column of their names; 255 for other strings."""
     codes: NDArray[np.uint8] = (
         pc.index_in(sources, pa.array(SOURCES)).fill_null(255).to_numpy().astype(np.uint8)
     )
@@ -45,7 +45,7 @@ def source_codes(sources: Any) -> NDArray[np.uint8]:
 
 
 def to_arrow(numbers: IntArray) -> Any:
-    """As a pyarrow array; pyarrow's own conversion of a NumPy array imports pandas, which takes a second."""
+    """A NumPy array as a pyarrow array; pyarrow's own conversion imports pandas, which takes a second."""
     return pa.Array.from_buffers(
         pa.int64(), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(numbers))]
     )

@@ -1,4 +1,4 @@
-"""An open segment: arrays and rows on mapped files, read no further than they are asked for."""
+"""An open segment: arrays and rows on mapped files, read on demand."""
 
 import hashlib
 import mmap
@@ -29,13 +29,13 @@ from geoloc.reference.segments.vectors import VectorFormat
 from quadtree.morton import IntArray, encode
 from quadtree.sphere import FloatArray
 
-_CACHED_GROUPS: Final = 32  # decoded row groups that a segment remembers; some hundred kB each
+_CACHED_GROUPS: Final = 32  # decoded row groups that a segment caches; some hundred kB each
 
 _PLACES: Final = ("morton", "row_id", "latitude", "longitude")
 
 
 class _MappedRows:
-    """`rows.parquet` on a mapped file; row groups are decoded when asked for, and a few remembered."""
+    """`rows.parquet` on a mapped file; row groups are decoded on demand, and a few are cached."""
 
     def __init__(self, path: Path, num_rows: int) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -75,7 +75,7 @@ class _MappedRows:
             raise self._damaged(error) from None
 
     def _damaged(self, error: object) -> IntegrityError:
-        found = " ".join(str(error).split())  # pyarrow's texts may have several lines
+        found = " ".join(str(error).split())  # pyarrow's messages may have several lines
         return IntegrityError(
             f"{self._path} is no table of references as the manifest implies it ({found}): fetch or build "
             "the database again"
@@ -92,11 +92,11 @@ class Segment:
         morton: (n,) uint64, ascending; codes of depth 24 with the whole Earth as the root.
         row_id: (n,) int64.
         latlon_deg: (n, 2) float64.
-        source: (n,) uint8, the place in `geoloc.reference.rows.SOURCES`.
+        source: (n,) uint8, index in `geoloc.reference.rows.SOURCES`.
         vectors: (n, dim) in the stored type, mapped.
-        scales: (n,) float32 for int8, else None; a row's vector is its scale times what is stored.
-        deleted: (n,) bool; such a row does not exist for anyone any more.
-        num_deleted: how many of them there are.
+        scales: (n,) float32 for int8, else None; a row's vector is its scale times the stored values.
+        deleted: (n,) bool, rows that are deleted.
+        num_deleted: number of deleted rows.
     """
 
     name: str
@@ -114,11 +114,11 @@ class Segment:
 
     @property
     def num_rows(self) -> int:
-        """How many rows are stored, deleted ones among them."""
+        """Number of stored rows, deleted ones included."""
         return len(self.morton)
 
     def with_deleted(self, positions: IntArray | None) -> "Segment":
-        """The same segment on the same maps, in which the rows at these places are deleted, and no others."""
+        """The same segment with exactly the rows at these positions deleted."""
         deleted = _marked(self.num_rows, positions)
         return replace(self, deleted=deleted, num_deleted=0 if positions is None else len(positions))
 
@@ -147,10 +147,10 @@ class Segment:
         return self.vector_format.decode(self.vectors[positions], scales)
 
     def rows(self, positions: ArrayLike, columns: Sequence[str] = tuple(SCHEMA.names)) -> Any:
-        """What is known of some rows: a pyarrow Table in the order of the (m,) positions.
+        """Data of some rows: a pyarrow Table in the order of the (m,) positions.
 
         Args:
-            positions: places in this segment.
+            positions: of rows in this segment.
             columns: of `SCHEMA`; the fewer, the faster.
         """
         wanted, names = np.asarray(positions, dtype=np.int64), tuple(columns)
@@ -177,7 +177,7 @@ class Segment:
         }
 
     def check_contents(self) -> None:
-        """Check what checksums cannot: order, codes, values, and that both files tell the same story.
+        """Check what checksums cannot: order, codes, values, and the agreement of both files.
 
         Raises:
             IntegrityError: something is wrong; the message names the first row.
@@ -202,7 +202,7 @@ class Segment:
             refuse(self.source[block] >= len(SOURCES), "has no known source")
             refuse((np.abs(latlon_deg) > np.array([90.0, 180.0])).any(axis=1), "is no place on Earth")
             refuse(encode(latlon_deg) != self.morton[block], "has the Morton code of another place")
-            # One row more, so that the end of the block is compared with the beginning of the next one.
+            # One row more, so that the end of a block is compared with the start of the next one.
             morton, row_id = (column[start : start + BLOCK_ROWS + 1] for column in (self.morton, self.row_id))
             is_after = (morton[1:] > morton[:-1]) | ((morton[1:] == morton[:-1]) & (row_id[1:] > row_id[:-1]))
             refuse(~is_after, "is not before the next one in Morton order")
@@ -212,7 +212,7 @@ class Segment:
 def open_segment(
     folder: Path, name: str, vector_format: VectorFormat, num_rows: int, deleted_positions: IntArray | None
 ) -> Segment:
-    """Map the segment in `folder`; checks sizes and headers, and reads none of the rows.
+    """Map the segment in `folder`; checks sizes and headers, and reads no rows.
 
     Raises:
         IntegrityError: a file is missing, or is not one of `num_rows` rows in this format.
@@ -237,7 +237,7 @@ def open_segment(
 def open_rows(
     folder: Path, name: str, vector_format: VectorFormat, num_rows: int, deleted_positions: IntArray | None
 ) -> Segment:
-    """The segment in `folder` without its vectors, from `rows.parquet` alone: enough to see where its rows are.
+    """The segment in `folder` without its vectors, from `rows.parquet` alone: the positions of its rows.
 
     Raises:
         IntegrityError: the file is missing, or is not one of `num_rows` rows.

@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file of a form that is known beforehand: its header, and arrays on the mapped file."""
+"""Tensors in a safetensors file of a known form: its header, and arrays on the mapped file."""
 
 import json
 import mmap
@@ -28,7 +28,7 @@ TensorSpecs = Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]  # name -> dty
 def tensor_header(tensors: TensorSpecs) -> bytes:
     """The header of a safetensors file: 8 bytes of length, then JSON, padded to a multiple of 64 bytes.
 
-    Whoever knows what a file must contain knows these bytes, so reading compares them and parses nothing.
+    The expected header is known before a file is read, so it is compared and never parsed.
     """
     table, offset = {}, 0
     for name, (dtype, shape) in tensors.items():
@@ -81,7 +81,7 @@ def map_file(path: Path) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: there is nothing to map
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the file is empty
         raise IntegrityError(
             f"{path} is missing or empty, but the manifest lists it: fetch or build the database again"
         ) from None

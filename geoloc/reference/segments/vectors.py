@@ -1,4 +1,4 @@
-"""How vectors are stored, and what that loses."""
+"""Stored types of vectors, and their error."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,7 +15,7 @@ DTYPES: Final = ("float32", "float16", "int8")
 
 @dataclass(frozen=True)
 class VectorFormat:
-    """How vectors are stored: as float32, as float16, or as int8 with one float32 scale for each row.
+    """Stored type of vectors: float32, float16, or int8 with one float32 scale for each row.
 
     A value v of an int8 row is stored as round(v / scale) with scale = max|v| / 127, so it comes back with an
     error of at most scale / 2.
@@ -41,7 +41,7 @@ class VectorFormat:
         return self.dim * np.dtype(self.dtype).itemsize + (4 if self.dtype == "int8" else 0)
 
     def encode(self, vectors: ArrayLike) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Vectors (n, dim) as they are stored, and scales: (n,) for int8, else (0,).
+        """Vectors (n, dim) in the stored type, and scales: (n,) for int8, else (0,).
 
         Raises:
             ConfigError: another shape, or a value that is not finite, or too large for float16.
@@ -57,7 +57,7 @@ class VectorFormat:
         if self.dtype == "int8":
             largest = np.maximum(values.max(axis=1), -values.min(axis=1))
             scales = largest / np.float32(127)
-            # Below the smallest normal number a scale has lost its digits; such a row is zero to anyone.
+            # Below the smallest normal number a scale has lost its digits; such a row is stored as zero.
             scales[scales < np.finfo(np.float32).tiny] = 0.0
             divisors = np.where(scales == 0.0, np.float32(np.inf), scales)
             if np.isfinite(scales).all():  # a NaN or an infinity in a row is in its scale, too

@@ -1,4 +1,4 @@
-"""The best rows so far, and how low a score may be to be among them."""
+"""The best rows so far, and the least score that belongs to them."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from geoloc.search.candidates import NO_ROW, Candidates
 from geoloc.search.scan.rows import FloatArray, IntArray, Rows
 
 NO_SCORE: Final = np.float32(-np.inf)
-LEAST_SCORE: Final = float(np.finfo(np.float32).min)  # the least that is a score
+LEAST_SCORE: Final = float(np.finfo(np.float32).min)  # the least score
 
 _FLOOR_OF: Final = 16  # scores that are looked at together for a first floor
 _GATHERED_ROWS: Final = 128  # at a time, in cache
@@ -18,9 +18,9 @@ class Best:
     """The best k rows of each query among those offered so far, by similarity, ties by row id.
 
     Args:
-        rows: where positions point to.
+        rows: that positions refer to.
         query: (Q, D) float32.
-        k: how many to keep.
+        k: number of rows to keep.
     """
 
     def __init__(self, rows: Rows, query: FloatArray, k: int) -> None:
@@ -69,7 +69,7 @@ class Best:
 
 
 def floor_of_best(scores: FloatArray, k: int) -> float:
-    """A score that at least k of them reach, and not many more; -inf where there are no more than k."""
+    """A score that at least k of the scores reach, and not many more; -inf where there are no more than k."""
     if len(scores) <= k:
         return -np.inf
     width = len(scores) // _FLOOR_OF

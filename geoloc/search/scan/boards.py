@@ -1,4 +1,4 @@
-"""Where the scores of many queries are collected until the best of them are taken off."""
+"""Boards: arrays that collect the scores of many queries until the best are taken."""
 
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -21,12 +21,12 @@ class Board(Protocol):
         """Score the rows of a slice for each of its queries, from its column on; `hidden` rows get no score."""
 
     def contenders(self, k: int, floor: FloatArray, filled: Sequence[int]) -> tuple[IntArray, IntArray]:
-        """Query and column of all that may be among the best k or reach the floor; wipes the board.
+        """Query and column of all scores that may be among the best k or reach the floor; clears the board.
 
         Args:
-            k: how many are wanted.
-            floor: (Q,) below which nothing counts.
-            filled: Q numbers of columns that were written.
+            k: number of rows wanted.
+            floor: (Q,) least score that counts.
+            filled: Q numbers of written columns.
         """
 
 
@@ -36,7 +36,7 @@ def board_width(num_queries: int, most_rows: int) -> int:
 
 
 def rounding_band(query: FloatArray) -> FloatArray:
-    """(Q,) by how much a score may miss the k-th best score and still belong to the best k similarities.
+    """(Q,) how far below the k-th best score a row may be and still belong to the best k similarities.
 
     Scores and similarities are sums of D products in different orders, and each errs by at most
     e = D 2^-24 |query| |row| (N. Higham, Accuracy and Stability of Numerical Algorithms, 3.1), so the two
@@ -51,7 +51,7 @@ class HostBoard:
     """Scores computed by NumPy straight from (memory-mapped) rows.
 
     Args:
-        rows: what slices refer to.
+        rows: that slices refer to.
         query: (Q, D) float32.
         width: columns.
     """

@@ -1,4 +1,4 @@
-"""The same on a torch device that holds a copy of the vectors."""
+"""Board on a torch device that holds a copy of the vectors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ class DeviceRows:
     """The vectors of all rows, copied to a torch device once.
 
     Args:
-        rows: what to copy.
+        rows: to copy.
         device: such as "cuda".
     """
 
@@ -47,7 +47,7 @@ class DeviceBoard:
     float32 products must be float32 there: `torch.set_float32_matmul_precision("highest")`, the default.
 
     Args:
-        rows: what slices refer to.
+        rows: that slices refer to.
         query: (Q, D) float32.
         width: columns.
     """

@@ -1,4 +1,4 @@
-"""What a search reads: the rows of all segments under one numbering, in slices, and their similarity to a query."""
+"""Rows of all segments under one numbering, their slices, and their similarity to a query."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol
@@ -14,7 +14,7 @@ _WIDENED_ROWS: Final = 128  # float16 and int8 rows at a time: their float32 cop
 
 
 class SegmentRows(Protocol):
-    """What a search reads of a segment of n rows with D dimensions; arrays may be memory-mapped."""
+    """Arrays of a segment that a search reads: n rows of D dimensions; they may be memory-mapped."""
 
     @property
     def latlon_deg(self) -> NDArray[np.float64]:
@@ -46,7 +46,7 @@ class SegmentRows(Protocol):
 
 
 class Slice(NamedTuple):
-    """Rows [start, stop) of a segment, and the queries (their numbers) that want them."""
+    """Rows [start, stop) of a segment, and the numbers of the queries that ask for them."""
 
     segment: int
     start: int
@@ -58,7 +58,7 @@ class Rows:
     """All rows of all segments under one numbering: the *position* counts through the segments.
 
     Args:
-        segments: all with the same D; at least one, to take values from.
+        segments: at least one, all of the same D.
     """
 
     def __init__(self, segments: Sequence[SegmentRows]) -> None:
@@ -74,7 +74,7 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
-        """Of all segments together."""
+        """Total over all segments."""
         return self.first[-1]
 
     def take(self, name: str, position: IntArray) -> NDArray[Any]:
@@ -122,7 +122,7 @@ class Rows:
             similarity *= scales[start:stop]
 
     def _by_segment(self, position: IntArray) -> Iterable[tuple[int, IntArray, IntArray]]:
-        """Segments that hold positions: number, which of the positions, their rows in it."""
+        """Segments that hold positions: number of the segment, which of the positions, their rows in it."""
         owner = np.searchsorted(self.first, position, side="right") - 1
         for segment in np.unique(owner).tolist():
             chosen = np.flatnonzero(owner == segment)
@@ -130,7 +130,7 @@ class Rows:
 
 
 def widened_blocks(narrow: NDArray[Any]) -> Iterator[tuple[slice, FloatArray]]:
-    """Which rows, and their float32 copies, which the next block overwrites."""
+    """Rows of each block and their float32 copies, which the next block overwrites."""
     buffer = np.empty((min(len(narrow), _WIDENED_ROWS), narrow.shape[1]), dtype=np.float32)
     for start in range(0, len(narrow), _WIDENED_ROWS):
         block = slice(start, start + _WIDENED_ROWS)

@@ -1,4 +1,4 @@
-"""The search itself, of one query or of many."""
+"""Exact search of one query or of many."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -21,16 +21,16 @@ def search_one(
     hidden: Sequence[BoolArray | None],
     k: int,
 ) -> Candidates:
-    """What `scan` finds for a single query (D,), without the bookkeeping for many.
+    """The result of `scan` for a single query (D,), without the bookkeeping for many.
 
     The products with a few cells take a few hundred microseconds, which that bookkeeping would double.
 
     Args:
-        rows: what slices refer to.
+        rows: that slices refer to.
         query: float32.
         slices: segment, start, stop; disjoint.
         hidden: for each segment (n,) True for rows to leave out, or None.
-        k: how many are wanted.
+        k: number of rows wanted.
     """
     scores = np.empty(sum([stop - start for _, start, stop in slices]), dtype=np.float32)
     ends, origins, end = [], [], 0
@@ -62,16 +62,16 @@ def scan(
     num_queries: int,
     k: int,
 ) -> None:
-    """Offer to `best` what may be among the best k rows of the slices.
+    """Offer to `best` the rows of the slices that may be among the best k.
 
     Args:
-        board: where scores are collected; when it is full, its contenders are offered and it is wiped.
+        board: collects scores; when it is full, its contenders are offered and it is cleared.
         best: receives positions.
         slices: disjoint.
         hidden: for each segment (n,) True for rows to leave out, or None.
         first: position of each segment's first row.
         num_queries: Q.
-        k: how many are wanted.
+        k: number of rows wanted.
     """
     width = board.width
     step = min(width, _SLICE_ROWS)

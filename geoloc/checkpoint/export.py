@@ -28,9 +28,9 @@ from geoloc.models.onnx.runner import OnnxRunner
 from geoloc.posterior.retrieve import Retriever
 from quadtree.sphere import haversine_km, unit_to_latlon
 
-TOLERANCE = 1e-4  # of every number that an fp32 graph gives
+TOLERANCE = 1e-4  # largest difference of any output of an fp32 graph
 PARITY_NAME = "parity.json"
-ENOUGH_IMAGES, MAX_IMAGES = 200, 512  # that int8 needs; that are used at most
+ENOUGH_IMAGES, MAX_IMAGES = 200, 512  # int8 needs; used at most
 _BATCH = 16
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -38,12 +38,13 @@ Arrays = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Parity:
-    """How a graph's answers differ from those of the network that it was exported from, on the same pictures.
+    """Differences between a graph and the network that it was exported from, on the same images.
 
     Attributes:
         max_abs_difference: of every output, by its name.
-        same_top_cell: share of pictures with the same most probable cell; None without a cell head.
-        median_km: between the answers, with the model's own references; None for a model that only embeds.
+        same_top_cell: share of images with the same most probable cell; None without a cell head.
+        median_km: median distance of the predictions, with the model's own references; None for a model that only
+            embeds.
     """
 
     max_abs_difference: Mapping[str, float]
@@ -52,22 +53,22 @@ class Parity:
 
     @property
     def worst(self) -> float:
-        """The largest difference of any number."""
+        """The largest difference of any output."""
         return max(self.max_abs_difference.values())
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `parity.json` holds.
+    """Content of `parity.json`.
 
     Attributes:
-        num_images: that both sides saw.
+        num_images: that were compared.
         precision: of the exported backbone.
         fp32: the graph as it was traced.
-        int8: its quantised twin, where that was asked for.
+        int8: the quantised graph, if there is one.
         num_quantised: convolutions and products with weights in 8 bits, of `num_operators` in the backbone.
-        num_operators: see there; 0 for fp32.
-        left_out: roles whose embeddings were not exported: of several views together, or of a tower of their own.
+        num_operators: of the backbone; 0 for fp32.
+        left_out: roles whose embeddings were not exported: those of several views, or with a tower of their own.
     """
 
     num_images: int
@@ -90,25 +91,24 @@ def export_onnx(
 ) -> ExportReport:
     """Write a model as a checkpoint whose network is an ONNX graph.
 
-    Cells, calibration, reranker and references come with it, and its references stay comparable with the model's.
+    Cells, calibration, reranker and references are included, and references stay comparable with the model's.
 
     Args:
         checkpoint: of the model, with a network of torch.
         saved: its identity.
         folder: where to; it is made, or must hold a checkpoint.
-        images: real pictures of the kind that the model will meet, of which at most `MAX_IMAGES` evenly spread ones
-            are used: both sides see them, and int8 takes its ranges from them; it wants `ENOUGH_IMAGES`.
-        int8: the backbone in 8 bits, as much of it as keeps the most probable cells.
-        least_agreement: share of pictures whose most probable cell must stay in 8 bits; less is smaller and faster.
+        images: real ones of the kind that the model will meet, of which at most `MAX_IMAGES`, evenly spread, are used
+            for the comparison and for the ranges of int8, which needs `ENOUGH_IMAGES`.
+        int8: quantise as much of the backbone as keeps the most probable cells.
+        least_agreement: least share of images with the same most probable cell in 8 bits; less is smaller and faster.
 
     Returns:
         The report, also in the folder.
 
     Raises:
-        CheckpointError: the graph does not say the same as the network, and nothing is written; or the model was
-            neither loaded nor saved.
-        ConfigError: there are no images, pictures have no size of the model's own, a part of the network has no form in
-            ONNX, or `least_agreement` is no share.
+        CheckpointError: the outputs of graph and network differ, and nothing is written.
+        ConfigError: there are no images, the model takes images in their own size, a part of the network cannot be
+            exported, or `least_agreement` is not a share.
         MissingDependencyError: onnx or onnxruntime is not installed.
         BadImageError: an image is unusable.
         OutputMismatchError: the folder holds something else.
@@ -132,7 +132,7 @@ def export_onnx(
         path.write_bytes(traced.joined())
         exported = _exported(checkpoint, path, Exported("fp32", identity, fingerprint))
         fp32, eight = _parity(checkpoint, exported, inputs), None
-        if not fp32.worst <= TOLERANCE:  # a NaN is no parity, either
+        if not fp32.worst <= TOLERANCE:  # a NaN fails, too
             name = max(fp32.max_abs_difference, key=lambda name: fp32.max_abs_difference[name])
             raise CheckpointError(
                 f"the graph of {checkpoint.name!r} and its network differ by {fp32.worst:.2g} in {name!r}, more than "
@@ -192,7 +192,7 @@ def _parity(checkpoint: Checkpoint, exported: Checkpoint, inputs: NDArray[np.flo
 
 
 class _Answers:
-    """The points that a checkpoint predicts with its own references."""
+    """Predicted points of a checkpoint with its own references."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.pipeline, self.calibration = checkpoint.pipeline(), checkpoint.calibration
@@ -210,7 +210,7 @@ class _Answers:
 
 
 def _outputs(network: GeoNetwork, pictures: NDArray[np.float32], wanted: Arrays) -> Arrays:
-    """What the network says under the names of a graph's outputs."""
+    """Outputs of the network under the names of the graph's outputs."""
     images = torch.from_numpy(pictures).to(next(network.parameters()).device)
     with torch.inference_mode():
         output = network(images)
@@ -224,7 +224,7 @@ def _outputs(network: GeoNetwork, pictures: NDArray[np.float32], wanted: Arrays)
 
 
 def _card(card: str, report: ExportReport) -> str:
-    """The model's card with what the export changed."""
+    """The model's card with a section on the export."""
     parity = report.int8 or report.fp32
     said: list[Any] = [
         f"on {report.num_images:,} images the largest difference of any output is {parity.worst:.2g}"

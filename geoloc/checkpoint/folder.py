@@ -1,10 +1,10 @@
-"""A model as a folder: written whole, read with distrust. The same folder on disk and on the Hub.
+"""A model as a folder, the same on disk and on the Hub: written in one step, verified when read.
 
     config.json        the network, the preprocessing, the quadtree's fingerprint: plain values, strict
     model.safetensors  exactly the network's tensors; an exported model has model.onnx or model.int8.onnx instead
     quadtree.parquet   the cells (absent for a model without a cell head)
-    reranker.safetensors  how references are weighed (absent for a model that was never fitted with some)
-    reference/         its own reference database, if it has one
+    reranker.safetensors  the fitted reranker, if there is one
+    reference/         the model's own reference database, if there is one
     calibration.json   temperature, kernel width, conformal levels
     README.md          the card
     manifest.json      sha256 of every file; verified before anything else is read
@@ -52,12 +52,12 @@ _REMEDY = "fetch or save the checkpoint again"
 
 @dataclass(frozen=True)
 class Exported:
-    """Of an exported model: what it was before.
+    """The checkpoint that a model was exported from.
 
     Attributes:
         precision: of its backbone.
-        identity: of the checkpoint that it was exported from.
-        embedding_fingerprint: of that checkpoint: its references are those of the export, too.
+        identity: of that checkpoint.
+        embedding_fingerprint: of that checkpoint, and of the export.
     """
 
     precision: Literal["fp32", "int8"]
@@ -67,7 +67,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the folder holds, as `Geolocalizer` takes it; `exported` exactly where the network is an OnnxRunner."""
+    """Content of the folder, as `Geolocalizer` takes it; `exported` is set exactly for an OnnxRunner."""
 
     name: str
     network: GeoNetwork | OnnxRunner
@@ -86,11 +86,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Saved:
-    """What identifies a checkpoint that is on the disk.
+    """Identity of a checkpoint on the disk.
 
     Attributes:
-        identity: digest of all its files: the same predictions; None once the model in memory was fitted anew.
-        embedding_fingerprint: digest of weights, network and preprocessing: the same embeddings.
+        identity: digest of all its files; None once the model in memory was fitted again.
+        embedding_fingerprint: digest of weights, network and preprocessing.
     """
 
     identity: str | None
@@ -117,19 +117,18 @@ def write_checkpoint(
     half: bool = False,
     reports: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Saved:
-    """Write a checkpoint and return what identifies it; an existing one is replaced in one step.
+    """Write a checkpoint and return its identity; an existing one is replaced in one step.
 
     Batch norms are unfolded and LoRA is merged, so that the tensors fit the tower's own definition.
 
     Args:
-        checkpoint: what to write.
+        checkpoint: to write.
         folder: where to; it is made, or must hold a checkpoint.
-        half: store floating-point tensors as float16 (half the size; loaded as float32); no matter for an exported
-            model.
-        reports: more files by their names, JSON values each.
+        half: store floating-point tensors as float16 (half the size; loaded as float32); ignored for an exported model.
+        reports: further JSON files by their names.
 
     Raises:
-        OutputMismatchError: the folder holds files that no checkpoint of ours has.
+        OutputMismatchError: the folder holds files that no checkpoint of geoloc has.
         CheckpointError: a weight is too large for float16.
     """
     network, quadtree, exported = checkpoint.network, checkpoint.quadtree, checkpoint.exported
@@ -144,7 +143,7 @@ def write_checkpoint(
     )
     with replace_folder(folder) as fresh:
         plain = to_plain(config)
-        if exported is None:  # the first checkpoints lack it, and stay byte for byte what they are
+        if exported is None:  # absent in the first checkpoints
             del plain["exported"]
         _write_json(fresh / "config.json", plain)
         _write_json(fresh / "calibration.json", to_plain(checkpoint.calibration))
@@ -173,7 +172,7 @@ def write_checkpoint(
 
 
 def runner_of(network: GeoNetwork | OnnxRunner, preprocess: Preprocess) -> Runner:
-    """What runs a network: itself for an exported one, PyTorch for the others."""
+    """The backend of a network: ONNX Runtime for an exported one, else PyTorch."""
     if isinstance(network, OnnxRunner):
         return network
     from geoloc.models.torch_runner import TorchRunner
@@ -192,7 +191,7 @@ def _network_config(network: GeoNetwork | OnnxRunner) -> NetworkConfig:
 def read_checkpoint(
     folder: Path, device: Any = "cpu", num_threads: int | None = None
 ) -> tuple[Checkpoint, Saved]:
-    """The checkpoint in a folder, with its batch norms folded, and what identifies it.
+    """Read the checkpoint of a folder, with batch norms folded, and its identity.
 
     Args:
         folder: that holds it.
@@ -202,7 +201,7 @@ def read_checkpoint(
     Raises:
         IntegrityError: a file is missing or differs from the manifest.
         ConfigError: config.json or calibration.json has an unknown key or an impossible value; or an exported model
-            was asked to leave the CPU, or onnxruntime is not installed.
+            was asked to run on another device than the CPU, or onnxruntime is not installed.
         CheckpointError: the tensors do not fit the network that config.json describes, or there is no valid
             quadtree.
         FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
@@ -272,7 +271,7 @@ def _saved(manifest: Mapping[str, Any], config: _Config, network: GeoNetwork | O
 def embedding_fingerprint_of(
     network: GeoNetwork, config: NetworkConfig, preprocess: Mapping[str, Any]
 ) -> str:
-    """Digest of what decides a model's embeddings: tensors, network config and preprocessing, however it is stored."""
+    """Digest of tensors, network config and preprocessing, independent of how the tensors are stored."""
     from geoloc.checkpoint.tensors import tensors_digest
 
     parts = [tensors_digest(network), to_plain(config), dict(preprocess)]
@@ -282,7 +281,7 @@ def embedding_fingerprint_of(
 def _check_listed(folder: Path, listed: Iterable[str], needed: Iterable[str]) -> None:
     if missing := sorted(set(needed) - set(listed)):
         raise IntegrityError(
-            f"{folder / 'manifest.json'} does not list {missing[0]!r}, so nothing vouches for that file; {_REMEDY}"
+            f"{folder / 'manifest.json'} does not list {missing[0]!r}, so that file cannot be verified; {_REMEDY}"
         )
 
 

@@ -1,6 +1,6 @@
-"""A gallery of places as a model's own references: encoded once, then found in the cache.
+"""The gallery of a published model as its reference database: encoded once, then read from the cache.
 
-The softmax of scaled cosines over all places of the gallery is the posterior, so all of them are weighed.
+The posterior of such a model is the softmax of scaled cosines over all locations of the gallery.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from geoloc.posterior.evidence import SOURCES
 from geoloc.posterior.reranker import Reranker, RerankerConfig
 from geoloc.reference.database import ReferenceDatabase
 
-KERNEL_KM = 25.0  # about how far a place stands for itself where photos are many; nothing that GeoCLIP says
+KERNEL_KM = 25.0  # our choice of a location's kernel width; GeoCLIP has none
 
 
 def gallery_database(gallery: Gallery, model_fingerprint: str) -> ReferenceDatabase:
-    """The gallery's places with their vectors.
+    """The database of a gallery's locations and their vectors.
 
     Args:
-        gallery: of a model.
-        model_fingerprint: of the model's image side.
+        gallery: of the model.
+        model_fingerprint: of the model's image tower.
     """
     coordinates = np.ascontiguousarray(gallery.latlon_deg).tobytes()
     key = hashlib.sha256(f"{gallery.fingerprint} {model_fingerprint} ".encode() + coordinates).hexdigest()[
@@ -41,7 +41,7 @@ def gallery_database(gallery: Gallery, model_fingerprint: str) -> ReferenceDatab
             _build(unfinished / key, gallery, model_fingerprint)
             os.rename(unfinished / key, folder)
         except OSError:
-            if not folder.exists():  # else another process was quicker
+            if not folder.exists():  # otherwise another process has built it
                 raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -57,7 +57,7 @@ def _build(folder: Path, gallery: Gallery, model_fingerprint: str) -> None:
 
 
 def gallery_reranker(gallery: Gallery) -> Reranker:
-    """How the places are weighed: as the model's own softmax does it."""
+    """Plain fusion with the scale of the model's own softmax."""
     parameters = {
         "similarity_scale": np.full(SOURCES, gallery.logit_scale),
         "similarity_bias": np.zeros(SOURCES),

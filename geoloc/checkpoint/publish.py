@@ -1,4 +1,4 @@
-"""A checkpoint goes to the Hub, with a card that says what a stranger must know, or comes from it: only if it loads."""
+"""Push a checkpoint to the Hugging Face Hub with a generated card, and pull one that loads."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def push_checkpoint(
     licence: str | None = None,
     ledger: Sequence[Source] = (),
 ) -> Pushed:
-    """Push a saved model as it is, its bytes unchanged but for the card.
+    """Push a saved model; only its card is changed.
 
     Args:
         folder: a checkpoint.
-        repo_id: "org/name"; the repository is made if there is none.
-        options: where it goes.
-        metrics: as of `Geolocalizer.push_to_hub`.
-        licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps what the card says.
-        ledger: what the model was made from.
+        repo_id: "org/name"; the repository is made if it does not exist.
+        options: of the upload.
+        metrics: as for `Geolocalizer.push_to_hub`.
+        licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps that of the card.
+        ledger: data and weights that the model was made from.
 
     Raises:
-        IntegrityError, ConfigError, CheckpointError, FingerprintMismatchError: the folder is no model that loads.
-        NotFoundError: there is no such report, or the Hub cannot be reached or does not let us.
+        IntegrityError, ConfigError, CheckpointError, FingerprintMismatchError: the folder does not load as a model.
+        NotFoundError: there is no such report, or the Hub cannot be reached or denies access.
     """
     checkpoint, _ = read_checkpoint(Path(folder))
     card = card_for_repository(
@@ -53,20 +53,21 @@ def push_checkpoint(
 def pull_checkpoint(
     repo_id: str, folder: str | Path, *, revision: str | None = None, subfolder: str = ""
 ) -> Found:
-    """Bring a model from the Hub into a folder; one that does not load never takes its name.
+    """Download a model from the Hub into a folder; one that does not load never takes the folder's name.
 
     Args:
         repo_id: "org/name".
-        folder: where to; an older state of the model there is replaced, and only what is new is received.
+        folder: where to; an older version there is replaced, and only new files are received.
         revision: a branch, tag, commit or "refs/pr/N"; None is the main branch.
         subfolder: the folder of the repository that holds the model.
 
     Returns:
-        The commit that it was.
+        The commit.
 
     Raises:
         NotFoundError: there is no such model, or the Hub cannot be reached.
-        IntegrityError, ConfigError, CheckpointError, FingerprintMismatchError: it is no model of ours, or damaged.
+        IntegrityError, ConfigError, CheckpointError, FingerprintMismatchError: it is not a checkpoint of geoloc, or
+            damaged.
         OutputMismatchError: the folder holds something else.
     """
     found = find(repo_id, "model", revision, subfolder)

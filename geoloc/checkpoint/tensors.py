@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint: written from a network of torch, and read back into one, strictly."""
+"""Tensors of a checkpoint: written from a network of torch, and read strictly into one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tensors_digest(network: GeoNetwork) -> str:
 
 def _plain_state(network: GeoNetwork) -> dict[str, Tensor]:
     state = unfolded_state_dict(network, merged(network))
-    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
     return {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in state.items()}
 
 
@@ -83,7 +83,7 @@ def _halved(key: str, tensor: Tensor) -> Tensor:
 
 
 def self_contained(network: GeoNetwork) -> NetworkConfig:
-    """A network's config with backbones that need no description from elsewhere, and no pretrained weights."""
+    """The config of a network with self-contained backbones and without pretrained weights."""
     config = network.config
     return replace(
         config,
@@ -103,7 +103,7 @@ def read_network(
     """The network of a checkpoint's folder on a device, batch norms folded.
 
     Raises:
-        ConfigError: the config describes no network that can be built.
+        ConfigError: the network of the config cannot be built.
         CheckpointError: the tensors do not fit it.
     """
     try:
@@ -121,7 +121,7 @@ def read_network(
 
 
 def ready(network: GeoNetwork, device: Any, num_threads: int | None) -> GeoNetwork:
-    """A network that has its tensors as it runs fastest: batch norms folded, on its device."""
+    """The network prepared for inference: batch norms folded, on its device."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     for tower in (network.backbone, network.aerial_backbone):

@@ -1,4 +1,4 @@
-"""What the commands share: their exit codes, what they print, what they refuse before they work."""
+"""Shared by the commands: exit codes, printing, checks of output paths."""
 
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,20 +11,20 @@ EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def new_app(**options: Any) -> typer.Typer:
-    """A group of commands that answers with its help when none is named."""
+    """A group of commands that prints its help when none is named."""
     # rich would take longer to load than all the rest of --help
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, **options)
 
 
 def check_file(path: Path, suffixes: list[str]) -> None:
-    """Refuse a file that could not be written, before the work that it is to hold."""
+    """Raise ConfigError if a file could not be written, before the work starts."""
     if path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path} must end in {' or '.join(suffixes)}")
     _check_parent(path)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that could not be made, before the work that it is to hold."""
+    """Raise ConfigError if a folder could not be created, before the work starts."""
     _check_parent(path)
     if path.is_file():
         raise OutputMismatchError(f"{path} is a file: name a folder")
@@ -36,12 +36,12 @@ def _check_parent(path: Path) -> None:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line that cannot steer a terminal."""
+    """Print a line without terminal control characters."""
     print(printable(line), file=file)
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal, whatever a file is called."""
+    """Text without terminal control characters; file names may hold some."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -51,7 +51,7 @@ def count(number: int, noun: str) -> str:
 
 
 def km(distance_km: float | None) -> str:
-    """A distance with its unit; nothing where there is none."""
+    """A distance with its unit; empty without a distance."""
     if distance_km is None:
         return ""
     if distance_km < 1:
@@ -60,5 +60,5 @@ def km(distance_km: float | None) -> str:
 
 
 def radius(radius_km: float) -> str:
-    """A radius as it was chosen, "25 km" or "25 m"."""
+    """A radius as text, "25 km" or "25 m"."""
     return f"{radius_km:,g} km" if radius_km >= 1 else f"{1000 * radius_km:g} m"

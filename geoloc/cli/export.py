@@ -1,4 +1,4 @@
-"""`geoloc export`: a model in a form that runs elsewhere."""
+"""`geoloc export`: write a model as an ONNX graph."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,13 +17,13 @@ export_app = new_app(help="Write a model in a form that runs without torch.")
 
 @export_app.callback()
 def _export() -> None:
-    """Keeps `onnx` a command of its own, with one command in the group."""
+    """With one command in the group, this keeps `onnx` a subcommand."""
 
 
 @export_app.command("onnx")
 def export_onnx(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, a file of others or a Hub id.")
+        str, typer.Argument(metavar="MODEL", help="A bundled model, a folder, a published file or a Hub id.")
     ],
     output: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder; an exported model there is replaced.")

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from geoloc.localize.table import Row
     from geoloc.view.map_html import MapPoint
 
-FEW_IMAGES = 20  # for a table on the screen, where the predictions are also saved
-MAX_MAP_IMAGES = 20_000  # a browser copes with so many
+FEW_IMAGES = 20  # rows of a printed table when the predictions are also saved
+MAX_MAP_IMAGES = 20_000  # points that a browser can draw
 
 
 def localize(
@@ -107,7 +107,7 @@ def localize(
 ) -> None:
     """Predict where images were taken.
 
-    An image that cannot be read gets a row with its error and stops nothing. The id in a table is the image's
+    An image that cannot be read gets a row with its error; the others are localised. The id in a table is the image's
     path inside the folder if PATH is one folder, and else the path as given; in a tar, the sample's key. Rows are in
     the order of the arguments, inside a folder sorted by path. Exit code: 0 all localised, 1 some images failed,
     2 error, 130 interrupted.
@@ -117,7 +117,7 @@ def localize(
     from geoloc.localize.session import SessionOptions
     from geoloc.photos.sources import plan_shards
 
-    # All that can be refused is refused before a model is loaded.
+    # Options are checked before a model is loaded.
     options = SessionOptions(
         query=cast("QueryMode", query),
         reference=reference,
@@ -147,7 +147,7 @@ def localize(
     shards = plan_shards(paths, images_per_shard(batch_size), listed=listed, cut_tars=True)
     job: LocalizeJob | None = None
     try:
-        if device != "cpu":  # an exported model on the CPU needs no torch
+        if device != "cpu":  # an exported model on the CPU runs without torch
             crew.check_device(device)
         with LocalizeJob(work, shards, output, resume=resume, overwrite=overwrite) as job:
             was_complete, num_before = job.is_complete, job.num_done
@@ -176,7 +176,7 @@ def localize(
 
 
 class _Summary:
-    """What one line says about a table."""
+    """Summary of a table in one line."""
 
     def __init__(self, rows: "Iterable[Row]") -> None:
         self.num_failed = self.num_abstained = self.num_with_radii = self.num_rows = 0

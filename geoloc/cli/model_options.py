@@ -1,4 +1,4 @@
-"""`--model-option NAME=VALUE`: what a model that others have published leaves open, from words to values.
+"""`--model-option NAME=VALUE`: options of a published model, parsed.
 
 Names and kinds are those of `geoloc.adapters.options.Options`.
 """
@@ -18,8 +18,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model-option",
         metavar="NAME=VALUE",
-        help="What a published file of others leaves open, such as image_size_px=480,640 or quadtree=cells.csv; "
-        "repeatable.",
+        help="Options of a published file, such as image_size_px=480,640 or quadtree=cells.csv; repeatable.",
     ),
 ]
 
@@ -28,7 +27,7 @@ def model_options(texts: Sequence[str]) -> dict[str, Any]:
     """Options of `Geolocalizer.from_pretrained` by name.
 
     Raises:
-        ConfigError: a text is no NAME=VALUE, an option does not exist or is given twice, or a value is of another kind.
+        ConfigError: a text is not NAME=VALUE, an option is unknown or given twice, or a value has the wrong type.
     """
     from geoloc.adapters.options import Options
 
@@ -40,16 +39,16 @@ def model_options(texts: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in kinds:
             known = ", ".join(f"{option}={_words(kinds[option])}" for option in kinds)
             raise ConfigError(
-                f"--model-option {text!r} names no option of a published model: there are {known}"
+                f"--model-option {text!r} is not an option of a published model; options: {known}"
             )
         if name in found:
-            raise ConfigError(f"--model-option {name} was given twice: say it once")
+            raise ConfigError(f"--model-option {name} was given twice: give it once")
         found[name] = _value(name, value, kinds[name])
     return found
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """What a value may be: of int, float, str, Path and a pair of whole numbers."""
+    """Types a value may have: int, float, str, Path and a pair of integers."""
     return tuple(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
 
 

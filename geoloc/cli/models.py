@@ -1,4 +1,4 @@
-"""How the commands get their model: the options that say which, and how it is loaded."""
+"""The model options of the commands, and loading."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,13 +46,13 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, 
 def load_model(
     name: str, device: str, num_threads: int | None, options: Mapping[str, Any] | None = None
 ) -> "Geolocalizer":
-    """A model by its name, on a device that works.
+    """Load a model by its name, after checking the device.
 
     Args:
         name: as `Geolocalizer.from_pretrained` takes it.
-        device: likewise.
-        num_threads: likewise.
-        options: likewise, for published files that leave something open.
+        device: as there.
+        num_threads: as there.
+        options: as there, for published files.
 
     Raises:
         ConfigError: the device cannot be used.
@@ -60,21 +60,24 @@ def load_model(
     """
     from geoloc import Geolocalizer
 
-    if device != "cpu":  # an exported model on the CPU needs no torch
+    if device != "cpu":  # an exported model on the CPU runs without torch
         check_device(device)
     return Geolocalizer.from_pretrained(name, device=device, num_threads=num_threads, **options or {})
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have.
+    """Raise ConfigError for a device that this machine does not have.
 
     Raises:
-        ConfigError: it cannot be used; says why.
+        ConfigError: it cannot be used.
     """
     import torch
 
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such device, or torch was built without its kind
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # no such device, or torch was built without support for it
         reason = str(error).split(". ")[0]
         raise ConfigError(f"the device {name!r} cannot be used: {reason}; --device cpu always can") from error

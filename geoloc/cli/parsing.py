@@ -1,4 +1,4 @@
-"""Options whose text is read here: boxes, ranges and pairs; and those of a region, which several commands have."""
+"""Parse boxes, ranges, pairs and regions of command-line options."""
 
 import re
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ PathsOption = Annotated[
 
 
 def parse_numbers(option: str, text: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
+    """Parse numbers separated by commas.
 
     Args:
-        option: what they were given for.
-        text: that was given.
+        option: name of the option, for the error.
+        text: value of the option.
 
     Raises:
-        ConfigError: it is anything else.
+        ConfigError: the text is anything else.
     """
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{option} is {text!r}; expected numbers with commas between them") from None
+        raise ConfigError(f"{option} is {text!r}; expected numbers separated by commas") from None
 
 
 def parse_bounds(text: str | None) -> Sequence[float] | None:
-    """What `--bounds` says: south, west, north, east; None without it.
+    """Parse `--bounds`: south, west, north, east; None without it.
 
     Raises:
         ConfigError: it is not four numbers.
@@ -44,7 +44,7 @@ def parse_bounds(text: str | None) -> Sequence[float] | None:
 
 
 def parse_value_range(text: str | None) -> Sequence[float] | None:
-    """What `--value-range` says: the values that become black and white; None without it.
+    """Parse `--value-range`: the values that become black and white; None without it.
 
     Raises:
         ConfigError: it is not two numbers.
@@ -62,7 +62,7 @@ def _as_many(option: str, text: str | None, num: int, meant: str) -> Sequence[fl
 
 
 def parse_region(text: str | None) -> Any:
-    """What `--region` says: a box as numbers, or the path of a GeoJSON file; None without it.
+    """Parse `--region`: a box as numbers, or the path of a GeoJSON file; None without it.
 
     Raises:
         NotFoundError: it is neither.
@@ -75,7 +75,7 @@ def parse_region(text: str | None) -> Any:
 
 
 def parse_zooms(text: str | None) -> tuple[int, int] | None:
-    """What `--zooms` says: the coarsest and the finest, which may be the same one; None without it.
+    """Parse `--zooms`: the coarsest and the finest, which may be equal; None without it.
 
     Raises:
         ConfigError: it is neither one number nor two.
@@ -89,10 +89,10 @@ def parse_zooms(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_renaming(text: str) -> tuple[str, str]:
-    """What `--column` says: our name of a column, and the table's.
+    """Parse `--column`: our name of a column, and the table's.
 
     Raises:
-        ConfigError: it is no such pair.
+        ConfigError: it is not such a pair.
     """
     ours, equals, theirs = text.partition("=")
     if not equals or not theirs:

@@ -37,7 +37,7 @@ def recall(
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, a file of others or a Hub id.")
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, a published file or a Hub id.")
     ],
     output: Annotated[
         Path,

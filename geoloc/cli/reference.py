@@ -1,4 +1,4 @@
-"""`geoloc reference`: build databases of references, change them, look at them."""
+"""`geoloc reference`: build, change and inspect reference databases."""
 
 import json
 from enum import Enum
@@ -35,10 +35,10 @@ def build(
     *,
     inputs: Inputs,
 ) -> None:
-    """Make a database and fill it; the same command continues it where it was stopped.
+    """Create a reference database; the same command continues it where it was stopped.
 
-    What is in a database already is not done again. Photos and tiles that cannot be read stop nothing. Exit code:
-    0 all is well, 1 some inputs could not be used, 2 error, 130 interrupted.
+    Inputs already in the database are not embedded again; inputs that cannot be read are reported. Exit code:
+    0 success, 1 some inputs could not be used, 2 error, 130 interrupted.
     """
     from geoloc.reference.database import ReferenceDatabase
 
@@ -58,8 +58,8 @@ def build(
 @reference_app.command("add")
 @with_inputs
 def add(folder: _Folder, *, inputs: Inputs) -> None:
-    """Add references to a database that is there; otherwise as `build`."""
-    _open(folder)  # a mistake is told before a model is loaded
+    """Add references to an existing database; otherwise as `build`."""
+    _open(folder)  # report a mistake before a model is loaded
     from geoloc.reference.database import ReferenceDatabase
 
     inputs.fill(ReferenceDatabase.open(folder, model=inputs.load_model()))
@@ -129,7 +129,7 @@ def merge(
 def info(
     folder: _Folder, as_json: Annotated[bool, typer.Option("--json", help="As a JSON object.")] = False
 ) -> None:
-    """Say what is in a database."""
+    """Print the contents of a database."""
     facts = _open(folder).info()
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -1,4 +1,4 @@
-"""What `geoloc reference build` and `add` put into a database: their options, opened, checked and told."""
+"""Inputs of `geoloc reference build` and `add`: options, checks and report."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from geoloc.reference.build import BuildReport
     from geoloc.reference.database import ReferenceDatabase
 
-_TOLD_PROBLEMS = 5  # on the screen; the report in the database has a thousand
+_TOLD_PROBLEMS = 5  # lines printed; the report in the database has a thousand
 
 _Model = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
-        help="What embeds the references: a bundled model, a folder, a file of others or a Hub id.",
+        help="The model that embeds the references: a bundled model, a folder, a published file or a Hub id.",
     ),
 ]
 _Aerial = Annotated[
@@ -111,9 +111,9 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar; on
 
 
 class Inputs:
-    """What `build` and `add` put into a database; the arguments are options of both.
+    """Inputs of `build` and `add`; the fields are options of both.
 
-    Everything is opened and checked here, so that a mistake is told before anything is made or embedded.
+    All are opened and checked first, so that a mistake is reported before anything is written.
     """
 
     def __init__(
@@ -151,9 +151,7 @@ class Inputs:
         if not aerial and not street and locations is None:
             raise ConfigError("there is nothing to add: give --aerial, --street or --locations")
         if len(street) > 1 and metadata is not None:
-            raise ConfigError(
-                "one --metadata describes one --street: add the others by commands of their own"
-            )
+            raise ConfigError("one --metadata describes one --street: add the others by separate commands")
         if metadata is not None and not street:
             raise ConfigError("--metadata is about photos: add --street")
         if layout is not None and (not street or metadata is not None or columns):
@@ -161,7 +159,7 @@ class Inputs:
                 "--layout says where --street's photos were taken: add --street, and no --metadata"
             )
         if layout is None and (split is not None or utm_epsg is not None):
-            raise ConfigError("--split and --utm-epsg are about a data set: say how it lies by --layout")
+            raise ConfigError("--split and --utm-epsg need --layout")
         gsd, names = parse_numbers("--gsd-m-per-px", gsd_m_per_px), dict(map(parse_renaming, columns))
         self._model = model, device, threads, model_options(model_option)
         self._batch_size = batch_size
@@ -200,11 +198,11 @@ class Inputs:
             self._locations = {"latlon_deg": latlon_deg, "vectors": vectors, "keys": keys}
 
     def load_model(self) -> "Geolocalizer":
-        """What embeds them."""
+        """Load the model that embeds them."""
         return load_model(*self._model)
 
     def fill(self, database: "ReferenceDatabase") -> None:
-        """Add everything, say what came of it, and exit with 1 if something could not be used."""
+        """Add everything, print the counts, and exit with 1 if something could not be used."""
         reports = list(self._reports(database))
         for report in reports:
             _tell(report)
@@ -222,7 +220,7 @@ class Inputs:
 
 
 def with_inputs(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Inputs` behind its own; it is handed them as its last argument."""
+    """Add the options of `Inputs` to a command, which gets them as its last argument."""
     *own, _ = signature(command).parameters.values()
     theirs = signature(Inputs).parameters
 

@@ -1,1 +1,1 @@
-"""Long jobs: what is finished survives a kill at any moment. Knows nothing about images or models."""
+"""Resumable jobs: finished shards survive a kill at any moment."""

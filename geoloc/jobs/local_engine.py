@@ -1,4 +1,4 @@
-"""Shards on the processes of one machine. A process that dies is replaced, and its shard is given out again.
+"""Shards on the processes of one machine. A process that dies is replaced, and its shard is assigned again.
 
 Processes are spawned, not forked: forked children of a program with threads (torch, Arrow) can hang.
 """
@@ -14,7 +14,7 @@ from geoloc.jobs.work import MAX_DEATHS, Task, Work, attempt
 
 
 def run_local(work: Work, tasks: list[Task], num_workers: int) -> Iterator[tuple[int, str | None]]:
-    """The tasks on processes; yields each one's index and error (None for none) as it ends."""
+    """The tasks on processes; yields each one's index and error (None without one) as it ends."""
     waiting = list(range(len(tasks)))[::-1]
     deaths = [0] * len(tasks)
     workers: dict[Connection, _Worker] = {}
@@ -58,10 +58,10 @@ class _Worker:
         self.index = -1
         self._process: SpawnProcess = context.Process(target=_serve, args=(work, theirs), daemon=True)
         self._process.start()
-        theirs.close()  # so that its death is the end of the pipe
+        theirs.close()  # so that the pipe ends when the process dies
 
     def give(self, index: int, tasks: list[Task]) -> bool:
-        """Hand it a task; false if it is dead. A first task that it never gets is noticed as its death, too."""
+        """Send it a task; false if it is dead."""
         self.index = index
         try:
             self.connection.send(tasks[index])
@@ -70,7 +70,7 @@ class _Worker:
         return True
 
     def stop(self) -> None:
-        """End the process: it is idle, dead, or no longer wanted."""
+        """End the process."""
         self.connection.close()
         self._process.kill()
         self._process.join()

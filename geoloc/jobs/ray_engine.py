@@ -3,7 +3,7 @@
 The only module that imports Ray.
 
 RAY_ADDRESS names the cluster ("auto", "ray://host:10001", "host:6379"); without it a cluster of this machine alone is
-started, and stopped at the end. A dead actor is replaced; its shard is given out again.
+started, and stopped at the end. A dead actor is replaced; its shard is assigned again.
 """
 
 import os
@@ -20,35 +20,37 @@ from geoloc.jobs.work import MAX_DEATHS, Task, Work, attempt
 
 
 class _Actor:
-    """One worker: it holds the work, and with it whatever that loads."""
+    """One worker with its copy of the work."""
 
     def __init__(self, pickled_work: bytes, paths: list[str], folder: str) -> None:
-        # As a spawned process does: what our caller can import, the worker can, and paths mean the same.
+        # As in a spawned process: the worker can import what the driver can, and relative paths mean the same.
         sys.path += [path for path in paths if path not in sys.path]
         if os.path.isdir(folder):
             os.chdir(folder)
         self._work: Work = pickle.loads(pickled_work)
 
     def do(self, payload: Any, output: str) -> str | None:
-        """Do one shard; the error as text, None for none."""
+        """Do one shard; returns the error as text, None without one."""
         return attempt(self._work, (payload, Path(output)))
 
 
 def run_on_ray(
     work: Work, tasks: list[Task], num_workers: int, num_gpus: float = 0.0
 ) -> Iterator[tuple[int, str | None]]:
-    """The tasks on actors; yields each one's index and error (None for none) as it ends.
+    """The tasks on actors; yields each one's index and error (None without one) as it ends.
 
     Raises:
         MissingDependencyError: Ray is not installed.
     """
     ray = _import_ray()
     with _cluster(ray, num_workers):
-        # One core each: an actor that loads a model uses as many threads as it was told to, not as Ray counts.
-        # No restarts by Ray: until it is back, an actor refuses every shard that it is given, and each of these would
-        # seem to have killed it. A call to a new one waits for it.
+        # One core each for Ray's scheduling; the number of threads is an option of the work.
+        # No restarts by Ray: a restarting actor refuses every call, and each of these would count as a death. A call
+        # to a new actor waits for it.
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
-        pickled = ray.put(ray.cloudpickle.dumps(work))  # by value what the main program defines
+        pickled = ray.put(
+            ray.cloudpickle.dumps(work)
+        )  # by value, so that the main program may define the work
         new_actor = partial(remote.remote, pickled, sys.path, os.getcwd())
         waiting = list(range(len(tasks)))[::-1]
         deaths = [0] * len(tasks)
@@ -87,7 +89,7 @@ def _import_ray() -> Any:
 
 @contextmanager
 def _cluster(ray: Any, num_workers: int) -> Iterator[None]:
-    if ray.is_initialized():  # by our caller, whose it stays
+    if ray.is_initialized():  # by the caller, who keeps it
         yield
         return
     address = os.environ.get("RAY_ADDRESS")

@@ -1,7 +1,6 @@
-"""The receipt of a finished job: which job made a file, kept beside it as `.NAME.receipt`.
+"""Receipts of finished jobs: the identity of the job that made a file, kept beside it as `.NAME.receipt`.
 
-A table has no place for that itself (a comment would break a CSV), and without it nobody could tell a
-finished output from one that another model or other options made. Knows nothing about what the file contains.
+It tells a finished output from one that another model or other options made.
 """
 
 import json
@@ -16,20 +15,20 @@ from geoloc.jobs.identity import REMEDY, as_json, describe_differences
 
 
 def receipt_path(output: str | Path) -> Path:
-    """Where the receipt of an output lies."""
+    """Path of an output's receipt."""
     output = Path(output)
     return output.with_name(f".{output.name}.receipt")
 
 
 def write_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
-    """State that a job, described by plain JSON values, has made the file `output` as it is now."""
+    """Write the receipt of a file: the job's identity, and the file's size and digest."""
     facts = {"identity": dict(identity), "num_bytes": os.path.getsize(output), "sha256": sha256_of(output)}
     with atomic_write(receipt_path(output), "w") as file:
         file.write(json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def check_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
-    """Check that this job made `output`, and that nobody has changed the file since.
+    """Check that this job made a file, and that it was not changed since.
 
     Raises:
         OutputMismatchError: another job made it, it was changed, or there is no receipt; says which.
@@ -41,7 +40,7 @@ def check_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputMismatchError(
             f"{output} exists, and no receipt ({path}) says which job made it: choose another output, or "
-            "start anew with --overwrite"
+            "start again with --overwrite"
         ) from None
     identity = as_json(identity)
     if found != identity:
@@ -50,5 +49,5 @@ def check_receipt(output: str | Path, identity: Mapping[str, Any]) -> None:
         )
     if num_bytes != os.path.getsize(output) or sha256 != sha256_of(output):
         raise OutputMismatchError(
-            f"{output} was changed after the job had finished it: move it away, or start anew with --overwrite"
+            f"{output} was changed after the job had finished it: move it away, or start again with --overwrite"
         )

@@ -1,1 +1,1 @@
-"""From photos to coordinates: the model as a whole, its posterior over the Earth, and what a user gets."""
+"""From photos to coordinates: the model, the inference session, and the job over many photos with its table."""

@@ -1,12 +1,11 @@
-"""Places drawn at random from where a photo may have been taken: PLONK (Dufour et al., CVPR 2025).
+"""Location sampling (PLONK, Dufour et al., CVPR 2025): coordinates sampled from a generative model.
 
     model = LocationSampler.from_pretrained("nicolas-dufour/PLONK_YFCC")
     latlon_deg = model.sample("photo.jpg", num_samples=64)              # (1, 64, 2)
-    prediction = model.predict("photo.jpg")[0]                          # as of any other model of geoloc
+    prediction = model.predict("photo.jpg")[0]                          # like that of a Geolocalizer
 
-A prediction is read off a mixture of bells, one at each draw, as wide as its neighbours are far: many draws close by
-make a narrow answer, few and scattered ones a wide one. How often the truth lies in its circles nobody has promised:
-`calibrate` fits that on photos of known place, and without it predictions have no radii.
+The posterior is a mixture of kernels, one at each sample, as wide as the distance to its neighbours. Radii are empty
+until `calibrate` has fitted them on photos of known location.
 """
 
 from __future__ import annotations
@@ -44,26 +43,25 @@ from quadtree.sphere import latlon_to_unit, unit_to_latlon, validate_latlon_deg
 
 FloatArray = NDArray[np.float64]
 
-SAME_PLACE_KM = CITY_RADIUS_KM  # draws that near are one candidate
-ALONE_KM = 500.0  # the width of a single draw, which tells nothing of how far others would lie
+CANDIDATE_RADIUS_KM = CITY_RADIUS_KM  # samples within this distance are one candidate
+SINGLE_SAMPLE_KM = 500.0  # kernel width of a single sample, which has no neighbours
 LEAST_KM = 1.0
-_ROWS = 4096  # draws that go through the network together
-_IMAGES = 16  # photos that do
+_ROWS = 4096  # samples that go through the network together
+_IMAGES = 16  # photos that go through the network together
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How places are drawn.
+    """Options of the sampling.
 
     Attributes:
-        num_samples: of each photo.
-        guidance: w of classifier-free guidance; 0 draws from what the model has learnt, more makes draws agree with the
-            photo, and each other, more than that.
-        seed: of the noise, which is the same for every photo: its draws do not depend on what is drawn beside it.
-        num_steps: from noise to place; PLONK takes 250.
+        num_samples: for each photo.
+        guidance: weight w of classifier-free guidance; 0 samples the learnt distribution, larger values concentrate it.
+        seed: of the noise, which is the same for every photo: samples do not depend on the other photos.
+        num_steps: of the sampler; PLONK takes 250.
 
     Raises:
-        ConfigError: a value that is impossible.
+        ConfigError: an impossible value.
     """
 
     num_samples: int = 64
@@ -80,13 +78,13 @@ class SamplingOptions:
 
 
 class LocationSampler:
-    """A model that draws places.
+    """A model that samples locations.
 
     Args:
-        name: what predictions and errors call it.
+        name: of the model, in predictions and errors.
         model: network, sampler and image tower.
-        sampling: how `localize_batch` and `predict` draw, and `sample` unless it is asked otherwise.
-        calibration: its levels were fitted with that drawing; see `calibrate`.
+        sampling: options of `localize_batch` and `predict`, and defaults of `sample`.
+        calibration: fitted with these options; see `calibrate`.
         device: where the tensors go, as torch names it.
     """
 
@@ -125,15 +123,15 @@ class LocationSampler:
                 publish it; of an OSV-5M model, StreetCLIP's folder.
             published_as: of a folder, which of these models it holds; None is the folder's own name.
             revision: of the Hub's repository.
-            sampling: how places are drawn, if not told otherwise.
-            calibration: that `calibrate` returned for such a sampling.
+            sampling: options of the sampling.
+            calibration: that `calibrate` returned for these options.
             device: where its tensors go, as torch names it.
             num_threads: CPU threads of all of torch; None leaves it to the library.
 
         Raises:
             NotFoundError: there is no such model, or the Hub cannot be reached.
             CheckpointError: a tensor is missing or left over.
-            ConfigError: it is none of PLONK's models, or the tower is another one.
+            ConfigError: it is not one of PLONK's models, or the tower does not fit.
         """
         options = {} if tower is None else {"tower": tower}
         source = resolve_model(name, revision, options=options)
@@ -164,7 +162,7 @@ class LocationSampler:
 
     @property
     def identity(self) -> str:
-        """Digest of the weights and of how they are asked: the same one gives the same predictions."""
+        """Digest of weights, options and calibration: models with the same one give the same predictions."""
         parts = [self._weights_digest, self.kind, self.preprocess.to_dict(), self.sampling, self.calibration]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -185,7 +183,7 @@ class LocationSampler:
         """Decode and preprocess one image: path, bytes, PIL image or array -> (3, S, S).
 
         Raises:
-            BadImageError: it is no usable image.
+            BadImageError: the image is unusable.
         """
         return load_and_preprocess(source, self.preprocess)
 
@@ -197,43 +195,43 @@ class LocationSampler:
         seed: int | None = None,
         num_steps: int | None = None,
     ) -> FloatArray:
-        """Places drawn for B images, (B, n, 2) degrees.
+        """Sample locations for B images, (B, n, 2) degrees.
 
         Args:
             images: one or several.
             num_samples: n.
-            guidance: see `SamplingOptions`, as the others; None is as the model's own `drawing` has it.
+            guidance: see `SamplingOptions`; None takes the model's own options, also of the others.
             seed: of the noise.
-            num_steps: from noise to place.
+            num_steps: of the sampler.
 
         Raises:
             BadImageError: an image is unusable.
-            ConfigError: a value that is impossible.
+            ConfigError: an impossible value.
         """
         asked = {"num_samples": num_samples, "guidance": guidance, "seed": seed, "num_steps": num_steps}
         sampling = replace(self.sampling, **{k: v for k, v in asked.items() if v is not None})  # type: ignore[arg-type]
-        pictures = _as_list(images)
+        sources = _as_list(images)
         parts = [
-            self._draw([self.load(image) for image in pictures[start : start + _IMAGES]], sampling)
-            for start in range(0, len(pictures), _IMAGES)
+            self._sample([self.load(image) for image in sources[start : start + _IMAGES]], sampling)
+            for start in range(0, len(sources), _IMAGES)
         ]
         return np.concatenate([np.zeros((0, sampling.num_samples, 2)), *parts])
 
     def predict(self, images: ImageSource | Sequence[ImageSource], **options: Any) -> list[Prediction]:
-        """A prediction for each image, from places drawn as `drawing` says.
+        """One prediction for each image, from samples with the model's own options.
 
         Args:
             images: one or several.
-            options: as `localize_batch` takes them.
+            options: those of `localize_batch`.
 
         Raises:
             BadImageError: an image is unusable.
-            ConfigError: an option that is impossible.
+            ConfigError: an impossible option.
         """
-        pictures = _as_list(images)
+        sources = _as_list(images)
         found: list[Prediction] = []
-        for start in range(0, len(pictures), _IMAGES):
-            batch = [self.load(image) for image in pictures[start : start + _IMAGES]]
+        for start in range(0, len(sources), _IMAGES):
+            batch = [self.load(image) for image in sources[start : start + _IMAGES]]
             found += self.localize_batch(batch, **options)
         return found
 
@@ -255,7 +253,7 @@ class LocationSampler:
         GeoScore.
 
         Raises:
-            ConfigError: an option that is impossible, or abstaining asked of a model without calibration.
+            ConfigError: an impossible option, or abstaining without calibration.
         """
         if reference is not None:
             raise ConfigError(
@@ -267,13 +265,13 @@ class LocationSampler:
             utility, levels, top_k, abstain_above_km, max_precision_km, places, repr(self.name)
         )
         single = [image[0] if image.ndim == 4 else image for image in images]
-        units = [latlon_to_unit(latlon) for latlon in self._draw(single, self.sampling)]
+        units = [latlon_to_unit(latlon) for latlon in self._sample(single, self.sampling)]
         posteriors = [posterior_of_samples(unit) for unit in units]
         candidates = [candidates_of_samples(unit, top_k) for unit in units]
         return asked.predictions(posteriors, candidates, [("", None)] * len(units))
 
     def check_answers(self, reference: ReferenceDatabase | None) -> None:
-        """Refuse a database: there is nothing to search it with.
+        """Refuse a database: the model has no embedding to search it with.
 
         Raises:
             ConfigError: there is one.
@@ -286,16 +284,16 @@ class LocationSampler:
     def log_density(
         self, image: ImageSource, latlon_deg: ArrayLike, guidance: float | None = None
     ) -> FloatArray:
-        """PLONK's log-likelihood of places given a photo, natural and per steradian, (n, 2) degrees -> (n,).
+        """PLONK's log-likelihood of locations given a photo, natural logarithm per steradian, (n, 2) degrees -> (n,).
 
         Raises:
             BadImageError: the image is unusable.
-            ConfigError: the model does not flow on the sphere: PLONK's formula is of no other.
-            InvalidCoordinateError: a coordinate is no place on Earth.
+            ConfigError: the model is not a flow on the sphere, for which alone PLONK's formula holds.
+            InvalidCoordinateError: a coordinate is not on Earth.
         """
         if self.kind != "sphere":
             raise ConfigError(
-                f"{self.name!r} draws by {self.kind!r}, and PLONK's likelihood is that of a flow on the sphere: take "
+                f"{self.name!r} samples by {self.kind!r}, and PLONK's likelihood is that of a flow on the sphere: take "
                 "one of the models without _flow and _diffusion"
             )
         places = torch.from_numpy(validate_latlon_deg(latlon_deg))
@@ -303,21 +301,21 @@ class LocationSampler:
         return log_density(self._field, self._features([self.load(image)])[0], places, guidance=w)
 
     def calibrate(self, images: Sequence[ImageSource], latlon_deg: ArrayLike, data: str) -> Calibration:
-        """Fit conformal levels on photos of known place, and use them from now on, with this `drawing`.
+        """Fit conformal levels on photos of known location, and use them with the present sampling options.
 
         Args:
             images: a few thousand, not trained on, like those that the model will meet.
-            latlon_deg: (n, 2) where they were taken.
-            data: what they are, in words.
+            latlon_deg: (n, 2) true locations.
+            data: description of them.
 
         Raises:
-            ConfigError: there are no images, or not as many as places.
-            InvalidCoordinateError: a coordinate is no place on Earth.
+            ConfigError: there are no images, or another number of locations.
+            InvalidCoordinateError: a coordinate is not on Earth.
         """
         truth = validate_latlon_deg(latlon_deg)
         if not len(images) or len(images) != len(truth):
             raise ConfigError(
-                f"there are {len(images)} images and {len(truth)} places to calibrate with; give a few thousand of both"
+                f"there are {len(images)} images and {len(truth)} locations; calibrate with a few thousand of both"
             )
         posteriors = [posterior_of_samples(latlon_to_unit(latlon)) for latlon in self.sample(images)]
         self.calibration = Calibration(
@@ -329,8 +327,8 @@ class LocationSampler:
     def _features(self, images: Sequence[Tensor]) -> Tensor:
         return cast(Tensor, self._backbone(torch.stack(list(images)).to(self.device)))
 
-    def _draw(self, images: Sequence[Tensor], sampling: SamplingOptions) -> FloatArray:
-        """(B) pictures (3, S, S) -> (B, n, 2) degrees, longitudes in [-180, 180)."""
+    def _sample(self, images: Sequence[Tensor], sampling: SamplingOptions) -> FloatArray:
+        """Sample for B images (3, S, S) -> (B, n, 2) degrees, longitudes in [-180, 180)."""
         n = sampling.num_samples
         features = self._features(images)[:, None]
         noise = torch.randn(n, 3, generator=torch.Generator().manual_seed(sampling.seed)).to(self.device)
@@ -350,40 +348,40 @@ class LocationSampler:
         )
         if not bool(points.isfinite().all()):
             raise CheckpointError(
-                f"the model {self.name!r} draws places that are not finite: its weights are damaged; fetch it again"
+                f"the model {self.name!r} gives locations that are not finite: its weights are damaged; fetch it again"
             )
         return validate_latlon_deg(to_latlon_deg(points.cpu().double()).numpy())
 
 
 def posterior_of_samples(unit: FloatArray) -> Posterior:
-    """A bell at each draw, (n, 3) unit vectors, as wide as its ⌈√n⌉-th nearest neighbour is far, at least 1 km.
+    """Kernel density of samples, (n, 3) unit vectors: widths are distances to the ⌈√n⌉-th neighbour, at least 1 km.
 
-    The variable kernel estimate of Breiman, Meisel and Purcell (1977), with all draws weighing the same.
+    The variable kernel estimate of Breiman, Meisel and Purcell (1977), with equal weights.
     """
     n = len(unit)
-    widths = np.full(n, ALONE_KM)
+    widths = np.full(n, SINGLE_SAMPLE_KM)
     if n > 1:
         rank = min(math.ceil(math.sqrt(n)), n - 1)
-        nearest = np.partition(distance_km(unit, unit), rank, axis=1)  # the first is the draw itself
+        nearest = np.partition(distance_km(unit, unit), rank, axis=1)  # the first is the sample itself
         widths = nearest[:, rank]
     return Posterior(unit, np.full(n, 1 / n), np.maximum(widths, LEAST_KM))
 
 
 def candidates_of_samples(unit: FloatArray, top_k: int) -> list[Candidate]:
-    """The draw that has most others within 25 km, with the share of all draws there; then of the rest, and so on.
+    """Candidates: the sample with most others within 25 km, with their share of all; then that of the rest, and so on.
 
     Args:
         unit: (n, 3) unit vectors.
-        top_k: at most so many.
+        top_k: largest number of candidates.
     """
-    is_near = distance_km(unit, unit) <= SAME_PLACE_KM
+    is_near = distance_km(unit, unit) <= CANDIDATE_RADIUS_KM
     left = np.ones(len(unit), bool)
     found: list[Candidate] = []
     while left.any() and len(found) < top_k:
         best = int(np.where(left, (is_near & left).sum(1), -1).argmax())
         here = is_near[best] & left
         lat, lon = unit_to_latlon(unit[best]).tolist()
-        found.append(Candidate(lat, lon, float(here.sum() / len(unit)), "drawn", None, ""))
+        found.append(Candidate(lat, lon, float(here.sum() / len(unit)), "sample", None, ""))
         left &= ~here
         left[best] = False
     return found

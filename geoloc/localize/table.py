@@ -1,22 +1,22 @@
-"""Tables of predictions: one row for each image, as CSV, GeoJSON or Parquet. Written and read row by row.
+"""Tables of predictions: one row for each image, as CSV, GeoJSON or Parquet, written and read row by row.
 
     id                          the image, unique in its table
     latitude, longitude         degrees on WGS84; empty for an image that failed
     place, country_code         the nearest city, "Lund, Skane, SE", and its ISO 3166-1 alpha-2 code
     cell_path, probability      of the most probable cell; see `Prediction` for models without cells
-    radius_50_km, radius_90_km  the circles that hold the truth so often; empty without calibration
+    radius_50_km, radius_90_km  radii that hold the truth so often; empty without calibration
     abstained                   the 90 % radius exceeds the user's limit: do not rely on the point
     error                       why there is no prediction; empty for an image that did not fail
     candidates                  the most probable places, best first: lat, lon, probability, source,
-                                similarity, key; a JSON text in CSV and Parquet
+                                similarity, key; as JSON in CSV and Parquet
     truth_latitude, truth_longitude, distance_km
-                                where the photo's EXIF says it was taken, and how far off the prediction is;
-                                only in the table of a job that was asked for it
+                                position in the photo's EXIF, and its distance to the prediction; only where
+                                the job was asked for them
 
 GeoJSON has the same names as properties; a failed image is a feature without geometry.
 
-A row fresh from a prediction holds one thing more, which a journal keeps and a table leaves out: `posterior`,
-the picture for a map, as [lat, lon, weight, scale_km] of each bell.
+A row of an unfinished job also has `posterior`, the kernels for a map as [lat, lon, weight, scale_km]; a table leaves
+them out.
 """
 
 import csv
@@ -55,14 +55,14 @@ _TRUTH_KINDS: dict[str, type] = {"truth_latitude": float, "truth_longitude": flo
 COLUMNS = tuple(_KINDS)
 TRUTH_COLUMNS = tuple(_TRUTH_KINDS)
 
-_ROWS_PER_GROUP = 10_000  # of a Parquet file; they are held in memory
+_ROWS_PER_GROUP = 10_000  # of a Parquet file, held in memory
 
 
 def make_row(image_id: str, prediction: Prediction | None, error: str | None = None) -> Row:
-    """One image's row: of its prediction, or of the error that left it without one."""
+    """The row of an image: its prediction, or the error."""
     row: Row = dict.fromkeys(COLUMNS)
     row["id"], row["candidates"] = image_id, []
-    if error is not None:  # it may quote bytes of the file that are no text
+    if error is not None:  # it may quote bytes of the file that are not text
         row["error"] = error.encode("utf-8", "backslashreplace").decode()
     if prediction is not None:
         values = prediction.to_dict()
@@ -81,7 +81,7 @@ def make_row(image_id: str, prediction: Prediction | None, error: str | None = N
 
 
 def with_truth(row: Row, truth_latlon_deg: tuple[float, float] | None) -> Row:
-    """A row with the columns of the truth, empty where that is not known."""
+    """A row with the columns of the truth, empty where it is unknown."""
     if truth_latlon_deg is None:
         return row | dict.fromkeys(TRUTH_COLUMNS)
     latitude, longitude = (round(degrees, COORDINATE_DIGITS) for degrees in truth_latlon_deg)
@@ -96,7 +96,7 @@ def check_suffix(path: str | Path) -> None:
     """Refuse an output whose suffix names no format.
 
     Raises:
-        ConfigError: names the suffixes that do.
+        ConfigError: the suffix is unknown; names those that are known.
     """
     _format_of(path)
 
@@ -106,8 +106,8 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, truth: bool = False) ->
 
     Args:
         path: ends in .csv, .geojson or .parquet; its folder must exist.
-        rows: taken one at a time, or for Parquet ten thousand.
-        truth: write the columns of the truth, too.
+        rows: read one at a time, or ten thousand for Parquet.
+        truth: write the columns of the truth.
 
     Raises:
         ConfigError: an unknown suffix.
@@ -119,7 +119,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, truth: bool = False) ->
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a table that `write_rows` wrote: its columns, exactly as they were given to it.
+    """The rows of a table that `write_rows` wrote, equal to those that it was given.
 
     Raises:
         ConfigError: an unknown suffix.
@@ -138,7 +138,7 @@ def _write_csv(file: IO[bytes], rows: Iterable[Row], kinds: dict[str, type]) -> 
 
 
 def _csv_text(value: Any, kind: type) -> str:
-    """A field as RFC 4180 has it; csv.writer would leave a carriage return unquoted, and its reader not."""
+    """A field by RFC 4180; csv.writer does not quote a carriage return, which csv.reader takes for a line end."""
     if value is None:
         return ""
     if kind is bool:
@@ -223,7 +223,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 yield row | {"candidates": json.loads(row["candidates"])}
 
 
-# --- What the formats share -------------------------------------------------------------------------------
+# --- Formats -------------------------------------------------------------------------------
 
 
 class _Format(NamedTuple):

@@ -1,10 +1,10 @@
-"""Which of some names a photo shows, without training: StreetCLIP and other CLIPs.
+"""Zero-shot classification of photos by names: StreetCLIP and other CLIPs.
 
     model = ZeroShot.from_pretrained("geolocal/StreetCLIP")
     model.choose("photo.jpg", ["Japan", "France", "Brazil"])           # [("Japan", 0.93), …]
     model.country_and_city("photo.jpg", {"Japan": ["Kyoto", "Nagasaki"], "France": ["Paris", "Lyon"]})
 
-As its model card does it: the names themselves are the sentences; first the country, then a city in it.
+As in StreetCLIP's model card: the names are the sentences; first the country, then a city in it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Choices = list[tuple[str, float]]
 
 
 class ZeroShot:
-    """A model of photos and sentences.
+    """A CLIP with image and text tower.
 
     Args:
         folder: with transformers' config.json and model.safetensors of a CLIP.
@@ -35,7 +35,7 @@ class ZeroShot:
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: config.json says something else than CLIP.
+        ConfigError: config.json does not describe a CLIP.
     """
 
     def __init__(self, folder: Path, device: Any = "cpu") -> None:
@@ -57,15 +57,15 @@ class ZeroShot:
         return cls(resolve_model(name, revision).path, device)
 
     def choose(self, image: ImageSource, names: Sequence[str], template: str = "{}") -> Choices:
-        """The probability of each name, best first; they sum to 1.
+        """Probability of each name, best first; they sum to 1.
 
         Args:
             image: path, bytes, PIL image or array.
-            names: at least one; none twice.
-            template: a sentence with {} where a name goes.
+            names: at least one, all different.
+            template: a sentence with {} in place of the name.
 
         Raises:
-            BadImageError: it is no usable image.
+            BadImageError: the image is unusable.
             ConfigError: no names, or one twice, or a template without {}.
         """
         return self._choose(self._vector(image), names, template)
@@ -73,7 +73,7 @@ class ZeroShot:
     def country_and_city(
         self, image: ImageSource, cities: Mapping[str, Sequence[str]], template: str = "{}"
     ) -> tuple[Choices, Choices]:
-        """The countries, and the cities of the most probable one; as `choose`.
+        """The countries, and the cities of the most probable one, as by `choose`.
 
         Args:
             cities: by country.

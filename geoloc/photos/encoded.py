@@ -1,4 +1,4 @@
-"""Where the encoded bytes of a picture lie: in a file of their own, or in a member of a tar. Decodes nothing.
+"""Encoded images as byte ranges: a file, or a member of a tar.
 
 for sample in tar_samples("000.tar"):
 sample.key, sample.picture.read(), sample.about and sample.about.read()
@@ -16,12 +16,12 @@ from geoloc.images.decode import DEFAULT_LIMITS, IMAGE_SUFFIXES, read_image_byte
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """A file, or a stretch of one.
+    """Byte range of an encoded image.
 
     Attributes:
         path: of the file.
         offset: of the first byte.
-        num_bytes: how many; None takes the whole file.
+        num_bytes: length; None is the whole file.
     """
 
     path: str
@@ -41,7 +41,7 @@ class EncodedImage:
         try:
             with open(self.path, "rb", buffering=0) as file:
                 data = os.pread(file.fileno(), self.num_bytes, self.offset)
-                # A network file system may give less than was asked for.
+                # A network file system may return fewer bytes than requested.
                 while len(data) < self.num_bytes and (
                     more := os.pread(file.fileno(), self.num_bytes - len(data), self.offset + len(data))
                 ):
@@ -58,11 +58,11 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """A picture in a webdataset tar, with what lies beside it.
+    """An image in a webdataset tar, with its metadata.
 
     Attributes:
-        key: name of the members up to their first dot.
-        picture: the image among its members, see `image_kind`.
+        key: name of the members up to the first dot.
+        picture: the image, see `image_kind`.
         about: the member with the suffix json, if there is one.
     """
 
@@ -72,20 +72,20 @@ class TarSample:
 
 
 def tar_samples(path: str | Path) -> Iterator[TarSample]:
-    """Samples with a picture of an uncompressed tar, in its order; only headers are read.
+    """Samples of an uncompressed tar that have an image, in its order; only headers are read.
 
-    Members that share a name up to the first dot are a sample, wherever they lie. Names are never paths to anything.
+    Members that share a name up to the first dot are a sample. Names are never used as paths.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: it is no uncompressed tar.
+        ConfigError: it is not an uncompressed tar.
     """
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"there is no tar of photos {path}: check the path")
     samples: dict[str, dict[str, EncodedImage]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:  # never a compressed one: pictures are read from their places
+        with tarfile.open(path, "r:") as tar:  # never a compressed one: images are read at their offsets
             for member in tar:
                 folder, name = os.path.split(member.name)
                 stem, _, kind = name.partition(".")
@@ -93,7 +93,7 @@ def tar_samples(path: str | Path) -> Iterator[TarSample]:
                     place = EncodedImage(str(path), member.offset_data, member.size)
                     samples.setdefault(os.path.join(folder, stem), {}).setdefault(kind.lower(), place)
     except tarfile.TarError as error:
-        raise ConfigError(f"{path} is no uncompressed tar ({error}): unpack what is around it") from None
+        raise ConfigError(f"{path} is not an uncompressed tar ({error}): decompress it") from None
     for key, members in samples.items():
         picture = image_kind(members)
         if picture is not None:
@@ -101,7 +101,7 @@ def tar_samples(path: str | Path) -> Iterator[TarSample]:
 
 
 def image_kind(kinds: Iterable[str]) -> str | None:
-    """Which member of a sample is its image: the first with an image's suffix, such as "jpg".
+    """The member of a sample that is its image: the first with an image's suffix, such as "jpg".
 
     One with more dots, such as "seg.png", counts only where there is no plain one.
     """

@@ -1,4 +1,4 @@
-"""Which images a user means: files, folders, patterns, a list on standard input. Opens no image.
+"""Find images by files, folders, patterns and a list on standard input. Opens no image.
 
 Order and names are fixed by the arguments and the file system alone, so that a job that is started again sees
 the same list: the arguments' order, and inside a folder or a pattern the order of the paths' characters.
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import overload
 
 from geoloc.errors import NotFoundError
-from geoloc.images.decode import IMAGE_SUFFIXES as IMAGE_SUFFIXES  # others have it from here
+from geoloc.images.decode import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file that should hold an image.
+    """An image file, not opened yet.
 
     Attributes:
-        id: what its row is called; unique in a list.
-        path: where it is.
+        id: of its row; unique in a list.
+        path: of the file.
     """
 
     id: str
@@ -29,7 +29,7 @@ class ImageFile:
 
 
 class ImageList(Sequence[ImageFile]):
-    """Images in a fixed order; a million of them take the memory of their paths only.
+    """Image files in a fixed order; takes the memory of their paths only.
 
     Args:
         paths: no two of them name one file.
@@ -52,19 +52,19 @@ class ImageList(Sequence[ImageFile]):
             return ImageList(self._paths[index], self._folder)
         path = self._paths[index]
         name = path[len(os.path.join(self._folder, "")) :] if self._folder else os.path.normpath(path)
-        # A name need not be UTF-8 on the disk, but must be in the output.
+        # A name may not be UTF-8 on the disk, but must be in the output.
         return ImageFile(os.fsencode(name).decode("utf-8", "backslashreplace"), Path(path))
 
 
 def find_images(arguments: Sequence[str], listed: Iterable[bytes] = ()) -> ImageList:
-    """The images that some command-line arguments name.
+    """The images that command-line arguments name.
 
     - A file is taken whatever its suffix.
     - A folder is searched, with all folders below it, for files with an image's suffix; names that begin with
       a dot are left out.
     - A pattern (`'photos/**/*.jpg'`, quoted against the shell) gives the files with an image's suffix, and
       the contents of the folders, that it matches.
-    - `-` stands for `listed`, one path a line. A file that is missing there is no error here: it gets a
+    - `-` stands for `listed`, one path a line. A missing file is not an error here: it gets a
       row.
 
     A file that is named twice counts once, at its first place. The id of an image is its path inside the
@@ -122,7 +122,7 @@ def walk_images(folder: str, above: frozenset[tuple[int, int]] = frozenset()) ->
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):  # macOS and cameras leave `._photo.jpg`, which is none
+            if entry.name.startswith("."):  # macOS and cameras leave files such as `._photo.jpg`
                 continue
             if entry.is_dir():
                 yield from walk_images(entry.path, above | {identity})

@@ -38,10 +38,10 @@ class Photo:
     """A photo that can be a reference.
 
     Attributes:
-        key: by which its builder knows it.
-        data: encoded bytes of the picture.
-        latlon_deg: where it was taken.
-        heading_deg: the direction it was taken in, NaN where unknown.
+        key: name of the photo.
+        data: encoded bytes.
+        latlon_deg: its position.
+        heading_deg: direction of the view, NaN where unknown.
         provenance: where it comes from.
         licence: under which it may be used.
     """
@@ -55,10 +55,10 @@ class Photo:
 
 
 class Photos(ABC):
-    """A list of photos, each read when it is asked for.
+    """A list of photos, each read on access.
 
     Attributes:
-        keys: their names, in order.
+        keys: names of the photos, in order.
     """
 
     keys: Sequence[str]
@@ -91,15 +91,15 @@ class Photos(ABC):
 
     @abstractmethod
     def _read(self, number: int) -> tuple[bytes, Mapping[str, Any]]:
-        """Encoded bytes of a photo, and what is known of it under our names of fields."""
+        """Encoded bytes and metadata of a photo, the latter under the names of `FIELDS`."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Plain JSON values that tell this list from another one."""
+        """Plain JSON values that identify the list."""
 
 
 class FolderPhotos(Photos):
-    """The images in a folder and all below it; what is known of each is in its EXIF.
+    """The images in a folder and below it; positions come from their EXIF.
 
     Raises:
         NotFoundError: there is no such folder, or no image in it.
@@ -120,12 +120,12 @@ class FolderPhotos(Photos):
 
 
 class TablePhotos(Photos):
-    """Photos in a folder, with a table that says which and where they are.
+    """Photos in a folder that a table lists with their positions.
 
     Args:
-        folder: below which the table's ids are files.
+        folder: that the table's ids are relative to.
         table: .csv or .parquet.
-        columns: our name of a field -> the table's, where the two differ.
+        columns: name of a field -> its name in the table, where the two differ.
 
     Raises:
         NotFoundError: there is no such folder or file.
@@ -157,12 +157,12 @@ class TarPhotos(Photos):
 
     Args:
         paths: of the tars, in order.
-        table: what is known of the samples by their keys; None takes it from the JSON beside each picture.
-        columns: our name of a field -> the table's or the JSON's, where the two differ.
+        table: metadata of the samples by their keys; None takes the JSON of each sample.
+        columns: name of a field -> its name in the table or JSON, where the two differ.
 
     Raises:
         NotFoundError: there is no such file.
-        ConfigError: one is no uncompressed tar, or there is no picture in them.
+        ConfigError: one is not an uncompressed tar, or there is no image in them.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class TarPhotos(Photos):
         self._samples = [sample for path in paths for sample in tar_samples(path)]
         self.keys = [sample.key for sample in self._samples]
         if not self.keys:
-            raise ConfigError(f"there is no picture in {', '.join(map(str, paths))}")
+            raise ConfigError(f"there is no image in {', '.join(map(str, paths))}")
         self._table: dict[str, dict[str, Any]] | None = None
         if table is not None:
             known = read_metadata(table, columns)
@@ -195,9 +195,9 @@ class TarPhotos(Photos):
         try:
             values = json.loads(data)
         except (ValueError, RecursionError):
-            raise BadImageError("the JSON beside the picture is none") from None
+            raise BadImageError("its JSON is invalid") from None
         if not isinstance(values, dict):
-            raise BadImageError("the JSON beside the picture is no object")
+            raise BadImageError("its JSON is not an object")
         return {
             ours: next((values[name] for name in names if name in values), None)
             for ours, names in self._names.items()
@@ -209,7 +209,7 @@ class TarPhotos(Photos):
 
 
 class Sample(Protocol):
-    """What `SamplePhotos` asks of a sample: `geoloc.data.sample` says what its fields are."""
+    """Fields of a sample that `SamplePhotos` reads, see `geoloc.data.sample`."""
 
     @property
     def image(self) -> EncodedImage: ...  # noqa: D102
@@ -220,7 +220,7 @@ class Sample(Protocol):
 
 
 class Samples(Protocol):
-    """What `SamplePhotos` asks of a table of samples."""
+    """Interface of a table of samples, see `geoloc.data.sample`."""
 
     latlon_deg: NDArray[np.float64]
 
@@ -230,10 +230,10 @@ class Samples(Protocol):
 
 
 class SamplePhotos(Photos):
-    """The samples of a data set in one of the layouts that training knows, under their own keys.
+    """The samples of a data set in one of the layouts of training, under their own keys.
 
     Raises:
-        NotFoundError: there are none.
+        NotFoundError: there are no samples.
     """
 
     def __init__(self, samples: Samples) -> None:
@@ -258,12 +258,12 @@ def open_photos(
     metadata: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Photos:
-    """The photos that a user means.
+    """Open photos with positions.
 
     Args:
-        photos: a folder of images, a folder of tars, a tar, or several tars; what is open already stays as it is.
+        photos: a folder of images, a folder of tars, a tar, or several tars; photos that are open are returned.
         metadata: a table; None takes the JSON in tars, and EXIF.
-        columns: our name of a field -> the table's, where the two differ.
+        columns: name of a field -> its name in the table, where the two differ.
 
     Raises:
         NotFoundError: there is nothing of that name.

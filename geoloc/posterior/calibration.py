@@ -1,9 +1,8 @@
-"""Confidence that means what it says: temperature, kernel width and split-conformal mass levels.
+"""Calibration: temperature, kernel widths and split-conformal mass levels.
 
-Fitted on held-out images and kept in the checkpoint's `calibration.json`. A conformal level needs no belief
-in the model: whatever the posterior is, a circle that holds the fitted mass contains the truth as often as
-stated on images exchangeable with the calibration set (Vovk et al. 2005; Angelopoulos & Bates 2021, section
-1). On other images, no promise holds. Knows nothing about networks: works on logits, distances and masses.
+Fitted on held-out images and kept in the checkpoint's `calibration.json`. Whatever the posterior is, a circle that
+holds the fitted mass contains the truth as often as stated on images exchangeable with the calibration set (Vovk et
+al. 2005; Angelopoulos & Bates 2021, section 1). There is no such guarantee on other images.
 """
 
 from __future__ import annotations
@@ -24,22 +23,21 @@ PERCENTS = (50, 90)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted.
+    """Fitted values.
 
     Attributes:
         temperature: divides the cell logits.
         cell_kernel: kernel width of a cell's atom, as a share of the radius of a disc with the cell's area.
         regression_kernel_km: kernel width of a plain regression's single atom (models without cells).
-        mass_levels: by utility ("geoscore", "median", and the model's default), percent -> posterior mass of the
-            circle that holds the truth in that percent of cases. Empty when not calibrated: then predictions have no
-            radii.
+        mass_levels: utility -> percent -> posterior mass of the circle around the point that holds the truth in that
+            percent of cases. Predictions for another utility have no radii.
         num_images: size of the calibration set.
-        data: what the calibration images were, in words.
-        reference_levels: as `mass_levels`, for predictions with references, by the identity of the database that
-            they were fitted with. Another database gives predictions without radii.
+        data: description of the calibration images.
+        reference_levels: identity of a database -> the same for predictions with its references. Predictions with
+            another database have no radii.
 
     Raises:
-        ConfigError: a value that is impossible.
+        ConfigError: an impossible value.
     """
 
     temperature: float = 1.0
@@ -70,15 +68,15 @@ class Calibration:
         """Percent -> mass, fitted for this utility; empty where none was: radii of another utility do not apply.
 
         Args:
-            utility: its name, see `Utility.name`.
-            reference: identity of the database that predictions use, if they use one.
+            utility: name, see `Utility.name`.
+            reference: identity of the database that is searched; None without one.
         """
         table = self.mass_levels if reference is None else self.reference_levels.get(reference, {})
         return {int(percent): level for percent, level in table.get(utility, {}).items()}
 
 
 def log_softmax(logits: FloatArray) -> FloatArray:
-    """Along the last axis, float64."""
+    """Logarithm of the softmax along the last axis, float64."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
@@ -107,8 +105,7 @@ def fit_temperature(cell_logits: NDArray[np.floating[Any]], cell_ids: NDArray[np
 def fit_kernel(distance: FloatArray) -> float:
     """Width of the 2-D Gaussian with these distances from its centre, (n,) -> (): the deviation per axis.
 
-    Their median is sqrt(2 ln 2) widths; the median is deaf to the few far points. At least 0.001, since a
-    kernel of no width is none.
+    The median of such distances is sqrt(2 ln 2) widths, and is robust to outliers. At least 0.001.
     """
     return max(1e-3, float(np.median(distance) / np.sqrt(2 * np.log(2))))
 
@@ -118,5 +115,5 @@ def conformal_level(scores: FloatArray, percent: int) -> float:
     n = len(scores)
     rank = -(
         -(n + 1) * percent // 100
-    )  # the ceiling in whole numbers: 0.9 * 10 is not 9 in floats everywhere
+    )  # the ceiling in integers: 0.9 * 10 is not 9 in floating point everywhere
     return 1.0 if rank > n else float(np.sort(scores)[rank - 1])

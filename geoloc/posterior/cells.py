@@ -23,10 +23,10 @@ def points_in_cells(
     config: OffsetHeadConfig | None,
     offsets: NDArray[np.float32] | None,
 ) -> list[FloatArray]:
-    """The point inside each chosen cell: by its offset, or its representative point without such a head.
+    """The point inside each chosen cell: by its offset, or its representative point without an offset head.
 
     An offset r moves from the cell's origin towards the edge on the side of its sign: 1 is the edge, 0 the origin.
-    Beyond a pole the latitude is the pole's; beyond the antimeridian the longitude goes on from -180.
+    Beyond a pole the latitude is clipped to it; beyond the antimeridian the longitude continues from -180.
 
     Args:
         chosen: per image (k,) cell ids.

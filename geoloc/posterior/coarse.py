@@ -1,10 +1,9 @@
-"""Answers that say no more than was asked for: every place in a prediction is moved to a coarse grid.
+"""Limit the precision of a prediction: every location in it is moved to a coarse grid.
 
-The grid is the same for everyone: rows of equal height, each cut into boxes of equal width, and of every box its
-middle. Any two middles lie at least the cell size apart, at the poles and across the antimeridian, too. A middle tells
-which box, and several middles could tell more: a point and its cell's centre on two sides of a border lie near that
-border. So places of one prediction that are nearer to each other than the cell size share the middle of the most
-important one: nothing finer can be read from their differences. Knows nothing about networks.
+The grid is the same for all predictions: rows of equal height, each cut into boxes of equal width; a location is
+replaced by the centre of its box. Any two centres lie at least the cell size apart, also at the poles and across the
+antimeridian. Two locations on different sides of a border would reveal that they lie near it, so locations of one
+prediction that are nearer to each other than the cell size share the centre of the most important one.
 """
 
 from __future__ import annotations
@@ -27,31 +26,31 @@ _KM_PER_DEG = math.radians(EARTH_MEAN_RADIUS_KM)
 
 
 class CoarseGrid:
-    """Boxes on the Earth and their middles.
+    """Boxes on the Earth and their centres.
 
     Args:
-        cell_km: least distance of two middles, in [0.001, 20000] km. Rows are that high or a little higher, and
-            boxes that wide where they are in the middle of their row.
+        cell_km: least distance of two centres, in [0.001, 20000] km. Rows are that high or a little higher, and boxes
+            that wide in the middle of their row.
 
     Raises:
-        ConfigError: another size.
+        ConfigError: the size is out of range.
     """
 
     def __init__(self, cell_km: float) -> None:
         if not LEAST_KM <= cell_km <= MOST_KM:  # a NaN is not
             raise ConfigError(
-                f"max_precision_km is {cell_km}; expected {LEAST_KM} to {MOST_KM:.0f} km: no place in the answer will "
-                "be more exact than that"
+                f"max_precision_km is {cell_km}; expected {LEAST_KM} to {MOST_KM:.0f} km, the finest "
+                "location in an answer"
             )
         self.cell_km = cell_km
         self._num_rows = max(1, math.floor(180.0 * _KM_PER_DEG / cell_km))
         self._height_deg = 180.0 / self._num_rows
 
     def snap(self, latlon_deg: ArrayLike) -> FloatArray:
-        """The middles of the boxes that hold these points, (..., 2) -> (..., 2) degrees; a middle stays.
+        """Centres of the boxes that hold points, (..., 2) -> (..., 2) degrees; a centre stays.
 
         Raises:
-            InvalidCoordinateError: a point is no place on Earth.
+            InvalidCoordinateError: a point is not on Earth.
         """
         points = np.asarray(latlon_deg, np.float64)
         lat, lon = validate_latlon_deg(points.reshape(-1, 2)).T
@@ -62,13 +61,13 @@ class CoarseGrid:
         return np.stack([middle_lat, -180.0 + (column + 0.5) * width_deg], -1).reshape(points.shape)
 
     def reach_km(self, middle_lat_deg: float) -> float:
-        """The way from a middle to the farthest point of its box, which is a corner on the equator's side."""
+        """Distance from a centre to the farthest point of its box, a corner on the equator's side."""
         width_deg = 360.0 / float(self._num_columns(np.float64(middle_lat_deg)))
         corner_lat = abs(middle_lat_deg) - self._height_deg / 2
         return float(haversine_km([abs(middle_lat_deg), 0.0], [corner_lat, width_deg / 2]))
 
     def _num_columns(self, middle_lat_deg: FloatArray | np.float64) -> FloatArray:
-        """How many boxes a row has: the most of which two middles are far enough apart; two around a pole."""
+        """Number of boxes of a row: the most whose centres are far enough apart; two around a pole."""
         half = math.sin(self.cell_km / (2 * EARTH_MEAN_RADIUS_KM))
         sine = np.minimum(1.0, half / np.cos(np.radians(middle_lat_deg)))
         return np.asarray(np.maximum(2.0, np.floor(np.pi / np.arcsin(sine))))
@@ -77,13 +76,13 @@ class CoarseGrid:
 def coarsened(prediction: Prediction, grid: CoarseGrid, quadtree: Quadtree | None) -> Prediction:
     """A prediction no finer than the grid.
 
-    The point, candidates and bells of the posterior go to middles of the grid; those that meet there become one. Cells
-    are those that hold the middles, cut to boxes no smaller than the grid's. References lose their keys, which name one
-    place. Radii grow by what the move of the point may have cost, and are rounded up to a multiple of the grid's cell
-    size: they hold the truth as often as before, or more often.
+    The point, candidates and kernels of the posterior move to centres of the grid; those that meet there are merged.
+    Cells become those that hold the centres, cut to boxes no smaller than the grid's. References lose their keys, which
+    name one location. Radii grow by the largest move of the point and are rounded up to a multiple of the cell size, so
+    they hold the truth at least as often as before.
 
     Args:
-        prediction: without a place: look its name up for the new point. `abstained` is kept as it is.
+        prediction: without `place`, which is looked up for the new point. `abstained` is kept.
         grid: of the answer.
         quadtree: of the model, for the paths of cells; None for a model without.
     """
@@ -108,7 +107,7 @@ def coarsened(prediction: Prediction, grid: CoarseGrid, quadtree: Quadtree | Non
 
 
 def coarse_path(quadtree: Quadtree, latlon_deg: tuple[float, float], least_km: float) -> str:
-    """The smallest box of the tree at this point that is a leaf or lies above one, and at least so high and wide.
+    """The smallest node of the tree at a point that is at least so high and wide.
 
     Its width is taken at the point's latitude. "" is the root, whatever its size.
     """
@@ -123,7 +122,7 @@ def coarse_path(quadtree: Quadtree, latlon_deg: tuple[float, float], least_km: f
 
 
 class _Anchors:
-    """Where the places of one prediction go: to the middle of an earlier place nearby, or else to their own."""
+    """Moves the locations of one prediction: to the centre of an earlier location nearby, or else to their own."""
 
     def __init__(self, grid: CoarseGrid) -> None:
         self.grid = grid

@@ -20,15 +20,15 @@ FloatArray = NDArray[np.float64]
 
 POINTS_PER_ATOM = 16
 HALF_TURN_KM = np.pi * EARTH_MEAN_RADIUS_KM
-# The truth may lie where the cloud has no point: this mass reaches from the farthest one to the antipode, so
-# that every distance has a mass of its own and every radius can be asked for.
+# The truth may lie where the cloud has no point. This mass reaches from the farthest point to the antipode, so that
+# every radius has a mass.
 MASS_BEYOND = 1e-6
-# Of the search for the best point, chosen by comparison with a fine grid on random posteriors.
+# Search for the best point; chosen by comparison with a fine grid on random posteriors.
 STARTS = 3
 STEPS = 4
 RELAXATION = 1.5
 MIDPOINT_ATOMS = 24
-MOST_SEARCHED = 1536  # cloud points; the lightest beyond do not move the best point, and would take long
+MAX_SEARCHED = 1536  # cloud points; the lightest beyond do not move the best point, and would take long
 
 
 def distance_km(unit: FloatArray, others: FloatArray) -> FloatArray:
@@ -42,9 +42,9 @@ def distance_km(unit: FloatArray, others: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=8)
 def _spiral(n: int) -> FloatArray:
-    """Points that stand for a standard 2-D Gaussian, (n, 2): rings of equal mass, golden angle.
+    """Points that represent a standard 2-D Gaussian, (n, 2): rings of equal mass, golden angle.
 
-    Turned and stretched a little so that mean and covariance are exactly 0 and the identity.
+    Transformed linearly so that mean and covariance are exactly 0 and the identity.
     """
     mass = (np.arange(n) + 0.5) / n
     radius, angle = np.sqrt(-2 * np.log1p(-mass)), np.arange(n) * np.pi * (3 - np.sqrt(5))
@@ -64,7 +64,7 @@ class Posterior:
         background_weight: (n,). All weights together are scaled to sum 1.
 
     Attributes:
-        cloud_unit: (m, 3) unit vectors of the points that stand for all of it.
+        cloud_unit: (m, 3) unit vectors of the points that represent it.
         cloud_weight: (m,) their weights, sum 1.
     """
 
@@ -87,17 +87,17 @@ class Posterior:
     def point(self, utility: Utility) -> FloatArray:
         """The unit vector that maximises the expected utility.
 
-        The most promising places are improved together by Weiszfeld's iteration on the sphere (the geometric
-        median's; Fletcher et al. 2009), each step towards the mean of what pulls, and the best place seen
-        wins. For "within" only the atoms count: background points have no density.
+        The most promising points are improved by Weiszfeld's iteration on the sphere (geometric median; Fletcher et al.
+        2009), and the best point seen is returned. For "within" only the atoms count: background points have no
+        density.
         """
-        if len(self.cloud_unit) == POINTS_PER_ATOM:  # one atom alone: its middle is best at everything
+        if len(self.cloud_unit) == POINTS_PER_ATOM:  # a single atom: its centre is best for every utility
             return np.asarray(self.unit[0])
         unit, weight, scale_km = self.cloud_unit, self.cloud_weight, np.zeros(1)
         if utility.kind == "within":
             unit, weight, scale_km = self.unit, self.weight, self.scale_km
-        if len(weight) > MOST_SEARCHED:
-            heaviest = np.argpartition(-weight, MOST_SEARCHED)[:MOST_SEARCHED]
+        if len(weight) > MAX_SEARCHED:
+            heaviest = np.argpartition(-weight, MAX_SEARCHED)[:MAX_SEARCHED]
             unit, weight = unit[heaviest], weight[heaviest]
         place = self._promising(utility)
         best, most = place[0], -np.inf
@@ -112,7 +112,7 @@ class Posterior:
         return np.asarray(best)
 
     def _promising(self, utility: Utility) -> FloatArray:
-        """(STARTS, 3) places to start from: atoms, their mean, and for "within" discs that hold several."""
+        """(STARTS, 3) points to start from: atoms, their mean, and for "within" centres of discs that hold several."""
         places = [self.unit, self.cloud_weight @ self.cloud_unit]
         if utility.kind == "within":
             d = distance_km(self.unit, self.unit)
@@ -129,7 +129,7 @@ class Posterior:
         if utility.kind == "within":
             scale = sharp(self.scale_km)
             value = ndtr((utility.radius_km - d) / scale) * -np.expm1(-((utility.radius_km / scale) ** 2) / 2)
-        else:  # a kernel makes every distance a little larger
+        else:  # a kernel increases every expected distance
             value = utility.expected(np.sqrt(d**2 + 1.25 * self.scale_km**2), self.scale_km)
         return np.asarray(place[np.argsort(-(value @ self.weight), kind="stable")[:STARTS]])
 
@@ -145,22 +145,22 @@ class Posterior:
         return float(np.interp(radius_km, *self._mass_curve(unit)))
 
     def probability_within(self, unit: FloatArray, radius_km: float) -> float:
-        """The chance that the truth is so near to a point, in [0, 1]; (3,) -> ().
+        """Probability that the truth is within a radius of a point, in [0, 1]; (3,) -> ().
 
-        As `mass_within`, but of the atoms' kernels themselves: circles may be far smaller than a kernel.
+        As `mass_within`, but integrated over the kernels: the radius may be far smaller than a kernel.
         """
         mass = mass_in_disc(distance_km(unit[None], self.unit)[0], self.scale_km, np.float64(radius_km))
         return min(1.0, float(mass @ self.weight))
 
     def radii_km(self, unit: FloatArray, masses: list[float]) -> list[float]:
-        """The circles around a point that hold these masses: the inverse of `mass_within`."""
+        """Radii of the circles around a point that hold these masses: the inverse of `mass_within`."""
         d, mass = self._mass_curve(unit)
         return [float(r) for r in np.interp(masses, mass, d)]
 
 
 def _step_towards(place: FloatArray, unit: FloatArray, angle_rad: FloatArray, pull: FloatArray) -> FloatArray:
-    """Move places (m, 3) along the mean of the tangents to `unit` (n, 3), weighted by `pull` (m, n)."""
-    # The tangent of length `angle` towards u is angle / sin(angle) * (u - cos(angle) * place).
+    """Move points (m, 3) along the mean of the tangents to `unit` (n, 3), weighted by `pull` (m, n)."""
+    # The tangent of length `angle` towards u is angle / sin(angle) * (u - cos(angle) * point).
     tangent = (pull / np.maximum(np.sinc(angle_rad / np.pi), 1e-2)) @ unit
     tangent -= (tangent * place).sum(-1, keepdims=True) * place
     tangent *= RELAXATION / np.maximum(pull.sum(-1, keepdims=True), 1e-300)
@@ -171,8 +171,7 @@ def _step_towards(place: FloatArray, unit: FloatArray, angle_rad: FloatArray, pu
 
 def _spread(unit: FloatArray, scale_km: FloatArray) -> FloatArray:
     """The kernel's points around each atom, (k, 3), (k,) -> (k, POINTS_PER_ATOM, 3) unit vectors."""
-    # Any two directions across the atom do: the kernel is isotropic. The axis least along the atom keeps them
-    # exact.
+    # Any two orthogonal tangents do: the kernel is isotropic. The axis least along the atom keeps them exact.
     helper = np.eye(3)[np.abs(unit).argmin(-1)]
     across = np.cross(unit, helper)
     across /= np.linalg.norm(across, axis=-1, keepdims=True)

@@ -1,6 +1,6 @@
-"""What is known about where a photo was taken before it is weighed: its cells, and the references found in them.
+"""Inputs of the reranker: cell probabilities, in-cell offsets and retrieved candidates.
 
-Arrays over Q queries, padded to the widest: C cells and K candidates. Knows nothing about networks.
+Arrays over Q queries, padded to C cells and K candidates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 EARTH_AREA_KM2 = 4 * np.pi * EARTH_MEAN_RADIUS_KM**2
 NOWHERE = (
     1e-3 / EARTH_AREA_KM2
-)  # density per square km that every place keeps: a thousandth, spread over the Earth
+)  # density per square km everywhere: a thousandth of the mass, spread over the Earth
 SOURCES = 3  # aerial, street, location: as the reference database numbers them
 
 
@@ -28,7 +28,7 @@ class CellEvidence:
     Attributes:
         cell_id: (Q, C) int64, -1 in padding.
         unit: (Q, C, 3) the point inside each cell; the north pole in padding.
-        probability: (Q, C) of each cell; 0 in padding. A row's sum is at most 1: the rest is in no chosen cell.
+        probability: (Q, C) of each cell; 0 in padding. A row sums to at most 1: the rest lies in cells not chosen.
         scale_km: (Q, C) kernel width; 1 in padding.
     """
 
@@ -41,7 +41,7 @@ class CellEvidence:
     def padded(
         cells: list[NDArray[np.int64]], units: list[FloatArray], probs: FloatArray, scale_km: FloatArray
     ) -> CellEvidence:
-        """From ragged rows: cells and points per query, all cells' probabilities (Q, all), scales (all,)."""
+        """Pad rows: cells and points per query, probabilities of all cells (Q, all), scales (all,)."""
         q, c = len(cells), max(1, *(len(row) for row in cells))
         cell_id = np.full((q, c), -1, np.int64)
         unit = np.zeros((q, c, 3))
@@ -55,11 +55,11 @@ class CellEvidence:
         return CellEvidence(cell_id, unit, probability, np.where(there, scale_km[safe], 1.0))
 
     def density(self, unit: FloatArray) -> FloatArray:
-        """The classifier's own density per square km at points, (Q, K, 3) -> (Q, K); `NOWHERE` at least."""
+        """Density of the classifier per square km at points, (Q, K, 3) -> (Q, K); at least `NOWHERE`."""
         return np.asarray(NOWHERE + (self.kernels(unit) * self.probability[:, None]).sum(-1))
 
     def kernels(self, unit: FloatArray) -> FloatArray:
-        """Each cell's own density per square km at points, (Q, K, 3) -> (Q, K, C)."""
+        """Density of each cell's kernel per square km at points, (Q, K, 3) -> (Q, K, C)."""
         d, scale = chord_km(unit, self.unit), self.scale_km[:, None]
         return np.asarray(np.exp(-0.5 * (d / scale) ** 2) / (2 * np.pi * scale**2))
 
@@ -73,12 +73,12 @@ class Evidence:
         similarity: (Q, K) cosine of query and reference; 0 in padding.
         present: (Q, K) False in padding.
         source: (Q, K) 0 aerial, 1 street, 2 location; 0 in padding.
-        unit: (Q, K, 3) where the references are; the north pole in padding.
+        unit: (Q, K, 3) positions of the references; the north pole in padding.
         cell_log_prob: (Q, K) of the cell that holds the reference.
-        column: (Q, K) which of the chosen cells (a column of `cells`) that is; -1 where it is none of them.
+        column: (Q, K) column of that cell in `cells`; -1 where it was not chosen.
         row_id: (Q, K) in the database; -1 in padding.
-        latlon_deg: (Q, K, 2) as the database has it, by which a row is found again: what comes back from `unit` may
-            lie on the other side of a line between cells; of no meaning in padding.
+        latlon_deg: (Q, K, 2) as the database has it, by which a row is found again: converted back from `unit` it might
+            lie in a neighbouring cell. Undefined in padding.
     """
 
     cells: CellEvidence
@@ -95,14 +95,14 @@ class Evidence:
         return len(self.present)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Evidence:
-        """Some of the queries, (m,) their numbers."""
+        """The queries with these indices, (m,)."""
         cells = CellEvidence(**{f.name: getattr(self.cells, f.name)[rows] for f in fields(CellEvidence)})
         own = {f.name: getattr(self, f.name)[rows] for f in fields(Evidence) if f.name != "cells"}
         return Evidence(cells, **own)
 
     @staticmethod
     def nothing(cells: CellEvidence) -> Evidence:
-        """The cells alone: no candidate anywhere."""
+        """The cells without candidates."""
         q = len(cells.cell_id)
         return Evidence(
             cells,
@@ -126,10 +126,10 @@ class Evidence:
         cell_log_prob: FloatArray,
         cell_id: NDArray[np.int64] | None = None,
     ) -> Evidence:
-        """From what a search returns (`reference.candidates.Candidates`), padding and all.
+        """From the result of a search, see `geoloc.search.candidates.Candidates`.
 
         Args:
-            cell_id: (Q, K) the cells that hold the candidates; None where cells do not matter.
+            cell_id: (Q, K) the cells that hold the candidates; None without cells.
         """
         present = row_id >= 0
         column = np.full(row_id.shape, -1, np.int64)
@@ -151,21 +151,21 @@ class Evidence:
 
 
 FEATURES = (
-    "similarity",  # of the source's own scale: log-odds against the other candidates
-    "gap",  # to the best candidate of the query
+    "similarity",  # log-odds on the scale of all sources
+    "gap",  # similarity below the query's best candidate
     "rank",  # log2(1 + rank) by similarity
     "cell",  # log probability of its cell
-    "prior",  # log of the classifier's density there, against the best candidate's
+    "prior",  # log density of the classifier there, relative to the best candidate's
     "off_point",  # log(1 + distance in km) to the offset point of the most probable cell
-    "agreement",  # log of the other candidates' share, each by its similarity, that lies near
+    "agreement",  # log share of the other candidates, weighted by similarity, that lies near
     "street",
     "location",
 )
-AGREE_KM = (30.0, 100.0)  # "near" for agreement: two widths, the log of their mean
+AGREE_KM = (30.0, 100.0)  # kernel widths of agreement, whose mean is taken
 
 
 def features(evidence: Evidence, log_odds: FloatArray) -> FloatArray:
-    """What the reranker sees of every candidate, (Q, K, F), 0 in padding.
+    """Features of every candidate, (Q, K, F), 0 in padding.
 
     Args:
         log_odds: (Q, K) similarities on the scale that all sources share.
@@ -200,9 +200,9 @@ def features(evidence: Evidence, log_odds: FloatArray) -> FloatArray:
 
 
 def chord_km(a_unit: FloatArray, b_unit: FloatArray) -> FloatArray:
-    """Distances of unit vectors per query, (Q, m, 3), (Q, n, 3) -> (Q, m, n): straight through the ground.
+    """Chord distances of unit vectors per query, (Q, m, 3), (Q, n, 3) -> (Q, m, n).
 
-    Within 0.1 % of the great circle up to 1000 km, and as good as it for kernels and features.
+    Within 0.1 % of the great-circle distance up to 1000 km.
     """
     squared = 2.0 - 2.0 * np.einsum("qmi,qni->qmn", a_unit, b_unit)
     return np.asarray(EARTH_MEAN_RADIUS_KM * np.sqrt(np.maximum(squared, 0.0)))

@@ -1,7 +1,4 @@
-"""Fitting what a trained network does not know: how sure it may be, and what a reference is worth.
-
-Temperature and kernel widths first, then (by itself) the reranker, then conformal levels of the finished posterior.
-"""
+"""Fit temperature, kernel widths, reranker and conformal levels on held-out photos."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ UTILITIES = ("geoscore", "median")
 def calibrate(
     pipeline: Pipeline, batches: Iterable[LabelledBatch], data: str, retriever: Retriever | None
 ) -> Calibration:
-    """See `Geolocalizer.calibrate`. One pass over the images, two over what the network says of them."""
+    """See `Geolocalizer.calibrate`. One pass over the images, two over the network's outputs."""
     outputs, truths = _read_all(pipeline, batches, embed=retriever is not None)
     if not truths:
         raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
@@ -53,7 +50,7 @@ def fit_reranker_of(
     retriever: Retriever,
     config: RerankerConfig,
 ) -> Reranker:
-    """See `Geolocalizer.fit_reranker`. Cells are weighed with the model's calibration as it is."""
+    """See `Geolocalizer.fit_reranker`. Uses the model's present calibration of cells."""
     outputs, truths = _read_all(pipeline, batches, embed=True)
     if not truths:
         raise ConfigError("there are no images to fit a reranker with; give a few thousand, not trained on")
@@ -84,7 +81,7 @@ def _joined(parts: list[Any], padding: dict[str, Any], leave_out: str = "") -> d
             for array in arrays
         ]
         result[name] = np.concatenate(padded)
-        if name == "unit":  # a padded place is the pole, not the centre of the Earth
+        if name == "unit":  # a padded position is the pole, not the centre of the Earth
             nowhere = ~result[name].any(-1)
             result[name][nowhere, 2] = 1.0
     return result
@@ -115,12 +112,12 @@ def _levels(
 def mass_levels(
     posteriors: Iterable[Posterior], latlon_deg: NDArray[np.float64], utilities: Iterable[str] = UTILITIES
 ) -> dict[str, dict[str, float]]:
-    """The mass of the circle around the point that reaches the truth, its conformal quantiles by utility.
+    """Conformal quantiles, by utility, of the posterior mass of the circle around the point that reaches the truth.
 
     Args:
         posteriors: of n images.
-        latlon_deg: (n, 2) where they were taken.
-        utilities: of the points that circles are drawn around, as `Utility.parse` reads them.
+        latlon_deg: (n, 2) true locations.
+        utilities: names, as `Utility.parse` reads them.
     """
     masses: dict[str, list[float]] = {name: [] for name in utilities}
     for posterior, truth in zip(posteriors, latlon_to_unit(latlon_deg), strict=True):
@@ -140,7 +137,7 @@ def _fit_widths(
     """Temperature and kernel width of a classifier, or kernel width of a regression."""
     truth = np.concatenate(truths)
     heads = [batch.heads for batch in outputs]
-    if pipeline.quadtree is None:  # then there is no cell head, either
+    if pipeline.quadtree is None:  # so there is no cell head
         regressed = [output.latlon_rad for output in heads if output.latlon_rad is not None]
         off_km = haversine_km(np.degrees(np.float64(np.concatenate(regressed))), truth)
         return Calibration(regression_kernel_km=fit_kernel(off_km))

@@ -1,7 +1,4 @@
-"""One posterior from all that is known of a photo: chosen cells with their points, and weighed references.
-
-Knows nothing about networks.
-"""
+"""The posterior of a query from its cells, candidates and mixture weights."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ from quadtree.sphere import unit_to_latlon
 
 FloatArray = NDArray[np.float64]
 
-NEGLIGIBLE_PROBABILITY = 1e-7  # of a cell that was not chosen; the posterior leaves such cells out
-NEGLIGIBLE_SHARE = 2e-3  # of a reference, relative to the query's heaviest
-MAX_ATOMS = 40  # of a posterior's picture
+NEGLIGIBLE_PROBABILITY = 1e-7  # cells not chosen with less are left out of the posterior
+NEGLIGIBLE_SHARE = 2e-3  # candidates with less, relative to the query's heaviest, are left out
+MAX_ATOMS = 40  # of a prediction
 
 
 def posterior_of(
@@ -31,9 +28,9 @@ def posterior_of(
     """The posterior of one query.
 
     Args:
-        q: which one.
+        q: index of the query.
         cell_probs: (C,) of all cells.
-        cell_unit: (C, 3) their representative points: for the mass in cells that were not chosen.
+        cell_unit: (C, 3) their representative points, for the mass in cells that were not chosen.
     """
     cells = evidence.cells
     chosen = cells.cell_id[q] >= 0
@@ -51,17 +48,16 @@ def posterior_of(
     )
 
 
-def atoms_of(posterior: Posterior, most: int = MAX_ATOMS) -> tuple[Atom, ...]:
-    """A compact picture of a posterior: its heaviest atoms, heaviest first.
+def atoms_of(posterior: Posterior, limit: int = MAX_ATOMS) -> tuple[Atom, ...]:
+    """The heaviest atoms of a posterior, heaviest first, rounded for storage.
 
-    Only as exact as a picture needs, because there is one for each image of a table: positions to about a
-    hundredth of the kernel's width, weight and width to three significant digits. The mass in cells that were
-    not chosen has no kernel, and is left out.
+    Positions are rounded to about a hundredth of the kernel's width, weight and width to three significant digits. The
+    mass in cells that were not chosen has no kernel, and is left out.
 
     Args:
-        most: at most so many; of equally heavy ones the first.
+        limit: largest number of atoms.
     """
-    best = np.argsort(-posterior.weight, kind="stable")[:most]
+    best = np.argsort(-posterior.weight, kind="stable")[:limit]
     columns = (unit_to_latlon(posterior.unit[best]), posterior.weight[best], posterior.scale_km[best])
     return tuple(
         Atom(
@@ -75,7 +71,7 @@ def atoms_of(posterior: Posterior, most: int = MAX_ATOMS) -> tuple[Atom, ...]:
 
 
 def _digits_for(scale_km: float) -> int:
-    """Decimals of a degree (111 km) that are about a hundredth of this width."""
+    """Decimals of a degree (111 km) for about a hundredth of this width."""
     if scale_km <= 0:
         return COORDINATE_DIGITS
     return min(COORDINATE_DIGITS, max(0, 4 - math.floor(math.log10(scale_km))))
@@ -96,7 +92,7 @@ def candidates_of(
     """The most probable cells and references of one query, best first.
 
     Args:
-        top_k: at most so many.
+        top_k: largest number of candidates.
         paths: of all cells.
         keys: looks up references' keys by row id and place; needed where there are references.
     """

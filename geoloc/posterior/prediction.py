@@ -1,4 +1,4 @@
-"""What a user gets for one image. Plain values: knows nothing about models."""
+"""Predictions: plain values for one image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from geoloc.geo.places import Place
 
-COORDINATE_DIGITS = 6  # decimals of a degree in what we write: 0.1 m
+COORDINATE_DIGITS = 6  # decimals of a degree in outputs: 0.1 m
 
 
 def rounded_latlon_deg(lat: float, lon: float, digits: int = COORDINATE_DIGITS) -> tuple[float, float]:
-    """Both with so many decimals; what rounds up to 180 is -180, and there is no -0.0."""
+    """Rounded coordinates; a longitude that rounds to 180 is -180, and there is no -0.0."""
     lat, lon = round(lat, digits) + 0.0, round(lon, digits) + 0.0
     return lat, -180.0 if lon == 180.0 else lon
 
@@ -22,12 +22,12 @@ def _rounded(lat: float, lon: float) -> dict[str, float]:
 
 
 class Atom(NamedTuple):
-    """One bell of a posterior's picture: an isotropic Gaussian on the ground.
+    """One kernel of a posterior: an isotropic Gaussian on the ground.
 
     Attributes:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
-        weight: share of the posterior that it holds, in [0, 1].
+        weight: its share of the posterior, in [0, 1].
         scale_km: standard deviation per axis; 0 is a point.
     """
 
@@ -39,16 +39,16 @@ class Atom(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One place that the image may show.
+    """One location that the image may show.
 
     Attributes:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
-        probability: of being the place, in [0, 1].
+        probability: of being the right one, in [0, 1].
         source: "cell" for a classifier's cell with its offset; "regression" for a point without cells;
-            "aerial" or "street" for a reference; "drawn" for one of the places that a model draws.
+            "aerial", "street" or "location" for a reference; "sample" for a sample of a generative model.
         similarity: cosine between query and reference embedding; None without a reference.
-        key: the cell's path, or the reference's key; "" without either.
+        key: path of the cell, or key of the reference; "" without either.
     """
 
     lat: float
@@ -71,24 +71,23 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Where an image was probably taken, and how sure the model is.
+    """Predicted location of an image with its uncertainty.
 
     Attributes:
         lat: WGS84 degrees in [-90, 90].
         lon: WGS84 degrees in [-180, 180).
-        cell_path: the most probable cell, digits from the root of the quadtree; "" for a model without cells.
-        probability: of that cell, after temperature. Of a model without cells, that the place lies within 25 km of the
-            point, or within 25 m for one that recognises places. Not calibrated there, and so no more than what the
-            references' similarities, or the draws, say.
-        candidates: the most probable places, best first.
-        radius_km: percent -> radius of the circle around the point that holds the truth so often on held-out
-            data like the model's own ({50: …, 90: …}); empty for a model without calibration.
-        place: the city nearest to the point, and its distance; None if not asked for.
+        cell_path: of the most probable cell, digits from the root of the quadtree; "" for a model without cells.
+        probability: of that cell, after temperature. For a model without cells, the posterior probability that the
+            truth lies within 25 km of the point (25 m for place recognition), which is not calibrated.
+        candidates: the most probable locations, best first.
+        radius_km: percent -> radius of the circle around the point that holds the truth so often on data like the
+            calibration set ({50: …, 90: …}); empty where none was fitted for the utility.
+        place: the nearest city and its distance; None if not asked for.
         abstained: the 90 % radius exceeds the limit that the user set: do not rely on the point.
-        posterior: a picture of the posterior over the Earth, for heatmaps: its heaviest bells, heaviest first.
-            Their weights sum to less than 1 where it reaches further. It is in no dict and no table.
+        posterior: the heaviest kernels of the posterior, heaviest first, for heatmaps. Their weights sum to at most 1.
+            It is not in `to_dict` and not in tables.
 
-    `geoloc.view.prediction_map.write_prediction_map` draws it all on a map.
+    `geoloc.view.prediction_map.write_prediction_map` draws it on a map.
     """
 
     lat: float
@@ -102,7 +101,7 @@ class Prediction:
     posterior: tuple[Atom, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, coordinates with six decimals, radii in km; without the posterior's picture."""
+        """JSON values, coordinates with six decimals, radii in km; without the posterior."""
         place = None
         if self.place is not None:
             place = {
@@ -125,7 +124,7 @@ class Prediction:
         }
 
     def to_geojson(self, **properties: Any) -> dict[str, Any]:
-        """A GeoJSON feature: the point, longitude first; `properties` and all the rest as its properties."""
+        """A GeoJSON feature: the point, longitude first; `properties` and the other values as its properties."""
         values = self.to_dict()
         lat, lon = values.pop("lat"), values.pop("lon")
         return {

@@ -19,7 +19,7 @@ from geoloc.posterior.evidence import FEATURES, SOURCES, Evidence, features
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# A reference at the very place of a query would make a kernel of no width infinitely likely: 5 m, as good as GPS is.
+# Least kernel width, 5 m as GPS: a reference at the exact location of a query would make zero width infinitely likely.
 LEAST_LOG_KERNEL_KM = float(np.log(0.005))
 DEFAULT_KERNEL_KM = float(np.exp(3.0))  # about 20 km
 
@@ -29,8 +29,8 @@ class RerankerConfig:
     """Size of the reranker.
 
     Attributes:
-        hidden_dim: of the network over candidates; 0 leaves plain fusion.
-        candidates_per_source: how many references of each source are weighed.
+        hidden_dim: of the network over candidates; 0 is plain fusion.
+        candidates_per_source: number of candidates of each source.
 
     Raises:
         ConfigError: an impossible value.
@@ -47,7 +47,7 @@ class RerankerConfig:
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of its parameters by name."""
+        """Shapes of the parameters by name."""
         shapes: dict[str, tuple[int, ...]] = {
             "similarity_scale": (SOURCES,),
             "similarity_bias": (SOURCES,),
@@ -70,13 +70,13 @@ class RerankerConfig:
 
 @dataclass(frozen=True)
 class MixtureWeights:
-    """The mixture of each query.
+    """Mixture weights of Q queries.
 
     Attributes:
         weight: (Q, K) of the candidates; 0 in padding.
         scale_km: (Q, K) kernel widths.
-        cell_weight: (Q, C) of the chosen cells' own points: what their candidates do not take.
-        gate: (Q,) share of retrieval in a cell that has candidates; 0 where there is none.
+        cell_weight: (Q, C) of the chosen cells' own points, the rest of the cells' mass.
+        gate: (Q,) share of retrieval in cells with candidates; 0 without candidates.
     """
 
     weight: FloatArray
@@ -86,7 +86,7 @@ class MixtureWeights:
 
 
 class Reranker:
-    """A fitted reranker, to be used and not trained.
+    """A reranker for inference.
 
     Args:
         config: its size.
@@ -102,7 +102,7 @@ class Reranker:
         """Plain fusion with default scales, for a model without a fitted reranker.
 
         Args:
-            kernel_km: how far around a reference the photo may have been taken, one standard deviation.
+            kernel_km: standard deviation of the distance between a photo and its reference.
         """
         guess = {
             "similarity_scale": np.full(SOURCES, 20.0),
@@ -113,12 +113,12 @@ class Reranker:
         return cls(RerankerConfig(hidden_dim=0), guess)
 
     def plain(self) -> Reranker:
-        """The same without the network over candidates: plain fusion as it was fitted."""
+        """The reranker without its network: plain fusion as fitted."""
         bare = replace(self.config, hidden_dim=0)
         return Reranker(bare, {name: self.parameters[name] for name in bare.shapes()})
 
     def mixture_weights(self, evidence: Evidence) -> MixtureWeights:
-        """The mixture of each query."""
+        """Mixture weights of each query."""
         has_any = np.asarray(evidence.present.any(-1), np.float64)
         if evidence.present.shape[1] == 0:
             nothing = np.zeros_like(evidence.similarity)
@@ -155,17 +155,17 @@ class Reranker:
     def _network(self, evidence: Evidence, log_odds: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Network over candidates: score (Q, K), cell support (Q, K), global outputs for gate and width (Q, 2)."""
         present = evidence.present
-        hidden = _gelu(self._two_layers("candidate", features(evidence, log_odds)))
+        hidden = _gelu(self._mlp("candidate", features(evidence, log_odds)))
         plain = np.where(present, log_odds, -np.inf)
         plain = _softmax(np.where(present.any(-1, keepdims=True), plain, 0.0)) * present
         mean = (plain[..., None] * hidden).sum(-2)
         max_pool = np.where(present[..., None], hidden, -1e4).max(-2)
         pooled = np.concatenate([mean, max_pool], -1)
         broadcast = np.broadcast_to(pooled[:, None], (*hidden.shape[:2], pooled.shape[-1]))
-        both = self._two_layers("score", np.concatenate([hidden, broadcast], -1))
-        return both[..., 0], both[..., 1], self._two_layers("global_head", pooled)
+        both = self._mlp("score", np.concatenate([hidden, broadcast], -1))
+        return both[..., 0], both[..., 1], self._mlp("global_head", pooled)
 
-    def _two_layers(self, name: str, x: FloatArray) -> FloatArray:
+    def _mlp(self, name: str, x: FloatArray) -> FloatArray:
         of = self.parameters
         hidden = _gelu(x @ of[f"{name}.0.weight"].T + of[f"{name}.0.bias"])
         return np.asarray(hidden @ of[f"{name}.2.weight"].T + of[f"{name}.2.bias"])
@@ -180,8 +180,7 @@ def _softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
-# Candidates of no chosen cell (of neighbours across a border, or where cells do not matter) form one group of their
-# own: the column before the cells'.
+# Candidates outside the chosen cells form one group of their own: the column before the cells'.
 
 
 def _softmax_by_cell(logits: FloatArray, present: NDArray[np.bool_], column: IntArray, c: int) -> FloatArray:

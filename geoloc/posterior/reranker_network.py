@@ -1,16 +1,15 @@
-"""The reranker: from cells and candidates to the weights, widths and gate of one mixture over the Earth.
+"""The reranker as a network: the formula of the mixture over the Earth, and its fit.
 
     log v_j   = a_s sim_j + b_s + f(candidate j, all candidates), scaled to sum 1 over the candidates of one cell
     log P'(c) = log P(c) + sum_{j in c} v_j h(candidate j, all candidates), scaled to the same sum
     density   = sum_c P'(c) [g sum_{j in c} v_j N(y; r_j, sigma_s e^delta) + (1 - g) N(y; p_c, sigma_c)]
-                + a little everywhere
+                + NOWHERE
 
-The classifier says how probable a cell is, and retrieval where in the cell: cosines of different cells are not weighed
-against each other unless the network over candidates (h) has learnt when to. A cell without candidates keeps its own
-point. a, b and sigma bring every source (aerial, street, location) to one scale; the gate g says how much of the
-truth lies with retrieval, and delta how wide it is, both from the whole set of candidates. With hidden_dim 0 there is
-no f and no h, g and delta are constants: plain fusion. All of it is fitted at once by the likelihood of held-out
-places, plain part first. `geoloc.posterior.reranker` evaluates what is fitted here.
+The classifier gives the probability of a cell, and retrieval the location in the cell: cosines of different cells are
+compared only by the learnt cell support h. A cell without candidates keeps its own point. a, b and sigma bring every
+source (aerial, street, location) to one scale. The gate g is the share of retrieval, and delta changes its width; both
+depend on the whole set of candidates. With hidden_dim 0 there is no f and no h, and g and delta are constants: plain
+fusion. All parameters are fitted by maximum likelihood of held-out locations, those of plain fusion first.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ FloatArray = NDArray[np.float64]
 
 
 class RerankerNetwork(nn.Module):
-    """See the module's docstring; float32 parameters, small enough for JSON."""
+    """The network that is fitted; see the module's docstring."""
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class RerankerNetwork(nn.Module):
             self.score = nn.Sequential(nn.Linear(3 * h, h), nn.GELU(), nn.Linear(h, 2))
             self.global_head = nn.Sequential(nn.Linear(2 * h, h), nn.GELU(), nn.Linear(h, 2))
             for parameter in (*self.score[-1].parameters(), *self.global_head[-1].parameters()):
-                nn.init.zeros_(parameter)  # it begins as plain fusion
+                nn.init.zeros_(parameter)  # starts as plain fusion
 
     def log_odds(self, similarity: Tensor, source: Tensor) -> Tensor:
         """Similarities of all sources on one scale, (Q, K), (Q, K) -> (Q, K)."""
@@ -56,7 +55,7 @@ class RerankerNetwork(nn.Module):
 
         Args:
             column: (Q, K) which of the C = `num_cells` chosen cells holds the candidate; -1 is none of them.
-            seen: (Q, K, F) of `features`.
+            seen: (Q, K, F) features.
         """
         log_scale = self.log_kernel_km[source].clamp(min=LEAST_LOG_KERNEL_KM)
         gate = self.gate_logit.expand(len(log_odds))
@@ -99,8 +98,7 @@ class RerankerNetwork(nn.Module):
         )
 
 
-# Candidates of no chosen cell (of neighbours across a border, or where cells do not matter) form one group of their
-# own: the column before the cells'.
+# Candidates outside the chosen cells form one group of their own: the column before the cells'.
 
 
 def _log_softmax_by_cell(values: Tensor, present: Tensor, column: Tensor, num_cells: int) -> Tensor:
@@ -126,12 +124,12 @@ def _covered(present: Tensor, column: Tensor, num_cells: int) -> Tensor:
 
 
 def _masses(probability: Tensor, support: Tensor, elsewhere: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """The cells' probabilities after retrieval spoke for them (Q, C), and those of each candidate's cell (Q, K).
+    """Cell probabilities after adding the support (Q, C), and that of each candidate's cell (Q, K).
 
     Args:
         probability: (Q, C) before; 0 in padding.
-        support: (Q, C) what is added to their logarithms.
-        elsewhere: (Q, K) of each candidate's cell, for those that were not chosen.
+        support: (Q, C) added to their logarithms.
+        elsewhere: (Q, K) probability of a candidate's cell that was not chosen.
     """
     logits = torch.log(probability + 1e-30) + support
     cells = probability.sum(-1, keepdim=True) * logits.softmax(-1)
@@ -145,8 +143,8 @@ def fit_reranker(
 
     Args:
         evidence: of Q held-out queries.
-        truth_unit: (Q, 3) where they were taken.
-        config: its size.
+        truth_unit: (Q, 3) true locations.
+        config: size of the reranker.
         seed: of initial weights and of the order of queries.
         epochs: passes over the queries that train the network over candidates.
 
@@ -155,7 +153,7 @@ def fit_reranker(
     """
     if not evidence.present.any():
         raise ConfigError(
-            "no query has a candidate, so there is nothing to fit: is the database of the places of the queries?"
+            "no query has a candidate, so there is nothing to fit: does the database cover the queries' locations?"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -201,9 +199,9 @@ def fit_reranker(
             loss(everything, blank).backward()
             optimizer.step()
         if config.hidden_dim:
-            for parameter in plain:  # features are made of them, and plain fusion stays what it is
+            for parameter in plain:  # the features depend on them, and plain fusion stays as fitted
                 parameter.requires_grad_(False)
-            # In pieces, since a query's features look at every pair of its candidates.
+            # In pieces, since features compare every pair of a query's candidates.
             pieces = np.array_split(np.arange(len(raw)), -(-len(raw) // 256))
             seen = torch.cat([network._inputs(evidence[rows])[-1] for rows in pieces])
             learnt = [p for p in network.parameters() if p.requires_grad]

@@ -1,8 +1,6 @@
-"""Search of a reference database as one model does it: inside its cells, or everywhere for a model that has none.
+"""Retrieval of candidates: inside a model's chosen cells, or in the whole database for a model without cells.
 
-Each source by itself, keys on demand.
-
-Knows nothing about how candidates are weighed.
+Each source is searched separately.
 """
 
 from __future__ import annotations
@@ -21,16 +19,16 @@ from geoloc.search.cell_index import CellIndex, Structure, with_border_neighbour
 from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import unit_to_latlon
 
-# Majority voting of the VG benchmark: of every view's best n, a row seen c times comes 0.01 c / n nearer.
+# Majority voting of the VG benchmark: a row that is c times among the best n of the views gains 0.01 c / n.
 VOTES_OF_BEST = (1, 5, 10)
 VOTE = 0.01
 
 
 class Retriever:
-    """A database and the cells that it is searched by.
+    """Search of a database inside the cells of a quadtree.
 
     Args:
-        database: as it is now; after a change make a new one.
+        database: in its present state; after a change make a new retriever.
         quadtree: of the model, over the whole Earth; None for a model without cells.
         structure: see `CellIndex`.
         device: see `CellIndex`.
@@ -64,16 +62,16 @@ class Retriever:
     ) -> Candidates:
         """The best k references of each source in each query's cells, (Q, K) with K up to k times the sources.
 
-        Neighbours of a chosen cell join where the best cell's point lies within its kernel of their border.
+        Neighbours of the best cell are searched, too, where its point lies within its kernel's width of them.
 
         Args:
             queries: V views, each (Q, D) unit vectors: one, unless views are merged after the search.
-            cells: the chosen ones.
+            cells: the chosen cells.
             k: per source.
             merge: of several views: "nearest" keeps each reference's best similarity, "vote" adds a bonus for
                 references that many views find.
         """
-        assert self.quadtree is not None  # else `everywhere` is the search
+        assert self.quadtree is not None  # without one, `everywhere` searches
         asked = [
             with_border_neighbours(self.quadtree, ids[ids >= 0], unit_to_latlon(unit[0]), float(scale[0]))
             for ids, unit, scale in zip(cells.cell_id, cells.unit, cells.scale_km, strict=True)
@@ -85,7 +83,7 @@ class Retriever:
         )
 
     def everywhere(self, queries: Sequence[NDArray[np.float32]], k: int, merge: Merge = "mean") -> Candidates:
-        """The same on the whole planet, without cells."""
+        """The best k references of each source in the whole database."""
         return self._of_sources(
             [
                 [self._index.search_everywhere(query, k, [source]) for query in queries]
@@ -118,7 +116,7 @@ class Retriever:
     ) -> Evidence:
         """Cells and the candidates in them; arguments as for `in_cells`, and all cells' probabilities (Q, all).
 
-        Without a quadtree, the candidates are of the whole planet, and of no cell.
+        Without a quadtree the whole database is searched, and candidates have no cell.
         """
         if not self.sources:
             return Evidence.nothing(cells)
@@ -144,7 +142,7 @@ class Retriever:
 
 
 def merge_views(views: Sequence[Candidates], k: int, merge: Merge) -> Candidates:
-    """What several views of the same query found as one list, each reference once, the best k.
+    """Merge the candidates of several views of the same query: each reference once, the best k.
 
     Args:
         views: each (Q, K), of the same queries.

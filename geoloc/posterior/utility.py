@@ -1,4 +1,4 @@
-"""Utilities: what a point estimate maximises, as a function of its distance to the truth."""
+"""Utilities of a point estimate as functions of its distance to the truth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEAR_KM = 10.0  # below it the pull per km would grow without bound, and no step
 
 @dataclass(frozen=True)
 class Utility:
-    """What a point estimate should be good at, as a function of its distance to the truth.
+    """Utility that a point estimate maximises.
 
     Attributes:
         kind: "geoscore" maximises the expected GeoScore, "median" minimises the expected distance, "within"
@@ -53,13 +53,13 @@ class Utility:
 
     @property
     def name(self) -> str:
-        """As `parse` reads it."""
+        """The text that `parse` reads."""
         return f"within:{self.radius_km:.12g}km" if self.kind == "within" else self.kind
 
     def expected(self, distance_km: FloatArray, scale_km: FloatArray) -> FloatArray:
-        """Expected utility if the truth is Gaussian around a place that far away; larger is better.
+        """Expected utility if the truth is Gaussian around a location at that distance; larger is better.
 
-        Only "within" looks at the width: its step is sharper than a cloud of points can show.
+        Only "within" uses the width: its step is too sharp for a cloud of points.
         """
         if self.kind == "geoscore":
             return np.exp(distance_km / -GEOSCORE_SCALE_KM)
@@ -68,7 +68,7 @@ class Utility:
         return mass_in_disc(distance_km, scale_km, self.radius_km)
 
     def pull(self, distance_km: FloatArray, scale_km: FloatArray) -> FloatArray:
-        """How much utility a small step towards that place gains, per km of distance to it."""
+        """Gain in utility of a small step towards that location, per km of distance to it."""
         if self.kind == "geoscore":
             return np.exp(distance_km / -GEOSCORE_SCALE_KM) / np.maximum(distance_km, NEAR_KM)
         if self.kind == "median":

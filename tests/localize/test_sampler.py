@@ -17,7 +17,7 @@ from geoloc.adapters.tensors import ForeignTensors
 from geoloc.errors import BadImageError, CheckpointError, ConfigError
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.sampler import (
-    ALONE_KM,
+    SINGLE_SAMPLE_KM,
     LocationSampler,
     SamplingOptions,
     candidates_of_samples,
@@ -64,7 +64,7 @@ def test_a_prediction_is_read_off_the_draws() -> None:
     assert prediction.place is not None
     assert len(prediction.candidates) == 3
     for candidate in prediction.candidates:
-        assert candidate.source == "drawn"
+        assert candidate.source == "sample"
         assert haversine_km(draws, [[candidate.lat, candidate.lon]]).min() < 1e-3
     (near,) = model.predict(tiny_image(0), utility="within:25km")
     share = (haversine_km(draws, np.array([[near.lat, near.lon]])) <= 25).mean()
@@ -92,7 +92,7 @@ def test_bells_are_as_wide_as_neighbours_are_far() -> None:
     all_km = haversine_km(np.concatenate([dense, far])[:, None], np.concatenate([dense, far])[None])
     np.testing.assert_allclose(posterior.scale_km, np.maximum(np.sort(all_km, 1)[:, 3], 1.0), rtol=1e-3)
     np.testing.assert_allclose(posterior.weight, 1 / 9)
-    assert posterior_of_samples(latlon_to_unit(far)).scale_km.tolist() == [ALONE_KM]
+    assert posterior_of_samples(latlon_to_unit(far)).scale_km.tolist() == [SINGLE_SAMPLE_KM]
 
 
 def test_candidates_are_where_draws_agree() -> None:
@@ -211,7 +211,7 @@ def test_the_command_localises_with_it(
     with_tower = ("--model-option", f"tower={tower}")
     code, said = run("--output", str(output), "--map", str(page), *with_tower)
     assert code == 0, said
-    assert "drawn" in output.read_text()
+    assert "sample" in output.read_text()
     assert page.is_file()
     for more, why in (
         (("--query", "five_crops"), "samples locations from one image"),

@@ -191,7 +191,7 @@ def test_a_large_background_is_searched_by_its_heaviest_points(monkeypatch: pyte
     parts = (unit, weight, scale, background, mass)
     for text in ("geoscore", "median"):
         limited = Posterior(*parts).point(Utility.parse(text))
-        monkeypatch.setattr(module, "MOST_SEARCHED", 10**6)
+        monkeypatch.setattr(module, "MAX_SEARCHED", 10**6)
         unlimited = Posterior(*parts).point(Utility.parse(text))
         monkeypatch.undo()
         a, b = expected_utility(text, parts, np.stack([limited, unlimited]))

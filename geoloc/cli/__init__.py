@@ -1,14 +1,7 @@
-<<<<<<< HEAD
 """The command `geoloc`, assembled from one module per group of commands.
 
 Commands parse, call the library and print. They import heavy packages themselves, so that `--help` is fast.
 Exit codes: 0 success, 1 some images failed (see their rows), 2 error, 130 interrupted.
-=======
-"""The command `geoloc`: one module for each group of commands.
-
-Commands parse, call the library and print. They load heavy packages themselves, so that `--help` is quick.
-Exit codes: 0 success, 1 some images failed (their rows say why), 2 error, 130 interrupted.
->>>>>>> 20d9b40 (Describe posterior, photos, jobs and commands in plain words)
 """
 
 import sys
@@ -54,21 +47,13 @@ app.add_typer(reference_app, name="reference")
 
 
 class _Settings:
-<<<<<<< HEAD
     """Options before the command."""
-=======
-    """Values of the options before the command."""
->>>>>>> 20d9b40 (Describe posterior, photos, jobs and commands in plain words)
 
     debug = False
 
 
 def main() -> None:
-<<<<<<< HEAD
     """Run the command; print a deliberate error as one line on stderr, any other with its traceback."""
-=======
-    """Run the command. A GeolocError is printed as one line; any other exception is a bug and keeps its traceback."""
->>>>>>> 20d9b40 (Describe posterior, photos, jobs and commands in plain words)
     try:
         app()
     except Exception as error:

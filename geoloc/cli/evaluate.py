@@ -142,17 +142,8 @@ def evaluate_score(
 @evaluate_app.command("benchmark")
 def evaluate_benchmark(
     model: Annotated[
-<<<<<<< HEAD
         str, typer.Option("--model", "-m", help="A bundled model, a folder, a published file or a Hub id.")
     ],
-=======
-        str | None,
-        typer.Option(
-            "--model", "-m", help="Evaluate a model: a bundled one, a folder, a published file or a Hub id."
-        ),
-    ] = None,
-    model_option: ModelOption = [],  # noqa: B006  typer copies it
->>>>>>> 20d9b40 (Describe posterior, photos, jobs and commands in plain words)
     benchmark: Annotated[
         str,
         typer.Option(

@@ -1,8 +1,8 @@
-"""Everything that is computed about predictions: one object that shards fill and merge in any order.
+"""All metrics of a set of predictions, mergeable over shards in any order.
 
 evaluation = Evaluation(get_protocol("geodesic"), breakdowns=["country"])
 evaluation.add(match(truth, predictions))
-evaluation.metrics()               # what metrics.json holds
+evaluation.metrics()               # metrics.json
 """
 
 import json
@@ -25,7 +25,7 @@ from geoloc.metrics.regions import RegionTally, RiskCoverage
 from geoloc.metrics.tally import Tally
 
 MAX_DEPTH: Final = 12  # cells of 4.9 km x 9.8 km at the equator
-MAX_GROUPS: Final = 1000  # of one breakdown in a report, the largest
+MAX_GROUPS: Final = 1000  # per breakdown in a report, the largest
 PERCENTS: Final = (50, 80, 90, 95)
 BUILT_IN_BREAKDOWNS: Final = ("country", "continent", "density")
 CONFUSION_NAMES: Final = 20
@@ -35,14 +35,14 @@ class Evaluation:
     """Tallies of a set of images under one protocol.
 
     Attributes:
-        protocol: whose rules are applied.
-        tally: the point scores of all images.
-        groups: breakdown -> name of the group -> its tally.
-        regions: percent -> its circles; only percents for which the predictions have a column `radius_P_km`.
-        names_source: where the true place names come from.
+        protocol: rules of the scores.
+        tally: point scores of all images.
+        groups: breakdown -> group -> tally.
+        regions: percent -> tally of the column `radius_P_km`.
+        names_source: description of the source of the true names.
 
     Args:
-        protocol: whose rules are applied.
+        protocol: rules of the scores.
         breakdowns: "country", "continent", "density" or columns of the truth.
     """
 
@@ -55,7 +55,7 @@ class Evaluation:
         self.regions: dict[int, RegionTally] = {}
         self.risk = RiskCoverage(protocol)
         self.recall_hits: dict[str, NDArray[np.int64]] = {}
-        self.num_candidates = 0  # of the longest list
+        self.num_candidates = 0  # length of the longest list
         self.num_abstained = 0
         self.confusion: dict[tuple[str, str], int] = {}
         self.names_source = ""
@@ -112,7 +112,7 @@ class Evaluation:
             )
 
     def _add_candidates(self, matched: Matched, distance_km: NDArray[np.floating]) -> None:
-        """Rank of the first right candidate for each radius; without candidates the prediction is the only one."""
+        """Rank of the first right candidate per radius; without candidates the prediction is the only one."""
         lists: list[list[dict[str, Any]]] | None = None
         if "candidates" in matched.predictions.others:
             lists = [json.loads(text) if text else [] for text in matched.predicted_text("candidates")]
@@ -128,7 +128,7 @@ class Evaluation:
             if radius > 0:
                 self._add_hits(radius, compare(distances_km * 1000, radius))
             elif lists is not None and "cell" in matched.truth.others:
-                # Statewide's "<0 m": the candidate is the cell that holds the photo, which the truth must name.
+                # Statewide's "<0 m": the candidate is the truth's cell.
                 cells = matched.truth_text("cell")
                 keys = np.full((len(matched), width), None, dtype=np.object_)
                 for row, candidates in enumerate(lists):
@@ -143,7 +143,7 @@ class Evaluation:
         self.recall_hits[f"{radius_m:g}"] = self.recall_hits.get(f"{radius_m:g}", 0) + hits
 
     def _candidate_km(self, matched: Matched, lists: list[list[dict[str, Any]]]) -> NDArray[np.float64]:
-        """Distances of the candidates, best first, (n, k) for the k that the protocol asks for; NaN for none."""
+        """Distances of the candidates, best first, (n, k) for the protocol's largest k; NaN for none."""
         deepest = min(max(self.protocol.recall_at), max(map(len, lists), default=0))
         points = np.full((len(matched), deepest, 2), np.nan)
         for row, candidates in enumerate(lists):
@@ -154,7 +154,7 @@ class Evaluation:
         return np.asarray(distance_km, np.float64).reshape(len(matched), deepest)
 
     def merge(self, other: "Evaluation") -> None:
-        """Add all that another evaluation of the same protocol and breakdowns holds."""
+        """Add another evaluation of the same protocol and breakdowns."""
         self.tally.merge(other.tally)
         self.names.merge(other.names)
         self.depths.merge(other.depths)
@@ -173,7 +173,7 @@ class Evaluation:
         self.names_source = self.names_source or other.names_source
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same evaluation: what a shard writes."""
+        """JSON values for `from_state`."""
         return {
             "tally": self.tally.state(),
             "groups": {
@@ -196,7 +196,7 @@ class Evaluation:
         """The inverse of `state`.
 
         Raises:
-            ValueError: it was written under another protocol.
+            ValueError: the state is of another protocol.
         """
         found = cls(protocol)
         found.tally = Tally.from_state(protocol, state["tally"])
@@ -217,7 +217,7 @@ class Evaluation:
         return found
 
     def metrics(self) -> dict[str, Any]:
-        """What was computed, as plain JSON values: the numeric part of metrics.json."""
+        """The numeric part of metrics.json."""
         count_missing = self.protocol.missing == "miss"
         found = {
             **self.tally.summary(),
@@ -240,27 +240,27 @@ class Evaluation:
     def _recall(self) -> dict[str, dict[str, float]]:
         found = {}
         for radius, hits in self.recall_hits.items():
-            # A missing prediction is in the last bin, so that its images are in the denominator.
+            # Missing predictions are in the last bin and so in the denominator.
             total = int(hits.sum()) - (0 if self.protocol.missing == "miss" else self.tally.num_missing)
             if total:
-                # A recall@10 of five candidates would be a recall@5 by another name.
+                # With five candidates, recall@10 would equal recall@5.
                 depths = [k for k in self.protocol.recall_at if k <= self.num_candidates]
                 found[radius] = {str(k): int(hits[:k].sum()) / total for k in depths}
         return found
 
 
 def check_columns(matched: Matched, breakdowns: Sequence[str]) -> None:
-    """Refuse tables that cannot be evaluated, before the work.
+    """Check breakdowns and columns before the work.
 
     Raises:
         ConfigError: a breakdown is neither built in nor a column of the truth.
-        BadTableError: a column of radii holds text; names the line.
+        BadTableError: a column of radii holds text.
     """
     for breakdown in breakdowns:
         if breakdown not in BUILT_IN_BREAKDOWNS and breakdown not in matched.truth.others:
             raise ConfigError(
                 f"there is no breakdown {breakdown!r}: {matched.truth.path} has the columns "
-                f"{', '.join(matched.truth.others) or 'id, latitude and longitude alone'}, and built in are "
+                f"{', '.join(matched.truth.others) or 'only id, latitude and longitude'}, and built in are "
                 f"{', '.join(BUILT_IN_BREAKDOWNS)}"
             )
     for percent in PERCENTS:
@@ -286,7 +286,7 @@ def _continents(countries: Strings) -> Strings:
 
 
 def _breakdown(tallies: dict[str, Tally]) -> dict[str, Any]:
-    """The groups, the largest first; density classes in their own order."""
+    """Summaries of the groups, the largest first; density classes in their own order."""
     names = sorted(tallies, key=lambda name: (-tallies[name].num_images, name))
     if tallies.keys() <= {*DENSITY_CLASSES}:
         names = [name for name in DENSITY_CLASSES if name in tallies]

@@ -1,7 +1,6 @@
-"""Leakage: test images that were taken beside an image of the training set or the gallery.
+"""Leakage check: test images near an image of the training set or the gallery.
 
-A nearest neighbour within a metre is probably the same place, perhaps the same photo; a model that has seen it proves
-nothing by recognising it. OSV-5M keeps 1 km between its splits; MP-16 and YFCC4k come from one pool.
+OSV-5M keeps 1 km between its splits; MP-16 and YFCC4k come from one pool.
 """
 
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ RADII_M: Final = (1.0, 25.0, 1000.0)
 
 
 def nearest_known_km(test_latlon_deg: ArrayLike, known_latlon_deg: ArrayLike) -> NDArray[np.float64]:
-    """Great-circle distance of each test point to the nearest known one, (n, 2) and (m, 2) -> (n,) km.
+    """Great-circle distance of each test point to the nearest known point, (n, 2) and (m, 2) -> (n,) km.
 
     Raises:
-        InvalidCoordinateError: a coordinate is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
         ValueError: there is no known point.
     """
     from scipy.spatial import cKDTree
@@ -35,13 +34,12 @@ def nearest_known_km(test_latlon_deg: ArrayLike, known_latlon_deg: ArrayLike) ->
 def leakage_warnings(
     test_latlon_deg: ArrayLike, known_latlon_deg: ArrayLike, name: str, radii_m: Sequence[float] = RADII_M
 ) -> list[str]:
-    """One sentence for each radius within which test images have a known point; none where there is no leak.
+    """One sentence per radius within which test images have a known point, and one for invalid known points.
 
     Args:
-        test_latlon_deg: (n, 2) images of the test.
-        known_latlon_deg: (m, 2) images that the model has seen: training set, gallery. Rows that are no place on
-            Earth cannot be checked, which is one more sentence.
-        name: what these are called, "gallery.csv".
+        test_latlon_deg: (n, 2) test images.
+        known_latlon_deg: (m, 2) images of the training set or gallery.
+        name: of the known points, such as "gallery.csv".
         radii_m: metres.
     """
     known = np.asarray(known_latlon_deg, np.float64)

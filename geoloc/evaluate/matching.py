@@ -1,7 +1,6 @@
-"""Predictions beside the truth, image by image; whatever does not fit is counted and named, never dropped in silence.
+"""Matching of predictions with the truth by id; unmatched rows are counted and listed in the report.
 
-The truth decides what is evaluated. Every row of it with a usable position is one image; a prediction reaches it by
-its id. Problems are kept with examples, so that a report can show them.
+Each row of the truth with valid coordinates is one image.
 """
 
 from collections.abc import Iterable
@@ -19,24 +18,24 @@ from quadtree.sphere import wrap_longitude_deg
 
 NUM_EXAMPLES: Final = 10
 
-# What each problem means, in the order of a report
+# Description of each problem, in the order of the report
 PROBLEMS: Final = {
     "truth_without_position": "rows of the truth with an empty or NaN coordinate; not evaluated",
     "truth_out_of_range": "rows of the truth with a latitude outside [-90, 90] or an infinite value; not evaluated",
-    "truth_duplicated": "further rows of the truth with an id that was there before; not evaluated",
+    "truth_duplicated": "further rows of the truth with an earlier id; not evaluated",
     "without_positive": "queries without a reference of the database within the protocol's radius; not evaluated",
     "missing": "images of the truth without a row in the predictions; no prediction",
     "nan": "predictions with an empty or NaN coordinate; no prediction",
     "out_of_range": "predictions with a latitude outside [-90, 90] or an infinite value; no prediction",
-    "duplicated": "further rows of the predictions with an id that was there before; the first row counts",
+    "duplicated": "further rows of the predictions with an earlier id; the first row counts",
     "extra": "predictions for images that the truth does not have; not evaluated",
-    "outside_subset": "images of the truth outside the subset that was asked for; not evaluated",
+    "outside_subset": "images of the truth outside the requested subset; not evaluated",
 }
 
 
 @dataclass
 class Problems:
-    """How often each problem came up, and its first ids.
+    """Count and first ids of each problem.
 
     Attributes:
         counts: problem -> number of rows.
@@ -47,7 +46,7 @@ class Problems:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, problem: str, ids: Iterable[Any]) -> None:
-        """Add rows with a problem, by their ids."""
+        """Add rows by their ids."""
         named = [str(name) for name in ids]
         if named:
             self.counts[problem] = self.counts.get(problem, 0) + len(named)
@@ -55,7 +54,7 @@ class Problems:
             first += named[: NUM_EXAMPLES - len(first)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Every problem that came up: its count, meaning and example ids."""
+        """Count, meaning and example ids of each problem."""
         return {
             name: {"count": self.counts[name], "meaning": meaning, "examples": self.examples[name]}
             for name, meaning in PROBLEMS.items()
@@ -65,17 +64,17 @@ class Problems:
 
 @dataclass(frozen=True)
 class Matched:
-    """The images that are evaluated, in the order of the truth.
+    """Evaluated images, in the order of the truth.
 
     Attributes:
         ids: (n,) text.
         truth_latlon_deg: (n, 2).
-        predicted_latlon_deg: (n, 2), NaN where there is no usable prediction.
-        truth: the table that the truth came from, and
-        truth_row: (n,) int64, the row of it of each image.
-        predictions: the table that the predictions came from, and
-        prediction_row: (n,) int64, the row of it of each image; -1 where it has none.
-        problems: what did not fit.
+        predicted_latlon_deg: (n, 2), NaN without a usable prediction.
+        truth: table of the truth.
+        truth_row: (n,) int64 rows of `truth`.
+        predictions: table of the predictions.
+        prediction_row: (n,) int64 rows of `predictions`; -1 for none.
+        problems: unmatched and invalid rows.
     """
 
     ids: Strings
@@ -91,7 +90,7 @@ class Matched:
         return len(self.ids)
 
     def part(self, rows: slice) -> "Matched":
-        """Some of the images with their rows of the tables, without the problems, which belong to the whole."""
+        """A slice of the images with their rows of the tables, without problems."""
         prediction_row = self.prediction_row[rows]
         has_row = prediction_row >= 0
         return Matched(
@@ -106,7 +105,7 @@ class Matched:
         )
 
     def distance_km(self, protocol: Protocol) -> NDArray[np.floating]:
-        """Distances from prediction to truth as a protocol measures them, (n,); NaN where there is no prediction."""
+        """Errors by the distance of a protocol, (n,); NaN without a prediction."""
         return protocol.distance.km(self.predicted_latlon_deg, self.truth_latlon_deg)
 
     def truth_text(self, name: str) -> Strings:
@@ -114,12 +113,12 @@ class Matched:
         return np.asarray(self.truth.text(name)[self.truth_row], dtype=np.object_)
 
     def predicted_numbers(self, name: str) -> NDArray[np.float64]:
-        """A column of the predictions as numbers, (n,); NaN where there is no row."""
+        """A column of the predictions as numbers, (n,); NaN without a row."""
         values = np.append(self.predictions.numbers(name), np.nan)
         return np.asarray(values[self.prediction_row])
 
     def predicted_text(self, name: str) -> Strings:
-        """A column of the predictions as text, (n,); "" where there is no row."""
+        """A column of the predictions as text, (n,); "" without a row."""
         values = np.append(self.predictions.text(name), "")
         return np.asarray(values[self.prediction_row], dtype=np.object_)
 
@@ -132,21 +131,21 @@ def match(
     database_latlon_deg: NDArray[np.float64] | None = None,
     within_m: float = VPR_RADIUS_M,
 ) -> Matched:
-    """Find the prediction of each image of the truth.
+    """Predictions matched with the images of the truth.
 
-    Longitudes beyond 180 are wrapped on both sides; a latitude beyond 90 is a problem.
+    Longitudes are wrapped; a latitude beyond 90 is a problem.
 
     Args:
-        truth: decides which images there are.
+        truth: table of the images.
         predictions: in any order.
         subset: ids to evaluate; None is all.
-        database_latlon_deg: (m, 2) where the references are that could be found: images without one near them are
-            left out; None leaves none out.
-        within_m: what is near, metres on WGS84, the radius included.
+        database_latlon_deg: (m, 2) locations of the references; images without one within `within_m` are left out.
+            None leaves none out.
+        within_m: metres on WGS84, the radius included.
 
     Raises:
-        BadTableError: no image of the truth can be evaluated, an id of the subset is not in it, or all predictions
-            are for others.
+        BadTableError: no image of the truth can be evaluated, an id of the subset is not in it, or no prediction has
+            an id of the truth.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -174,7 +173,7 @@ def match(
         if not len(truth_row):
             raise BadTableError(
                 f"no image of {truth.path} has one of the {len(database_latlon_deg):,} references within "
-                f"{within_m:g} m: check that queries and database are of the same place"
+                f"{within_m:g} m: check that queries and database are of the same area"
             )
     if not len(truth_row):
         raise BadTableError(f"{truth.path} has no image that can be evaluated among {len(truth)} rows")
@@ -223,11 +222,11 @@ def _usable_truth(truth: PointTable, problems: Problems) -> NDArray[np.int64]:
 
 
 def _first_rows(ids: Strings) -> NDArray[np.int64]:
-    """The first row of each id, ascending."""
+    """First row of each id, ascending."""
     import pyarrow as pa
 
     codes = pa.array(ids, pa.string()).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    # Codes are given in the order of first appearance, so a row is a first one if its code is a new maximum.
+    # Codes are in the order of first appearance: a first row has a new maximum.
     if not len(codes):
         return np.empty(0, np.int64)
     highest_before = np.append(-1, np.maximum.accumulate(codes)[:-1])

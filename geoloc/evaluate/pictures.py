@@ -1,4 +1,4 @@
-"""Pictures of predictions: which queries are shown, and which of their candidates are right under the protocol.
+"""Pictures of queries beside their best candidates, marked right or wrong by the protocol.
 
 pictures = prediction_pictures(matched, protocol, 10, find_image=…, find_reference=…, only_wrong=True)
 pictures[0].line                 "a.jpg: none of 5 within 25 m, the nearest is 312 m away"
@@ -21,22 +21,22 @@ from geoloc.images.decode import decode_image
 from geoloc.metrics.protocols import Protocol
 from geoloc.view.candidate_pictures import SIDE_PX, Tile, candidates_jpeg
 
-NUM_SHOWN: Final = 5  # candidates of a query
+NUM_SHOWN: Final = 5  # candidates per query
 
 FindImage: TypeAlias = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
 class ShownCandidate:
-    """A candidate of a query.
+    """Candidate of a query.
 
     Attributes:
-        distance_km: from where the query was taken, as the protocol measures it.
-        is_right: it lies within the protocol's radius.
+        distance_km: from the true location, by the protocol.
+        is_right: whether it lies within the protocol's radius.
         similarity: of a reference; None for a cell.
         source: "street", "aerial", "location", "cell", …
         key: of the reference or cell.
-        path: of its photo; None where there is none.
+        path: of its photo; None for no photo.
     """
 
     distance_km: float
@@ -49,13 +49,13 @@ class ShownCandidate:
 
 @dataclass(frozen=True)
 class PredictionPicture:
-    """A query with its best candidates.
+    """Query with its best candidates.
 
     Attributes:
         image_id: of the query.
-        path: of its photo; None where there is none.
+        path: of its photo; None for no photo.
         candidates: best first.
-        radius_m: within which one is right.
+        radius_m: within which a candidate is right.
     """
 
     image_id: str
@@ -65,7 +65,7 @@ class PredictionPicture:
 
     @property
     def line(self) -> str:
-        """What is to be seen, in a line of text."""
+        """Caption, one line."""
         within = f"within {_far(self.radius_m / 1000)}"
         right = [rank for rank, found in enumerate(self.candidates, 1) if found.is_right]
         if not self.candidates:
@@ -80,7 +80,7 @@ class PredictionPicture:
         )
 
     def jpeg(self) -> bytes:
-        """The picture as a JPEG file."""
+        """The picture as JPEG bytes."""
         tiles = [Tile(_photo(self.path), ["query", self.image_id])]
         for rank, found in enumerate(self.candidates, 1):
             facts = [f"{rank} {'right' if found.is_right else 'wrong'}", _far(found.distance_km)]
@@ -100,24 +100,22 @@ def prediction_pictures(
     find_reference: FindImage,
     only_wrong: bool = False,
 ) -> list[PredictionPicture]:
-    """The first queries in the order of the truth, with up to five candidates each.
+    """Pictures of the first queries in the order of the truth, with up to five candidates each.
 
     Args:
-        matched: predictions beside the truth.
-        protocol: says how far is right: the smallest radius of its recall.
-        num: how many queries at most.
-        find_image: the photo of a query by its id.
-        find_reference: the photo of a street reference by its key.
-        only_wrong: only queries whose first candidate is not right.
+        matched: predictions with the truth.
+        protocol: a candidate is right within the smallest radius of its recall.
+        num: maximum number of queries.
+        find_image: photo of a query by its id.
+        find_reference: photo of a street reference by its key.
+        only_wrong: only queries whose first candidate is wrong.
 
     Raises:
-        ConfigError: the predictions list no candidates, or none of those to show is a street reference.
-        NotFoundError: there is no photo of any reference.
+        ConfigError: the predictions have no candidates, or no shown candidate is a street reference.
+        NotFoundError: no reference has a photo.
     """
     if "candidates" not in matched.predictions.others:
-        raise ConfigError(
-            f"{matched.predictions.path} has no column 'candidates', so there is nothing to put into pictures"
-        )
+        raise ConfigError(f"{matched.predictions.path} has no column 'candidates', which pictures need")
     found = _shown(matched, protocol, find_image, find_reference)
     pictures: list[PredictionPicture] = []
     for picture in found:
@@ -128,14 +126,14 @@ def prediction_pictures(
     of_photos = [c for picture in pictures for c in picture.candidates if c.source == "street"]
     if not of_photos and any(picture.candidates for picture in pictures):
         raise ConfigError(
-            "no candidate to show is a street reference, and only those are photos: give a database of some by "
-            "--reference, or leave --pictures out"
+            "no candidate to show is a street reference, and only those have photos: set --reference, or omit "
+            "--pictures"
         )
     if of_photos and all(c.path is None for c in of_photos):
         raise NotFoundError(
             f"none of the {len(of_photos)} references to show has a photo, {of_photos[0].key!r} among them: "
-            "--reference-images is the folder below which the references' keys are files, for most databases the one "
-            "that `geoloc reference build --street` was given"
+            "--reference-images is the folder below which the references' keys are files, usually the argument of "
+            "`geoloc reference build --street`"
         )
     return pictures
 

@@ -1,4 +1,4 @@
-"""Whose place names an image has, predicted and true, under a protocol's admin rule."""
+"""Administrative names of predicted and true coordinates, by the protocol's rule."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +13,7 @@ from geoloc.geo.places import NearestPlaces, load_places
 from geoloc.metrics.admin import LEVELS, UNKNOWN, joined_keys
 from geoloc.metrics.protocols import AdminRule
 
-# The truth's columns by level: OSV-5M's joined keys first, then plain names, which are joined here.
+# Columns of the truth by level: OSV-5M's joined keys, or plain names.
 JOINED_COLUMNS: Final = {
     "country": "unique_country",
     "region": "unique_region",
@@ -26,7 +26,7 @@ PLAIN_COLUMNS: Final = {
     "sub_region": ("sub-region", "sub_region", "admin2"),
     "city": ("city", "name"),
 }
-# What pandas.read_csv takes for a missing value (its documentation, `na_values`)
+# Missing values of pandas.read_csv (its documentation, `na_values`)
 PANDAS_MISSING: Final = (
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
     *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
@@ -40,10 +40,10 @@ class Names:
     Attributes:
         predicted: level -> (n,) keys; "" for an image without a prediction.
         true: level -> (n,) keys.
-        known: level -> (n,) whether the true key is known, which decides the denominator.
-        true_country: (n,) ISO codes of the truth's country, "" where it is not known.
+        known: level -> (n,) whether the true key is known.
+        true_country: (n,) ISO codes, "" if not known.
         predicted_country: (n,) ISO codes.
-        source: where the true names come from, in words.
+        source: description of the source of the true names.
     """
 
     predicted: dict[str, Strings]
@@ -55,7 +55,7 @@ class Names:
 
 
 def name_places(matched: Matched, rule: AdminRule) -> Names:
-    """Names of all images under a rule; under "none" and "polygon" by the nearest city, for breakdowns only."""
+    """Names of all images under a rule; "none" and "polygon" use the nearest city, for breakdowns only."""
     known_prediction = np.isfinite(matched.predicted_latlon_deg[:, 0])
     predicted = _blank_where_missing(
         _keys(matched.predicted_latlon_deg[known_prediction], rule), known_prediction
@@ -76,7 +76,7 @@ def _nearest(latlon_deg: NDArray[np.float64], rule: AdminRule) -> NearestPlaces:
 
 
 def _keys(latlon_deg: NDArray[np.float64], rule: AdminRule) -> dict[str, Strings]:
-    """The four keys of points. They are joined once for each city that came up, not for each point."""
+    """The four keys of points, joined once per city."""
     found = _nearest(latlon_deg, rule)
     rows, index = np.unique(found.place_id, return_inverse=True)
     places = load_places()
@@ -110,7 +110,7 @@ def _true_keys(matched: Matched, rule: AdminRule) -> tuple[dict[str, Strings], s
     keys, key = {"country": parts["country"]}, parts["country"]
     for level in LEVELS[1:]:
         if level not in parts:
-            break  # a key names its whole path, so without one level there are none below it
+            break  # a key contains all levels above
         key = parts[level] + "_" + key
         key[~_is_none_of(parts[level], UNKNOWN)] = ""
         keys[level] = key
@@ -118,10 +118,9 @@ def _true_keys(matched: Matched, rule: AdminRule) -> tuple[dict[str, Strings], s
 
 
 def _as_pandas_reads(keys: Strings) -> Strings:
-    """The truth as OSV-5M's loader sees it: what pandas takes for missing is "NaN", which no prediction is.
+    """Keys as OSV-5M's loader reads them: values that pandas treats as missing become "NaN".
 
-    Its metric means to leave such rows out, but looks for "nan": they stay, and are wrong. So is all of Namibia,
-    whose code NA pandas takes for missing as well. The published numbers were made so.
+    OSV-5M's metric filters "nan", not "NaN", so these rows (all of Namibia, code NA, included) count as wrong.
     """
     read = keys.copy()
     read[~_is_none_of(keys, PANDAS_MISSING)] = "NaN"
@@ -129,7 +128,7 @@ def _as_pandas_reads(keys: Strings) -> Strings:
 
 
 def _to_codes(countries: Strings) -> Strings:
-    """Country names in English become ISO codes; what is neither stays as it is."""
+    """ISO codes of English country names; other texts are unchanged."""
     code_of = {name: code for code, name in COUNTRY_NAMES.items()}
     return np.array([code_of.get(text, text) for text in countries], dtype=np.object_)
 

@@ -1,11 +1,11 @@
-"""Recall of place recognition on a whole set: every query against every photo of the database, by exact search.
+"""Recall of place recognition: every query against every photo of the database, by exact search.
 
     found = open_recall_set("pitts30k")                                        # images/test/{database,queries}
     found = open_recall_set("datasets/Pittsburgh", "pitts30k_test", images="photos/Pittsburgh")
     report = score_recall_set(found, database_vectors, query_vectors, RecallRules())
 
-What is right for a query is what lies within some metres of it, where photos say where they are (the Deep VG benchmark
-and SF-XL); or what the set itself says (GSV-Cities' files of Pitts, MSLS, Nordland, SPED). Embeddings are anybody's.
+Positives of a query are the photos within a radius (the Deep VG benchmark and SF-XL) or are listed by the set
+(GSV-Cities' files of Pitts, MSLS, Nordland, SPED).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _UNREADABLE: Final = {"database": "never found", "queries": "misses"}
 
 @dataclass(frozen=True)
 class RecallSet:
-    """Photos to search, photos to find, and what is right.
+    """Database, queries and positives.
 
     Attributes:
-        name: for people.
+        name: of the set.
         database: (m,) paths.
         queries: (n,) paths.
-        positives: of each query, rows of the database.
-        rule: what makes a photo of the database right, for people.
+        positives: per query, rows of the database.
+        rule: description of the positives.
     """
 
     name: str
@@ -52,11 +52,11 @@ class RecallSet:
 
 @dataclass(frozen=True)
 class RecallRules:
-    """How it is counted.
+    """Rules of the recall.
 
     Attributes:
-        at: k of recall@k.
-        without_positive: a query without any right photo is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
+        at: values of k.
+        without_positive: a query without a positive is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
     """
 
     at: tuple[int, ...] = (1, 5, 10, 20)
@@ -69,12 +69,12 @@ class RecallRules:
 
 @dataclass(frozen=True)
 class RecallReport:
-    """What a set has given.
+    """Recall of a set.
 
     Attributes:
-        metrics: what metrics.json holds.
-        ranks: (n,) wrong photos before the first right one; a huge number where there is none.
-        best: (n,) the most similar row of the database, -1 for a query that could not be read.
+        metrics: content of metrics.json.
+        ranks: (n,) numbers of wrong photos before the first positive; the largest int64 without one.
+        best: (n,) most similar rows of the database, -1 for an unreadable query.
     """
 
     metrics: Mapping[str, Any]
@@ -94,24 +94,24 @@ def open_recall_set(
     """Find a set on the disk.
 
     Args:
-        folder: of the photos in the layout of the Deep VG benchmark; or, with a name, of GSV-Cities' .npy files.
-        name: of one of those sets, such as "pitts30k_test".
-        images: folder below which their photos are; None is the same folder.
-        split: without a name, the folder of the queries; `database` is beside it.
-        radius_m: without a name, within which a photo is right, on the ellipsoid.
-        utm_epsg: without a name, the zone of images that do not say theirs.
+        folder: photos in the Deep VG layout; or, with a name, GSV-Cities' .npy files.
+        name: of one of GSV-Cities' sets, such as "pitts30k_test".
+        images: folder of the photos of a named set; None is `folder`.
+        split: without a name, folder of the queries, a sibling of `database`.
+        radius_m: without a name, radius of the positives on the ellipsoid.
+        utm_epsg: without a name, EPSG code for images whose names have no zone.
 
     Raises:
-        NotFoundError, BadTableError, ConfigError: there is no such set, or it is broken.
+        NotFoundError, BadTableError, ConfigError: the set does not exist or is malformed.
     """
     folder = Path(folder)
     if name is not None:
         found = read_retrieval_set(folder, name, images)
         database, queries = (tuple(p.path for p in part) for part in (found.database, found.queries))
-        return RecallSet(name, database, queries, found.positives, f"what {name} itself says is right")
+        return RecallSet(name, database, queries, found.positives, f"the positives listed by {name}")
     if images is not None:
         raise ConfigError(
-            "the folder of the photos is for a set that is named: without a name they are in the data"
+            "images is the folder of a named set: without a name the photos are in the data folder"
         )
     if not radius_m > 0:
         raise ConfigError(f"radius_m is {radius_m}; it must be positive")
@@ -129,33 +129,33 @@ def score_recall_set(
     queries: NDArray[np.float32],
     rules: RecallRules | None = None,
 ) -> RecallReport:
-    """Search, and count.
+    """Recall of a set by exact search.
 
-    Photos that could not be read have NaN for a vector: such a query is a miss, and such a photo of the database is
-    never found.
+    Unreadable photos have NaN vectors: such a query is a miss, such a photo of the database is never found.
 
     Args:
         found: the set.
         database: (m, D) unit vectors.
         queries: (n, D) unit vectors.
-        rules: the Deep VG benchmark's without any.
+        rules: None is the Deep VG benchmark's.
 
     Raises:
         ConfigError: no query has a positive.
+        NotFoundError: no photo of the database is readable.
     """
     rules = rules or RecallRules()
     has_positive = np.array([len(rows) > 0 for rows in found.positives], bool)
     if not has_positive.any():  # before the search
         recall_at_k(np.zeros(len(queries), np.int64), has_positive)
-    gone, asked_in_vain = (np.isnan(part[:, 0]) for part in (database, queries))
-    there = np.flatnonzero(~gone)
-    if not len(there):
+    is_lost, is_unreadable = (np.isnan(part[:, 0]) for part in (database, queries))
+    rows_left = np.flatnonzero(~is_lost)
+    if not len(rows_left):
         raise NotFoundError(f"no photo of the database of {found.name} could be read")
-    new_row = np.cumsum(~gone) - 1
-    positives = [new_row[rows[~gone[rows]]] for rows in found.positives]
-    ranks, best = positive_ranks(np.nan_to_num(queries), database[there], positives)
-    best = there[best]
-    ranks[asked_in_vain], best[asked_in_vain] = np.iinfo(np.int64).max, -1
+    new_row = np.cumsum(~is_lost) - 1
+    positives = [new_row[rows[~is_lost[rows]]] for rows in found.positives]
+    ranks, best = positive_ranks(np.nan_to_num(queries), database[rows_left], positives)
+    best = rows_left[best]
+    ranks[is_unreadable], best[is_unreadable] = np.iinfo(np.int64).max, -1
     counted = recall_at_k(ranks, has_positive, rules.at, rules.without_positive)
     return RecallReport(
         {
@@ -169,7 +169,7 @@ def score_recall_set(
                 "query without a right photo": rules.without_positive.replace("_", " "),
                 "search": "exact, by cosine; ties count against",
             },
-            "unreadable": {"database": int(gone.sum()), "queries": int(asked_in_vain.sum())},
+            "unreadable": {"database": int(is_lost.sum()), "queries": int(is_unreadable.sum())},
         },
         ranks,
         best,
@@ -179,16 +179,16 @@ def score_recall_set(
 def write_recall_report(
     report: RecallReport, found: RecallSet, folder: str | Path, facts: Mapping[str, str] | None = None
 ) -> None:
-    """Write metrics.json, metrics.md and queries.parquet; the folder appears at once, and replaces such a one only.
+    """Write metrics.json, metrics.md and queries.parquet; an earlier report is replaced atomically.
 
     Args:
         report: of the set.
         found: the set.
-        folder: where to.
-        facts: further lines on how the vectors were made.
+        folder: of the report.
+        facts: how the vectors were made.
 
     Raises:
-        OutputMismatchError: the folder holds something else.
+        OutputMismatchError: the folder holds other files.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,11 +1,9 @@
-"""The report of an evaluation, a folder that appears at once: metrics.json, metrics.md, images.parquet, report.html.
-
-Where pictures of predictions are asked for, they are in it, too, and report.html links to them.
+"""Report of an evaluation: a folder with metrics.json, metrics.md, images.parquet, report.html and pictures.
 
     run = EvaluationRun.of(matched, evaluation)
     run.write("report/")
 
-A manifest lists the files, so that writing again replaces the folder, and never one that holds anything else.
+The folder is written atomically. Its manifest lists the files; a folder with other files is not replaced.
 """
 
 import importlib.metadata
@@ -40,13 +38,13 @@ THUMBNAIL_PX: Final = 320
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One set of predictions, evaluated.
+    """Evaluated predictions.
 
     Attributes:
         matched: the images.
-        distance_km: (n,) errors, NaN where there is no prediction.
-        metrics: what metrics.json holds.
-        find_image: the file of an image by its id, for the thumbnails.
+        distance_km: (n,) errors, NaN without a prediction.
+        metrics: content of metrics.json.
+        find_image: file of an image by its id, for the thumbnails.
     """
 
     matched: Matched
@@ -64,14 +62,14 @@ class EvaluationRun:
         facts: Mapping[str, Any] | None = None,
         find_image: FindImage = lambda name: None,
     ) -> "EvaluationRun":
-        """Put together what there is to report.
+        """Evaluated predictions with all metrics.
 
         Args:
-            matched: predictions beside the truth.
-            evaluation: what was computed about all of them, in one pass or in shards.
-            warnings: what a reader must know first (leakage, a subset that is not the protocol's).
-            facts: further lines on how the predictions were made: model, gallery.
-            find_image: the file of an image by its id, for the thumbnails.
+            matched: predictions with the truth.
+            evaluation: of all images.
+            warnings: sentences such as those of the leakage check.
+            facts: how the predictions were made: model, gallery.
+            find_image: file of an image by its id, for the thumbnails.
         """
         protocol = evaluation.protocol
         metrics = {
@@ -93,15 +91,15 @@ class EvaluationRun:
     def write(
         self, folder: str | Path, *, title: str = "Evaluation", pictures: Sequence[PredictionPicture] = ()
     ) -> None:
-        """Write the report; an earlier one in that folder is replaced at once.
+        """Write the report; an earlier report is replaced atomically.
 
         Args:
-            folder: folders above it are made.
-            title: the heading.
-            pictures: of predictions, to be files in `pictures/` to which the page links.
+            folder: of the report; parent folders are created.
+            title: heading.
+            pictures: written into `pictures/` and linked.
 
         Raises:
-            OutputMismatchError: the folder holds files that no report has written.
+            OutputMismatchError: the folder holds other files.
         """
         import pyarrow.parquet as pq
 
@@ -116,7 +114,7 @@ class EvaluationRun:
             write_manifest(temporary, kind="evaluation")
 
     def table(self) -> Any:
-        """One row for each image, an Arrow table: id, both positions, distance_km, geoscore, place names."""
+        """Arrow table with one row per image: id, coordinates, distance_km, geoscore, city labels."""
         import pyarrow as pa
 
         known = np.isfinite(self.distance_km)
@@ -143,7 +141,7 @@ class EvaluationRun:
     def _labels(
         self, latlon_deg: NDArray[np.float64], known: NDArray[np.bool_] | None = None
     ) -> NDArray[np.object_]:
-        """Labels such as "Lund, Skane, SE" of points; None where there is none. A city's label is made once."""
+        """Labels of points such as "Lund, Skane, SE"; None for unknown ones."""
         labels = np.full(len(latlon_deg), None, dtype=np.object_)
         where = np.arange(len(latlon_deg)) if known is None else np.flatnonzero(known)
         found = load_places().nearest(latlon_deg[where])
@@ -174,7 +172,7 @@ class EvaluationRun:
         )
 
     def _worst_rows(self) -> NDArray[np.int64]:
-        """The largest errors; images without a prediction are counted elsewhere, and shown if there is no other."""
+        """Rows of the largest errors; images without a prediction come last."""
         as_number = np.nan_to_num(self.distance_km.astype(np.float64), nan=-1.0)
         return np.argsort(-as_number, kind="stable")[:NUM_WORST]
 
@@ -197,14 +195,14 @@ class EvaluationRun:
 
 
 def versions() -> str:
-    """What computed the numbers, on one line."""
+    """Versions of geoloc, Python and the packages that compute the metrics."""
     packages = ("numpy", "pyproj", "scipy", "reverse_geocoder")
     found = [f"{package} {importlib.metadata.version(package)}" for package in packages]
     return ", ".join([f"geoloc {__version__}", f"Python {platform.python_version()}", *found])
 
 
 def to_markdown(metrics: Mapping[str, Any], title: str = "Evaluation") -> str:
-    """The headline numbers as a table, with the protocol beside them and every warning."""
+    """Main scores as a Markdown table, with protocol, problems and warnings."""
     columns = {"GeoScore": f"{metrics['geoscore']:.1f}"}
     columns |= {"mean km": _number(metrics["mean_km"]), "median km": _number(metrics["median_km"])}
     columns |= {f"@{radius} km": f"{share:.2%}" for radius, share in metrics["accuracy_within_km"].items()}
@@ -242,7 +240,7 @@ def _number(value: float | None) -> str:
 
 
 def _deviations(matched: Matched, evaluation: Evaluation) -> list[str]:
-    """In what this evaluation is not what the protocol's name promises."""
+    """Deviations of this evaluation from the protocol."""
     protocol, found = evaluation.protocol, []
     if protocol.num_images is not None and len(matched) != protocol.num_images:
         found.append(
@@ -273,7 +271,7 @@ def _off(distance_km: float) -> str:
 
 
 def _write_pictures(folder: Path, pictures: Sequence[PredictionPicture]) -> list[tuple[str, str]]:
-    """Their files below the folder, each with its line of text."""
+    """Written files, relative to the folder, with their captions."""
     if pictures:
         (folder / "pictures").mkdir()
     links = []

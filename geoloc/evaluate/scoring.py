@@ -1,10 +1,8 @@
-"""The scoring of an evaluation as a shard job: slices of the images on any engine, and their states merged.
+"""Scoring as a shard job: each shard writes the `Evaluation` state of a slice of the images; states are merged.
 
     evaluation = score(matched, protocol, breakdowns, folder="scores/", engine="ray", num_workers=8)
 
-Finding the prediction of each image needs both tables whole and is done before; a shard is a slice of the images that
-were matched. Its file is the state of their `Evaluation`, and the merged states give the very numbers of one pass over
-all of them (quantiles of more than a million images as `Quantiles` states it).
+The result equals that of one pass over all images (for quantiles see `Quantiles`).
 """
 
 import json
@@ -23,20 +21,20 @@ IMAGES_PER_SHARD: Final = 1 << 17  # about a second of work; OSV-5M's test set i
 
 
 class ScoreWork:
-    """The evaluation of a slice of images; the payload is [first row, row after the last].
+    """Work that evaluates a slice of images; the payload is [first row, one past the last row].
 
-    It travels to the workers with both tables, so that they need no file of ours.
+    It is pickled with both tables, so that workers read no file.
 
     Raises:
         ConfigError, BadTableError: as `check_columns`.
     """
 
     def __init__(self, matched: Matched, protocol: Protocol, breakdowns: Sequence[str]) -> None:
-        check_columns(matched, breakdowns)  # of the whole tables: a slice does not know its lines in a file
+        check_columns(matched, breakdowns)  # on the full tables, so that errors name the line
         self.matched, self.protocol, self.breakdowns = matched, protocol, list(breakdowns)
 
     def identity(self) -> dict[str, Any]:
-        """For `ShardJob`."""
+        """Identity of the job, for `ShardJob`."""
         matched = self.matched
         return {
             "task": "score",
@@ -52,7 +50,7 @@ class ScoreWork:
         evaluation = Evaluation(self.protocol, self.breakdowns)
         evaluation.add(self.matched.part(slice(*payload)))
         with atomic_write(output, "w") as file:
-            # json.dump takes nearly twice as long
+            # json.dump is nearly twice as slow
             file.write(json.dumps(evaluation.state(), allow_nan=False))
 
 
@@ -66,22 +64,22 @@ def score(
     engine: Engine = "local",
     num_workers: int = 0,
 ) -> Evaluation:
-    """Evaluate all images shard by shard; what an earlier call with the same folder has done is not done again.
+    """Evaluate all images shard by shard; finished shards in the folder are kept.
 
     Args:
-        matched: predictions beside the truth.
-        protocol: the rules.
+        matched: predictions with the truth.
+        protocol: rules of the scores.
         breakdowns: see `Evaluation`.
         folder: of the job; see `ShardJob`.
-        images_per_shard: how many images are scored at a time.
+        images_per_shard: number of images per shard.
         engine: see `ShardJob.run`.
-        num_workers: likewise. A single shard is scored in this process: there is nothing to share out.
+        num_workers: see `ShardJob.run`; a single shard is scored in this process.
 
     Raises:
         ConfigError: a breakdown is neither built in nor a column of the truth.
         BadTableError: a column of radii holds text.
-        OutputMismatchError: the folder holds the scores of other images, or under another protocol.
-        JobError: a shard could not be scored; says which and why.
+        OutputMismatchError: the folder holds scores of other images or of another protocol.
+        JobError: a shard could not be scored.
     """
     work = ScoreWork(matched, protocol, breakdowns)
     starts = range(0, len(matched), images_per_shard)

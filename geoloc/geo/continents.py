@@ -1,7 +1,6 @@
-"""Continents of countries, and how densely settled the land around a point is: columns for breakdowns.
+"""Continents of countries and density classes of locations, for breakdowns.
 
-Seven continents as GeoNames assigns countries to them (Russia to Europe, Turkey and the Caucasus states to Asia,
-Oceania with Australia). A name takes no side in any dispute.
+Countries are assigned to seven continents as by GeoNames (Russia to Europe, Turkey and the Caucasus states to Asia).
 """
 
 from functools import cache
@@ -45,10 +44,10 @@ DENSITY_CELL_KM2: Final = 4 * np.pi * EARTH_MEAN_RADIUS_KM**2 / (_NUM_ROWS * _NU
 
 
 def density_class(latlon_deg: ArrayLike) -> NDArray[np.object_]:
-    """How many GeoNames cities share a point's cell of about 10,000 km², in four classes, (n, 2) -> (n,).
+    """Class of the number of GeoNames cities in a point's cell of about 10,000 km², (n, 2) -> (n,).
 
     Raises:
-        InvalidCoordinateError: a coordinate is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     counts = _cities_in_cells()[_equal_area_cell(validate_latlon_deg(latlon_deg).reshape(-1, 2))]
     return np.array(DENSITY_CLASSES, dtype=np.object_)[np.searchsorted([1, 4, 16], counts, side="right")]

@@ -1,8 +1,6 @@
-"""English names of countries, by their ISO 3166-1 alpha-2 codes.
+"""English country names by ISO 3166-1 alpha-2 code, from the time zone database's iso3166.tab (public domain).
 
-The codes of the time zone database's iso3166.tab (public domain) with its short names, a few of them in the
-order of plain speech; and Kosovo, for which ISO has no code and GeoNames uses XK. A name takes no side in any
-dispute.
+Kosovo has GeoNames' code XK.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""Which points lie within some metres of others, anywhere on the Earth: no zone, meridian or equator is in the way."""
+"""Radius search on the WGS84 ellipsoid."""
 
 from typing import Final
 
@@ -7,14 +7,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, geodesic_km, latlon_to_unit, validate_latlon_deg
 
-# A degree of the ellipsoid is 0.56 % shorter than one of the mean sphere at worst (a meridian's at the equator).
+# A degree of the ellipsoid is at most 0.56 % shorter than one of the mean sphere.
 _SLACK: Final = 1.006
 
 
 def rows_within_m(
     latlon_deg: ArrayLike, others_latlon_deg: ArrayLike, radius_m: float
 ) -> list[NDArray[np.int64]]:
-    """For each point the rows of the others within a radius, measured on the WGS84 ellipsoid, the radius included.
+    """Rows of the other points within a radius of each point, the radius included.
 
     Args:
         latlon_deg: (n, 2).
@@ -25,7 +25,7 @@ def rows_within_m(
         n arrays of rows, each ascending.
 
     Raises:
-        InvalidCoordinateError: a point is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     from scipy.spatial import cKDTree
 

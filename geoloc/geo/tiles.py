@@ -1,8 +1,7 @@
-"""Web Mercator (EPSG:3857) and its XYZ tiles: where a pixel is, and how large on the ground.
+"""Web Mercator (EPSG:3857) and its XYZ tiles.
 
-Pixel coordinates run right and down from the corner at 180 W; whole numbers are the edges of pixels, so the
-centre of the first one is (0.5, 0.5). Formulas: EPSG Guidance Note 7-2, 1024 (Popular Visualisation Pseudo
-Mercator). Knows nothing about files.
+Pixel coordinates run right and down from the corner at 180 W; the centre of the first pixel is (0.5, 0.5).
+Formulas: EPSG Guidance Note 7-2, 1024 (Popular Visualisation Pseudo Mercator).
 """
 
 from typing import Final, NamedTuple
@@ -20,7 +19,7 @@ MAX_LATITUDE_DEG: Final = float(np.degrees(2.0 * np.arctan(np.exp(np.pi)) - np.p
 
 
 class Tile(NamedTuple):
-    """Column x from 180 W, row y from the north, of 2^zoom."""
+    """Column x from 180 W and row y from the north, of 2^zoom each."""
 
     zoom: int
     x: int
@@ -28,10 +27,9 @@ class Tile(NamedTuple):
 
 
 def mercator_xy_m(latlon_deg: ArrayLike) -> FloatArray:
-    """(..., 2) degrees -> (..., 2) metres of EPSG:3857, x first.
+    """EPSG:3857 coordinates, (..., 2) degrees -> (..., 2) metres, x first.
 
-    Longitudes are not wrapped: 181 lies to the right of 180. Beyond 85.05 degrees y is outside of the square
-    of the tiles, and at a pole infinite.
+    Longitudes are not wrapped. Beyond 85.05 degrees y is outside the tiles, and infinite at a pole.
     """
     latlon = np.asarray(latlon_deg, np.float64)
     with np.errstate(divide="ignore"):
@@ -49,13 +47,13 @@ def mercator_latlon_deg(xy_m: ArrayLike) -> FloatArray:
 def pixel_xy(latlon_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray:
     """Pixel coordinates of points in the mosaic of all tiles of a zoom, (..., 2) -> (..., 2)."""
     latlon = np.asarray(latlon_deg, np.float64)
-    across = latlon[..., 1] / 360.0 + 0.5  # not by way of metres: an edge of tiles is exact
+    across = latlon[..., 1] / 360.0 + 0.5  # not via metres, so that tile edges are exact
     down = 0.5 - mercator_xy_m(latlon)[..., 1] / WORLD_SIDE_M
     return np.stack([across, down], -1) * (tile_px * 2.0**zoom)
 
 
 def tile_of(latlon_deg: ArrayLike, zoom: int) -> Tile:
-    """The tile that a point (2,) lies in; north of 85.05 it is one of the first row, south of it of the last."""
+    """Tile of a point (2,); rows are clipped beyond 85.05 degrees."""
     x, y = np.floor(pixel_xy(latlon_deg, zoom, 1)).tolist()
     return Tile(zoom, int(x) % 2**zoom, int(min(max(y, 0), 2**zoom - 1)))
 
@@ -71,5 +69,5 @@ def tile_bounds_deg(tile: Tile) -> tuple[float, float, float, float]:
 
 
 def ground_resolution_m_per_px(latitude_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray:
-    """Metres on the ground that a pixel of a tile spans at a latitude: the sphere's, as the web's maps say it."""
+    """Ground size of a pixel at a latitude, on the sphere."""
     return np.asarray(np.cos(np.radians(latitude_deg)) * WORLD_SIDE_M / (tile_px * 2.0**zoom))

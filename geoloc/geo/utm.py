@@ -1,10 +1,9 @@
-"""UTM for whole columns of points: zones, eastings and northings <-> latlon_deg, in any mix of zones.
+"""UTM coordinates of arrays of points in any mix of zones.
 
     utm = to_utm(latlon_deg)                                        # each point in its own zone
-    from_utm(utm.east_m, utm.north_m, utm.zone, utm.is_north)       # (n, 2) degrees again
+    from_utm(utm.east_m, utm.north_m, utm.zone, utm.is_north)       # (n, 2) degrees
 
-Metres of two zones, or of the two sides of the equator, must never be subtracted from each other: at a border the
-same point has other numbers on either side. Distances are for `quadtree.sphere`.
+Do not subtract coordinates of different zones or sides of the equator; see `quadtree.sphere` for distances.
 """
 
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ BoolArray = NDArray[np.bool_]
 
 NUM_ZONES: Final = 60
 BANDS: Final = (
-    "CDEFGHJKLMNPQRSTUVWX"  # 8 degrees of latitude each from 80 S, the last 12; N is the first one north
+    "CDEFGHJKLMNPQRSTUVWX"  # 8 degrees of latitude each from 80 S, the last 12; N starts at the equator
 )
-_NORTH_EPSG: Final = 32600  # and the zone's number
+_NORTH_EPSG: Final = 32600  # plus the zone
 _SOUTH_EPSG: Final = 32700
 
 
@@ -35,9 +34,9 @@ class UtmCoordinates:
 
     Attributes:
         east_m: easting; 500 km is the zone's middle.
-        north_m: northing, from the equator in the north, from 10,000 km south of it in the south.
+        north_m: northing from the equator (north), or from 10,000 km south of it (south).
         zone: 1 to 60.
-        is_north: which of the two counts northings follow.
+        is_north: whether northings count from the equator.
     """
 
     east_m: FloatArray
@@ -47,11 +46,11 @@ class UtmCoordinates:
 
 
 def utm_zone(latlon_deg: ArrayLike) -> IntArray:
-    """The zone that each point lies in, with the exceptions of Norway and Svalbard, (..., 2) -> (...).
+    """Zone of each point, with the exceptions of Norway and Svalbard, (..., 2) -> (...).
 
     Raises:
-        ConfigError: a point is beyond 84 N or 80 S, where UTM ends.
-        InvalidCoordinateError: a point is no place on Earth.
+        ConfigError: a point is beyond 84 N or 80 S.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     latlon = validate_latlon_deg(latlon_deg)
     lat, lon = latlon[..., 0], latlon[..., 1]
@@ -67,7 +66,7 @@ def utm_zone(latlon_deg: ArrayLike) -> IntArray:
 
 
 def utm_epsg(latlon_deg: ArrayLike) -> int:
-    """EPSG code of the zone that a point, (2,), lies in.
+    """EPSG code of the zone of a point, (2,).
 
     Raises:
         ConfigError, InvalidCoordinateError: as `utm_zone`.
@@ -77,10 +76,10 @@ def utm_epsg(latlon_deg: ArrayLike) -> int:
 
 
 def zone_of_epsg(epsg: int) -> tuple[int, bool]:
-    """The zone, and whether it is the northern one, of an EPSG code of WGS 84 / UTM.
+    """Zone and whether it is northern, of an EPSG code of WGS 84 / UTM.
 
     Raises:
-        ConfigError: it is no such code.
+        ConfigError: the code is of another CRS.
     """
     for base, is_north in ((_NORTH_EPSG, True), (_SOUTH_EPSG, False)):
         if 1 <= epsg - base <= NUM_ZONES:
@@ -92,7 +91,7 @@ def zone_of_epsg(epsg: int) -> tuple[int, bool]:
 
 
 def utm_band(latitude_deg: ArrayLike) -> NDArray[np.str_]:
-    """The letter of each latitude's band, C to X without I and O, (...) -> (...); latitudes in [-80, 84]."""
+    """Band letter of each latitude in [-80, 84], C to X without I and O, (...) -> (...)."""
     steps = np.floor((np.asarray(latitude_deg, np.float64) + 80.0) / 8.0).astype(np.int64)
     return np.array(list(BANDS))[np.clip(steps, 0, len(BANDS) - 1)]
 
@@ -104,13 +103,12 @@ def to_utm(
 
     Args:
         latlon_deg: (n, 2).
-        zone: (n,) or one for all: the zones to express them in, which may be neighbours of their own; None takes
-            their own.
-        is_north: likewise the sides of the equator that northings count from.
+        zone: (n,) or scalar zones of the result, perhaps neighbours of the points' own; None is their own.
+        is_north: (n,) or scalar sides of the equator; None is the points' own.
 
     Raises:
-        ConfigError: an impossible zone, or a point beyond 84 N or 80 S without a given one.
-        InvalidCoordinateError: a point is no place on Earth.
+        ConfigError: a zone is invalid, or a point beyond 84 N or 80 S has no given zone.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     latlon = validate_latlon_deg(latlon_deg)
     num = len(latlon)
@@ -123,13 +121,12 @@ def to_utm(
 
 
 def from_utm(east_m: ArrayLike, north_m: ArrayLike, zone: ArrayLike, is_north: ArrayLike) -> FloatArray:
-    """Where points in UTM are, (n,) each -> (n, 2) degrees; NaN for metres that no zone has.
+    """Degrees of UTM coordinates, (n,) each -> (n, 2); NaN for coordinates outside UTM's range.
 
-    Eastings beyond a zone's border are taken up to 500 km on either side of its middle: data sets keep a town that
-    the border crosses in one zone.
+    Eastings up to 500 km on either side of the zone's middle are valid, because data sets keep a town in one zone.
 
     Raises:
-        ConfigError: an impossible zone.
+        ConfigError: a zone is invalid.
     """
     east, north = np.asarray(east_m, np.float64), np.asarray(north_m, np.float64)
     num = len(east)
@@ -152,7 +149,7 @@ def _zones(zone: ArrayLike, num: int) -> IntArray:
 
 
 def _by_epsg(zones: IntArray, is_north: BoolArray) -> list[tuple[int, IntArray]]:
-    """The rows of each zone and side of the equator that there are."""
+    """Rows of each EPSG code among the points."""
     codes = np.where(is_north, _NORTH_EPSG, _SOUTH_EPSG) + zones
     order = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[order], return_index=True)

@@ -1,7 +1,4 @@
-"""Metres on the WGS84 ellipsoid: geodesics, meridian arcs, and any projection. Knows no imagery.
-
-The file through which pyproj enters for everything but the distances of `quadtree.sphere`.
-"""
+"""Geodesics, meridian arcs and projections on the WGS84 ellipsoid, by pyproj."""
 
 from functools import lru_cache
 from typing import Any, Final
@@ -23,18 +20,9 @@ QUARTER_MERIDIAN_M: Final = float(_GEOD.inv(0.0, 0.0, 0.0, 90.0)[2])  # equator 
 
 
 def offset_latlon_deg(center_latlon_deg: ArrayLike, east_m: ArrayLike, north_m: ArrayLike) -> FloatArray:
-    """Where one comes to by a straight line (a geodesic) of these metres from a point.
+    """End points of geodesics from a centre (2,), by offsets of any shape (...) -> (..., 2) degrees.
 
-    (east, north) are the plane coordinates of the azimuthal equidistant projection around the centre, so
-    directions and distances from the centre are exact at any size.
-
-    Args:
-        center_latlon_deg: (2,).
-        east_m: any shape.
-        north_m: of the same shape.
-
-    Returns:
-        (..., 2) degrees.
+    (east, north) are coordinates of the azimuthal equidistant projection around the centre.
     """
     lat, lon = validate_latlon_deg(center_latlon_deg).tolist()
     east, north = np.broadcast_arrays(np.asarray(east_m, np.float64), np.asarray(north_m, np.float64))
@@ -62,13 +50,10 @@ def meridian_arc_m(latitude_deg: ArrayLike) -> FloatArray:
 
 
 def longitude_step_deg(latitude_deg: ArrayLike, spacing_m: float) -> FloatArray:
-    """Difference of longitude between two points of one parallel that lie `spacing_m` apart.
+    """Difference of longitude between two points of a parallel whose geodesic distance is `spacing_m`.
 
-    Apart along the geodesic between them. A parallel that is too short for two such points has a step of 360.
-
-    The geodesic between near points of a parallel leaves them at right angles to the meridian, where the
-    ellipsoid curves as a sphere of radius N = a / sqrt(1 - e² sin² φ); on that sphere the chord is
-    sin(s / 2N) = cos φ sin(Δλ / 2).
+    It is 360 if the parallel is too short. At right angles to the meridian the ellipsoid curves like a sphere of
+    radius N = a / sqrt(1 - e² sin² φ), on which sin(s / 2N) = cos φ sin(Δλ / 2).
     """
     lat = np.radians(np.asarray(latitude_deg, np.float64))
     radius = EQUATOR_RADIUS_M / np.sqrt(1.0 - _ECCENTRICITY_SQUARED * np.sin(lat) ** 2)
@@ -81,14 +66,14 @@ def longitude_step_deg(latitude_deg: ArrayLike, spacing_m: float) -> FloatArray:
 
 
 def project(crs: str | int, latlon_deg: ArrayLike) -> FloatArray:
-    """Coordinates of points in a CRS, (..., 2): x (east) first, in its units; inf where it does not reach.
+    """Coordinates in a CRS, (..., 2): x (east) first, in its units; inf outside its domain.
 
     Args:
         crs: an EPSG code, "EPSG:25832", WKT or a PROJ string.
         latlon_deg: (..., 2) WGS84 degrees.
 
     Raises:
-        ConfigError: pyproj knows no such CRS.
+        ConfigError: pyproj does not know the CRS.
     """
     latlon = np.asarray(latlon_deg, np.float64)
     x, y = _transformer(crs).transform(latlon[..., 1], latlon[..., 0])
@@ -103,12 +88,12 @@ def unproject(crs: str | int, xy: ArrayLike) -> FloatArray:
 
 
 def plane_axes(crs: str | int) -> tuple[bool, float]:
-    """Of a projected CRS: whether its own order is northing first, and how many metres its unit is.
+    """Whether a projected CRS has the northing first, and its unit in metres.
 
     Raises:
-        ConfigError: its unit is an angle, or pyproj knows no such CRS.
+        ConfigError: the CRS is not projected, or pyproj does not know it.
     """
-    known = _crs(crs)  # not the transformer's, whose axes are in our order
+    known = _crs(crs)  # the transformer's axes are x first
     if not known.is_projected:
         raise ConfigError(f"{known.name} is in degrees, where metres or feet are needed")
     first = known.axis_info[0]

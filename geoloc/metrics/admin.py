@@ -1,7 +1,6 @@
-"""Accuracy of place names at four levels: country, region, sub-region, city.
+"""Accuracy of administrative names at four levels: country, region, sub-region, city.
 
-The names themselves come from elsewhere (a nearest city, a column of the truth); here they are joined into keys and
-compared. A key names its whole path, so that Springfield in Ohio is not Springfield in Oregon.
+Names are joined into keys with all levels above, so that Springfield in Ohio is not Springfield in Oregon.
 """
 
 from collections.abc import Mapping
@@ -18,9 +17,9 @@ UNKNOWN: Final = ("", "nan", "NaN")
 
 
 def joined_keys(country: Strings, region: Strings, sub_region: Strings, city: Strings) -> dict[str, Strings]:
-    """OSV-5M's keys of n places: `cc`, `admin1_cc`, `admin2_admin1_cc`, `name_admin2_admin1_cc`, each (n,).
+    """OSV-5M's keys of n locations: `cc`, `admin1_cc`, `admin2_admin1_cc`, `name_admin2_admin1_cc`, each (n,).
 
-    OSV-5M, metrics/utils.py: parts are joined with "_", an empty part stays as an empty part.
+    Parts are joined with "_", empty ones included (OSV-5M, metrics/utils.py).
     """
     keys = {"country": country, "region": region + "_" + country}
     keys["sub_region"] = sub_region + "_" + keys["region"]
@@ -30,11 +29,11 @@ def joined_keys(country: Strings, region: Strings, sub_region: Strings, city: St
 
 @dataclass
 class NameTally:
-    """How many images have the right name at each level; mergeable.
+    """Numbers of images with the right name at each level; mergeable.
 
     Attributes:
-        num_known: level -> images whose true name is known.
-        num_right: level -> those among them whose prediction has that name.
+        num_known: level -> number of images whose true name is known.
+        num_right: level -> number of them whose prediction has that name.
     """
 
     num_known: dict[str, int] = field(default_factory=dict)
@@ -46,12 +45,12 @@ class NameTally:
         self.num_right[level] = self.num_right.get(level, 0) + num_right
 
     def merge(self, other: "NameTally") -> None:
-        """Add all that another one holds."""
+        """Add another tally."""
         for level, num_known in other.num_known.items():
             self.add(level, num_known, other.num_right[level])
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same tally."""
+        """JSON values for `from_state`."""
         return {"num_known": self.num_known, "num_right": self.num_right}
 
     @classmethod
@@ -60,12 +59,12 @@ class NameTally:
         return cls(dict(state["num_known"]), dict(state["num_right"]))
 
     def summary(self) -> dict[str, float]:
-        """`accuracy_by_admin` of metrics.json: fractions; a level of which no true name is known is left out."""
+        """`accuracy_by_admin` of metrics.json: fractions of the levels with known true names."""
         return {level: self.num_right[level] / num for level, num in self.num_known.items() if num}
 
 
 def confusion(predicted: Strings, true: Strings) -> dict[tuple[str, str], int]:
-    """How often each pair (true, predicted) appears, of n names each."""
+    """Count of each pair (true, predicted), from n names each."""
     import pyarrow as pa
 
     codes = pa.array(np.concatenate([true, predicted]), pa.string()).dictionary_encode()
@@ -79,17 +78,17 @@ def confusion(predicted: Strings, true: Strings) -> dict[tuple[str, str], int]:
 
 
 def confusion_table(pairs: Mapping[tuple[str, str], int], num_names: int) -> dict[str, Any]:
-    """The most frequent names against each other; all others are "other".
+    """Confusion matrix of the most frequent true names; all other names are "other".
 
     Returns:
-        {"names": [...], "counts": [[...]]}: row = true, column = predicted, the most frequent true name first.
+        {"names": [...], "counts": [[...]]}: row = true, column = predicted, by descending frequency.
     """
     totals: dict[str, int] = {}
     for (true, _), num in pairs.items():
         totals[true] = totals.get(true, 0) + num
     names = sorted(totals, key=lambda name: (-totals[name], name))[:num_names]
-    place = {name: index for index, name in enumerate(names)}
+    index_of = {name: index for index, name in enumerate(names)}
     counts = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     for (true, predicted), num in pairs.items():
-        counts[place.get(true, len(names)), place.get(predicted, len(names))] += num
+        counts[index_of.get(true, len(names)), index_of.get(predicted, len(names))] += num
     return {"names": [*names, "other"], "counts": counts.tolist()}

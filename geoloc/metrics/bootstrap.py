@@ -1,9 +1,8 @@
-"""Bootstrap confidence intervals: of one set of predictions, and of the difference between two on the same images.
+"""Bootstrap confidence intervals of scores and of differences between two models.
 
-Resampling n images with replacement draws how often each value appears from a multinomial, so one set needs only
-its histogram: the interval is the same for any sharding, and costs the same for a thousand images and a billion.
-(Efron & Tibshirani 1993, chapters 6 and 13: percentile intervals.) The seed is fixed; the same data give the same
-interval.
+Percentile intervals (Efron & Tibshirani 1993, chapters 6 and 13) with a fixed seed. Resampling n images draws the
+counts of the values from a multinomial, so the intervals of one set need only its histogram and do not depend on
+the sharding.
 """
 
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ LEVEL: Final = 0.95
 NUM_RESAMPLES: Final = 1000
 SEED: Final = 0
 
-_COARSER_BY: Final = 5  # bins of 3 %: their middles have the spread of the values to a thousandth of itself
-_PORTION: Final = 100  # resamples at a time
+_COARSER_BY: Final = 5  # bins of 3 %; the spread of their middles is exact to 0.1 %
+_PORTION: Final = 100  # resamples per block
 
 
 @dataclass(frozen=True)
@@ -28,24 +27,24 @@ class Interval:
     """A confidence interval.
 
     Attributes:
-        low: its lower end.
-        high: its upper end; infinite where a median can be one.
+        low: lower end.
+        high: upper end, perhaps infinite for a median.
     """
 
     low: float
     high: float
 
     def to_list(self) -> list[float | None]:
-        """Plain JSON: an infinite end is None."""
+        """JSON values; None for an infinite end."""
         return [float(end) if np.isfinite(end) else None for end in (self.low, self.high)]
 
 
 def intervals(tally: Tally, *, level: float = LEVEL, num_resamples: int = NUM_RESAMPLES) -> dict[str, Any]:
     """Intervals of `geoscore`, `mean_km`, `median_km` and each `accuracy_within_km`, as [low, high] lists.
 
-    The histogram's bins stand for their middles; the interval of a mean is moved by the difference between the
-    histogram's mean and the exact one. Shares and the median need no resampling: the bootstrap of a share is a
-    binomial, and that of a median lies between the order statistics whose ranks a binomial gives.
+    Bins count as their middles, and the interval of a mean is shifted by the difference between the histogram's
+    mean and the exact one. The bootstrap of a share is a binomial; that of a median lies between order statistics
+    whose ranks are binomial.
     """
     rng = np.random.default_rng(SEED)
     centers, counts = tally.distances.histogram(coarser_by=_COARSER_BY)
@@ -88,24 +87,21 @@ def paired_differences(
     level: float = LEVEL,
     num_resamples: int = NUM_RESAMPLES,
 ) -> dict[str, Any]:
-    """What B gains over A on the same images: B - A of each score, its interval, and how often B is better.
-
-    Each resample draws images, and both models' answers for them, so what makes an image hard for both cancels.
+    """Differences B - A of each score on the same images, with paired bootstrap intervals.
 
     Args:
-        a_distance_km: (n,) distances of A, NaN where it has no prediction.
+        a_distance_km: (n,) distances of A, NaN without a prediction.
         b_distance_km: (n,) distances of B for the same images in the same order.
-        protocol: whose rules score them; a missing prediction counts as a miss here under every protocol,
-            because a pair needs two answers.
+        protocol: rules of the scores; a missing prediction is a miss under every protocol.
         level: of the intervals.
-        num_resamples: how many.
+        num_resamples: number of resamples.
 
     Returns:
-        name of a score -> {"a", "b", "difference", "interval", "share_better"}; larger is better except for
-        distances, for which "share_better" counts negative differences. A tie counts half.
+        score -> {"a", "b", "difference", "interval", "share_better"}; for distances "share_better" counts negative
+        differences, for all other scores positive ones; a tie counts half.
 
     Raises:
-        ValueError: the two are not of one length, or there is no image.
+        ValueError: the shapes differ, or there is no image.
     """
     a, b = np.asarray(a_distance_km), np.asarray(b_distance_km)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
@@ -147,7 +143,7 @@ def _paired(
 
 
 def _resampled_means(values: NDArray[np.float64], num_resamples: int) -> NDArray[np.float64]:
-    """Means of resamples; equal values (most accuracies change for few images) are drawn together."""
+    """Means of resamples; equal values are drawn together."""
     rng = np.random.default_rng(SEED)
     distinct, counts = np.unique(values, return_counts=True)
     total = len(values)
@@ -161,6 +157,6 @@ def _resampled_means(values: NDArray[np.float64], num_resamples: int) -> NDArray
 
 
 def _percentile(values: NDArray[Any], level: float) -> Interval:
-    # "nearest", because between a number and infinity there is nothing.
+    # "nearest", because a value can be infinite.
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return Interval(float(low), float(high))

@@ -1,4 +1,4 @@
-"""Accuracy in cells: how deep in the quadtree a prediction agrees with the truth, and Statewide's recall over cells."""
+"""Cell accuracy per depth of the quadtree, and Statewide's recall over cells."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,25 +13,23 @@ from quadtree.morton import MAX_DEPTH, encode
 def common_depth(
     a_latlon_deg: ArrayLike, b_latlon_deg: ArrayLike, max_depth: int = MAX_DEPTH
 ) -> NDArray[np.int64]:
-    """Depth of the smallest cell of the world's quadtree that holds both points, (n, 2) and (n, 2) -> (n,).
-
-    Depth 0 is the whole Earth. The cells are those of every tree with `root="world"`, split or not.
+    """Depth of the smallest box of the world quadtree that holds both points, (n, 2) and (n, 2) -> (n,).
 
     Raises:
-        InvalidCoordinateError: a coordinate is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     differing = encode(a_latlon_deg, max_depth) ^ encode(b_latlon_deg, max_depth)
-    # The highest differing base-4 digit; frexp gives the number of bits exactly, because codes have at most 48.
+    # Highest differing base-4 digit; frexp is exact, because codes have at most 48 bits.
     num_bits = np.frexp(differing.astype(np.float64))[1].astype(np.int64)
     return np.asarray(max_depth - (num_bits + 1) // 2)
 
 
 class DepthTally:
-    """Cell accuracy at every depth; mergeable.
+    """Cell accuracy per depth; mergeable.
 
     Attributes:
-        counts: at [d], images whose deepest common cell has depth d, (max_depth + 1,).
-        num_missing: images without a prediction, which agree nowhere.
+        counts: (max_depth + 1,) numbers of images by the depth of the deepest common cell.
+        num_missing: number of images without a prediction.
     """
 
     def __init__(self, max_depth: int) -> None:
@@ -39,7 +37,7 @@ class DepthTally:
         self.num_missing = 0
 
     def add(self, predicted_latlon_deg: ArrayLike, true_latlon_deg: ArrayLike) -> None:
-        """Add n images; a NaN in a prediction is a missing one."""
+        """Add n images; a NaN is a missing prediction."""
         predicted, true = (
             np.asarray(predicted_latlon_deg, np.float64),
             np.asarray(true_latlon_deg, np.float64),
@@ -50,12 +48,12 @@ class DepthTally:
         self.num_missing += int((~known).sum())
 
     def merge(self, other: "DepthTally") -> None:
-        """Add all that another one of the same depth holds."""
+        """Add another tally of the same depth."""
         self.counts = self.counts + other.counts
         self.num_missing += other.num_missing
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same tally."""
+        """JSON values for `from_state`."""
         return {"counts": self.counts.tolist(), "num_missing": self.num_missing}
 
     @classmethod
@@ -66,7 +64,7 @@ class DepthTally:
         return tally
 
     def summary(self, *, count_missing: bool = True) -> dict[str, float]:
-        """Depth -> share of images whose prediction lies in the truth's cell at that depth; depth 0 is left out."""
+        """Depth (from 1) -> share of images whose prediction lies in the truth's cell at that depth."""
         total = int(self.counts.sum()) + self.num_missing * count_missing
         if total == 0:
             return {}

@@ -1,10 +1,9 @@
-"""Distance as each published evaluator computes it: the formula, the radius and the precision are data.
+"""Distances as published evaluators compute them: formula, radius and precision.
 
-    Distance("haversine", radius_km=6371.0, precision="float32").km(predicted_latlon_deg, true_latlon_deg)
+    Distance(formula="haversine", radius_km=6371.0, precision="float32").km(predicted_latlon_deg, true_latlon_deg)
 
-The same pair of points lies at distances that differ by up to 0.67 % between the evaluators of this field,
-which moves images across the thresholds of 1, 25 and 200 km. Distances are streamed in blocks that stay in the
-cache: a hundred million pairs take no more temporary memory than a thousand. Knows nothing about scores.
+Distances differ by up to 0.67 % between evaluators, which moves images across the thresholds. They are computed
+in blocks that stay in the cache.
 """
 
 from dataclasses import dataclass
@@ -18,20 +17,20 @@ from quadtree.sphere import EARTH_MEAN_RADIUS_KM, geodesic_km
 Formula: TypeAlias = Literal["geodesic", "haversine", "haversine-arcsin"]
 Floats: TypeAlias = NDArray[np.floating]
 
-_BLOCK: Final = 1 << 15  # pairs: enough to hide the calls, and all buffers fit into a second-level cache
+_BLOCK: Final = 1 << 15  # pairs; all buffers fit into a second-level cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """One way to measure how far two points are apart.
+    """Distance between two points.
 
     Attributes:
-        formula: "geodesic" is the shortest way on the WGS84 ellipsoid (Karney 2013, by pyproj). The two others
-            are great circles by the haversine, a = sin²(Δlat/2) + cos lat₁ cos lat₂ sin²(Δlon/2): "haversine"
-            ends in 2R·atan2(√a, √(1-a)), "haversine-arcsin" in 2R·arcsin(√a). Where a rounds to above 1
-            (antipodes), peers with the arcsine give NaN, and we give half the circumference.
-        radius_km: of the sphere; means nothing for the ellipsoid.
-        precision: of coordinates in radians and of all that follows; float32 errs by up to 2 m.
+        formula: "geodesic" is the geodesic on the WGS84 ellipsoid (Karney 2013, by pyproj). The others are great
+            circles by the haversine, a = sin²(Δlat/2) + cos lat₁ cos lat₂ sin²(Δlon/2): "haversine" is
+            2R·atan2(√a, √(1-a)), "haversine-arcsin" 2R·arcsin(√a). If a rounds to above 1 (antipodes), peers with
+            the arcsine return NaN; we return half the circumference.
+        radius_km: of the sphere; unused for the ellipsoid.
+        precision: of coordinates in radians and of the computation; the error of float32 is up to 2 m.
     """
 
     formula: Formula = "geodesic"
@@ -42,7 +41,7 @@ class Distance:
         """Distances of n pairs, (n, 2) and (n, 2) degrees, latitude first -> (n,) km; NaN gives NaN.
 
         Raises:
-            ValueError: the two are not of one shape (n, 2).
+            ValueError: the shapes are not (n, 2), or differ.
         """
         a, b = np.asarray(a_latlon_deg), np.asarray(b_latlon_deg)
         if a.ndim != 2 or a.shape != b.shape or a.shape[1] != 2:
@@ -79,7 +78,7 @@ def haversine_km(
 ) -> Floats:
     """Great-circle distances, (n, 2) and (n, 2) degrees -> (n,) km of `dtype`; see `Distance`.
 
-    `quadtree.sphere.haversine_km` is the same formula at one radius and precision; a test says that they agree.
+    `quadtree.sphere.haversine_km` is the same formula with one radius and precision; a test compares them.
     """
     num = len(a_latlon_deg)
     distance_km = np.empty(num, dtype)

@@ -1,11 +1,10 @@
-"""The named protocols: what each published evaluator does, as data. A number means nothing without its protocol.
+"""Named evaluation protocols: the rules of each published evaluator.
 
     protocol = get_protocol("osv5m")
     distance_km = protocol.distance.km(predicted_latlon_deg, true_latlon_deg)
 
-Nothing here computes; `Tally` reads the rules. Where a peer's evaluator was read, its description says what it
-does; what cannot be reproduced from coordinates alone (five crops, an image size) is stated as the preprocessing
-and printed in every report, because an evaluator of predictions cannot see it.
+Rules that coordinates do not show (five crops, an image size) are the protocol's `preprocessing`, which every
+report prints.
 """
 
 from collections.abc import Mapping
@@ -31,26 +30,25 @@ class Protocol:
     """The rules of one evaluator.
 
     Attributes:
-        name: what `--protocol` and a report call it.
-        description: one sentence: whose it is and what is peculiar about it.
+        name: in `--protocol` and in reports.
+        description: source and peculiarities, one sentence.
         distance: formula, radius and precision.
-        thresholds_km: radii of the accuracies; street, city, region, country and continent by default.
-        strict: an image counts within r if d < r; otherwise if d <= r.
+        thresholds_km: radii of the accuracies; by default street, city, region, country and continent.
+        strict: an image is within r if d < r; otherwise if d <= r.
         round_scores: each image's GeoScore is rounded to an integer before the mean.
-        missing: "miss" counts an image without a usable prediction as score 0 and outside every radius; "drop"
-            leaves it out of every mean. The number of them is reported either way.
-        admin: whose place names decide country, region, sub-region and city. "nearest-city": the nearest GeoNames
-            city on the sphere. "osv5m": the nearest in raw degrees, as `reverse_geocoder` finds it, joined into
-            OSV-5M's keys. "polygon": by country borders, which are not shipped, so it is reported as not
-            computed. "none": the protocol has no admin accuracy.
-        subset: which images count, in words.
-        num_images: how many that are, where it is fixed; another number is reported as a deviation.
-        preprocessing: what the peer does to the image before its model, in words.
-        recall_at: numbers of candidates N of recall@N, where the predictions list candidates.
-        retrieval: recall@N is the protocol's headline: predictions without candidates get a recall@1.
-        needs_positive: queries without a reference within the smallest radius are left out, where the database is
-            known; otherwise each of them is a miss.
-        recall_within_m: radii in which a candidate is right, metres; 0 means the cell that contains the image.
+        missing: an image without a usable prediction is a "miss" (score 0, outside every radius) or left out of
+            every mean ("drop"). Their number is always reported.
+        admin: source of administrative names. "nearest-city": the nearest GeoNames city on the sphere. "osv5m": the
+            nearest in raw degrees (`reverse_geocoder`), as OSV-5M's keys. "polygon": country borders, which are not
+            shipped, so not computed. "none": no admin accuracy.
+        subset: description of the images that count.
+        num_images: their number if it is fixed; another number is reported as a deviation.
+        preprocessing: description of the image preprocessing of the source.
+        recall_at: values of k of recall@k, for predictions with candidates.
+        retrieval: recall@k is the main score: predictions without candidates get a recall@1.
+        needs_positive: queries without a reference within the smallest radius are left out if the database is
+            known, else they are misses.
+        recall_within_m: radii in metres within which a candidate is right; 0 is the cell that contains the image.
     """
 
     name: str
@@ -70,7 +68,7 @@ class Protocol:
     needs_positive: bool = False
 
     def facts(self) -> dict[str, object]:
-        """All the rules in plain JSON values, as a report prints them."""
+        """The rules as JSON values for a report."""
         return {
             "name": self.name,
             "description": self.description,
@@ -201,7 +199,7 @@ def get_protocol(name: str) -> Protocol:
     """A protocol by its name.
 
     Raises:
-        ConfigError: there is none of that name; lists those that there are.
+        ConfigError: no protocol has that name.
     """
     try:
         return PROTOCOLS[name]

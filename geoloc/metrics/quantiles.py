@@ -1,8 +1,7 @@
-"""Quantiles of a stream of distances that may be cut into shards anywhere.
+"""Mergeable quantiles of a stream of distances; the result does not depend on the sharding.
 
-Up to a million values are kept, and every quantile is exact. Beyond that they are counted in bins, the float32
-numbers with ten bits of mantissa: a quantile is then off by at most 1/2048 of itself. Which of the two holds
-depends on how many values there are in all and on nothing else, so shards in any order give the same answer.
+Up to 2^20 values are kept and quantiles are exact. Beyond that, values are counted in bins (float32 with ten bits
+of mantissa), and the relative error of a quantile is at most 1/2048.
 """
 
 from typing import Any, Final
@@ -14,19 +13,19 @@ MAX_EXACT: Final = 1 << 20
 RELATIVE_TOLERANCE: Final = 2.0**-11  # of a quantile of more than MAX_EXACT values
 
 _SHIFT: Final = 13  # a float32 has 23 bits of mantissa
-_SMALLEST: Final = 2.0**-30  # km, a micrometre: all below is one bin
+_SMALLEST: Final = 2.0**-30  # km, a micrometre; the first bin holds all smaller values
 _FIRST_BIN: Final = int(np.float32(_SMALLEST).view(np.int32)) >> _SHIFT
 _NUM_BINS: Final = (int(np.float32(2.0**16).view(np.int32)) >> _SHIFT) - _FIRST_BIN + 1  # up to 65,536 km
 
 
 def bins_of(values: ArrayLike, *, coarser_by: int = 0) -> NDArray[np.int64]:
-    """Bin of each non-negative value, of width 2^(coarser_by - 10) relative to it; they are in the values' order."""
+    """Bin of each non-negative value; the relative width of a bin is 2^(coarser_by - 10)."""
     clipped = np.clip(np.asarray(values, np.float32), np.float32(_SMALLEST), np.float32(2.0**16))
     return (clipped.view(np.int32).astype(np.int64) >> _SHIFT) - _FIRST_BIN >> coarser_by
 
 
 def centers_of(bins: ArrayLike, *, coarser_by: int = 0) -> NDArray[np.float64]:
-    """The middle of each bin; 0 for the bin of all that is below a micrometre."""
+    """Middle of each bin; 0 for the first."""
     first = (np.asarray(bins, np.int64) << coarser_by) + _FIRST_BIN
     low, high = ((first + step << _SHIFT).astype(np.int32).view(np.float32) for step in (0, 1 << coarser_by))
     centers = (low.astype(np.float64) + high.astype(np.float64)) / 2
@@ -34,16 +33,16 @@ def centers_of(bins: ArrayLike, *, coarser_by: int = 0) -> NDArray[np.float64]:
 
 
 class Quantiles:
-    """Any number of non-negative values, added in any portions.
+    """Mergeable quantiles of non-negative values.
 
     Attributes:
-        num: how many values there are.
+        num: number of values.
     """
 
     def __init__(self) -> None:
         self.num = 0
-        self._values: list[NDArray[np.float64]] = []  # while they are few
-        self._counts: NDArray[np.int64] | None = None  # of the bins, once they are many
+        self._values: list[NDArray[np.float64]] = []  # as long as `is_exact`
+        self._counts: NDArray[np.int64] | None = None  # per bin, otherwise
 
     def add(self, values: ArrayLike) -> None:
         """Add finite values >= 0, (n,)."""
@@ -56,7 +55,7 @@ class Quantiles:
             self._counts += np.bincount(bins_of(new), minlength=_NUM_BINS)
 
     def merge(self, other: "Quantiles") -> None:
-        """Add all that another one holds."""
+        """Add another set of values."""
         self.num += other.num
         self._values += other._values
         if other._counts is not None:
@@ -74,18 +73,18 @@ class Quantiles:
 
     @property
     def is_exact(self) -> bool:
-        """Every value is kept."""
+        """Whether every value is kept."""
         return self._counts is None
 
     def at(self, shares: ArrayLike, *, num_infinite: int = 0) -> NDArray[np.float64]:
-        """Quantiles at shares in [0, 1], linear between neighbours as `numpy.quantile` (exact case).
+        """Quantiles at shares in [0, 1], interpolated as by `numpy.quantile` if exact.
 
         Args:
-            shares: of the values, (q,).
-            num_infinite: so many further values count as infinite.
+            shares: (q,).
+            num_infinite: number of further, infinite values.
 
         Returns:
-            (q,) quantiles; NaN if there is no value at all.
+            (q,) quantiles; NaN if there is no value.
         """
         wanted = np.asarray(shares, np.float64)
         total = self.num + num_infinite
@@ -99,14 +98,14 @@ class Quantiles:
             below, above = (
                 values[np.minimum(rank, self.num)] for rank in (low, np.ceil(position).astype(np.int64))
             )
-            with np.errstate(invalid="ignore"):  # inf - inf, where the answer is inf
+            with np.errstate(invalid="ignore"):  # inf - inf
                 between = below + (above - below) * (position - low)
             return np.where(np.isinf(above), np.where(position == low, below, np.inf), between)
         rank = np.searchsorted(np.cumsum(self._counts), np.floor(position), side="right")
         return np.where(rank < _NUM_BINS, centers_of(np.minimum(rank, _NUM_BINS - 1)), np.inf)
 
     def histogram(self, *, coarser_by: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Middles of the bins that hold something, ascending, and how many values each holds."""
+        """Middles of the non-empty bins, ascending, and their counts."""
         if self._counts is None:
             bins = bins_of(np.concatenate([*self._values, np.empty(0)]), coarser_by=coarser_by)
             counts = np.bincount(bins)
@@ -116,9 +115,9 @@ class Quantiles:
         return centers_of(filled, coarser_by=coarser_by), counts[filled]
 
     def state(self) -> dict[str, Any]:
-        """Plain values that `from_state` reads."""
+        """JSON values for `from_state`."""
         if self._counts is None:
-            # Sorted, so that the state does not tell the order in which the values came.
+            # Sorted, so that the state does not depend on the order of the values.
             return {"values": np.sort(np.concatenate([*self._values, np.empty(0)])).tolist()}
         filled = np.flatnonzero(self._counts)
         return {"bins": filled.tolist(), "counts": self._counts[filled].tolist()}

@@ -1,4 +1,4 @@
-"""Recall of place recognition: is a photo of the right place among the k most similar ones of the database?"""
+"""Recall@k of place recognition by exact search."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -11,7 +11,7 @@ from geoloc.errors import ConfigError
 WithoutPositive = Literal["miss", "left_out"]
 
 _NEVER: Final = np.iinfo(np.int64).max
-_SIMILARITIES: Final = 2**26  # that are in memory at once, 256 MB
+_SIMILARITIES: Final = 2**26  # in memory at once, 256 MB
 
 
 def positive_ranks(
@@ -19,18 +19,17 @@ def positive_ranks(
     database: NDArray[np.float32],
     positives: Sequence[NDArray[np.int64]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """By exact search, how many wrong photos stand before the first right one, and which photo is the most similar.
+    """Number of wrong photos before the first positive, and the most similar photo, by exact search.
 
-    Ties count against: wrong photos that are as similar as the best positive stand before it. So vectors that are all
-    the same find nothing.
+    Ties count against the positive: wrong photos with its similarity rank before it.
 
     Args:
         queries: (n, D) unit vectors.
-        database: (m, D) unit vectors, at least one.
-        positives: of each query, rows of the database.
+        database: (m, D) unit vectors, m >= 1.
+        positives: per query, rows of the database.
 
     Returns:
-        (n,) the ranks, from 0; past all for a query without a positive. And (n,) rows of the database.
+        (n,) ranks from 0, the largest int64 for a query without a positive; and (n,) rows of the database.
     """
     ranks = np.full(len(queries), _NEVER, np.int64)
     best = np.zeros(len(queries), np.int64)
@@ -54,13 +53,13 @@ def recall_at_k(
     """Share of queries with fewer than k wrong photos before the first right one.
 
     Args:
-        ranks: (n,) as `positive_ranks` gives them.
-        has_positive: (n,) whether there is anything to find.
-        recall_at: the k.
-        without_positive: a query without any is a "miss" (CosPlace) or "left_out" (Deep VG benchmark).
+        ranks: (n,) of `positive_ranks`.
+        has_positive: (n,) whether the query has a positive.
+        recall_at: values of k.
+        without_positive: a query without a positive is a "miss" (CosPlace) or "left_out" (Deep VG benchmark).
 
     Returns:
-        "recall_at_1", …; and "num_queries" that are counted, "num_without_positive".
+        "recall_at_1", …; the number of counted queries "num_queries"; and "num_without_positive".
 
     Raises:
         ConfigError: no query has a positive.

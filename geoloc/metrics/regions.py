@@ -1,8 +1,8 @@
-"""Is the confidence worth something: coverage and width of the regions, and risk against coverage.
+"""Calibration metrics: coverage and width of regions, and the risk-coverage curve.
 
-A region of 90 % is calibrated when it holds the truth for 90 % of the images, and useful when it is small. If the
-images of which the model is least sure are left out, the error of the rest should fall: the risk-coverage curve
-(Geifman & El-Yaniv 2017; for geolocation Kordopatis-Zilos et al. 2022). Mergeable like `Tally`.
+A 90 % region is calibrated if it holds the truth of 90 % of the images. The risk-coverage curve scores the most
+confident share of the images (Geifman & El-Yaniv 2017; for geolocation Kordopatis-Zilos et al. 2022). Both are
+mergeable like `Tally`.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ CURVE_SHARES: Final = tuple(np.linspace(0.05, 1.0, 20).round(2).tolist())
 
 
 class RegionTally:
-    """How often circles of one nominal confidence hold the truth, and how wide they are.
+    """Coverage and width of circles of one nominal confidence.
 
     Attributes:
-        percent: what the circles promise, as 90.
-        num: images that have such a circle and a distance.
-        num_holding: those whose truth lies in it, edge included.
+        percent: nominal confidence, such as 90.
+        num: number of images with a circle and a distance.
+        num_holding: number of images whose truth lies in the circle, edge included.
         widths_km: the radii.
     """
 
@@ -43,7 +43,7 @@ class RegionTally:
         self.widths_km.add(radii[known])
 
     def merge(self, other: "RegionTally") -> None:
-        """Add all that another one of the same percent holds."""
+        """Add another tally of the same percent."""
         if other.percent != self.percent:
             raise ValueError(f"regions of {other.percent} % cannot be added to those of {self.percent} %")
         self.num += other.num
@@ -51,7 +51,7 @@ class RegionTally:
         self.widths_km.merge(other.widths_km)
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same tally."""
+        """JSON values for `from_state`."""
         return {
             "percent": self.percent,
             "num": self.num,
@@ -80,10 +80,10 @@ class RegionTally:
 
 
 class RiskCoverage:
-    """The scores of the images of which the model is surest, for every share of them.
+    """Scores of the most confident images, for every share of them.
 
-    Images are ranked by a width (a radius in km: smaller is surer). Widths are counted in bins of 0.1 %, and the
-    images of one bin count as equally sure.
+    Images are ranked by a width (a radius in km; smaller is more confident). Widths are counted in bins of 0.1 %;
+    the images of one bin are tied.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -106,7 +106,7 @@ class RiskCoverage:
         self._take(bins_of(widths), values)
 
     def merge(self, other: "RiskCoverage") -> None:
-        """Add all that another one of the same protocol holds."""
+        """Add another curve of the same protocol."""
         if other.protocol != self.protocol:
             raise ValueError(
                 f"curves under {other.protocol.name!r} and {self.protocol.name!r} cannot be added"
@@ -124,12 +124,12 @@ class RiskCoverage:
         self._bins, self._sums = ordered[starts], np.add.reduceat(every_value[order], starts)
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same curve."""
+        """JSON values for `from_state`."""
         return {"bins": self._bins.tolist(), "sums": self._sums.tolist()}
 
     @classmethod
     def from_state(cls, protocol: Protocol, state: Mapping[str, Any]) -> "RiskCoverage":
-        """The inverse of `state`; the protocol is that under which it was written."""
+        """The inverse of `state`, for the protocol of the state."""
         curve = cls(protocol)
         curve._bins = np.array(state["bins"], np.int64)
         curve._sums = np.array(state["sums"], np.int64).reshape(-1, curve._columns)
@@ -137,16 +137,15 @@ class RiskCoverage:
 
     @property
     def num(self) -> int:
-        """Images on the curve."""
+        """Number of images."""
         return int(self._sums[:, 0].sum())
 
     def curve(self) -> dict[str, Any]:
-        """Shares of the surest images, and their scores; `aurc` is the mean of 1 - GeoScore/5000 over shares.
+        """Scores per coverage; `aurc` is the mean of 1 - GeoScore/5000 over coverages.
 
         Returns:
             {"coverage": [...], "width_km": [...], "geoscore": [...], "accuracy_within_km": {"25": [...]}, "aurc"}:
-            at each coverage, the largest width among the images that are kept, and their scores. Empty lists
-            where there are no images.
+            per coverage the largest width of the kept images and their scores; empty lists without images.
         """
         cumulative = self._sums.cumsum(axis=0)
         num = self.num

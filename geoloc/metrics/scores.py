@@ -1,4 +1,4 @@
-"""The field's scores of point predictions, from distances in km."""
+"""Scores of point predictions from distances in km."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RADII_KM = (1.0, 25.0, 200.0, 750.0, 2500.0)  # street to continent (Hays & Efro
 
 
 def geoscore(distance_km: ArrayLike) -> NDArray[np.float64]:
-    """5000 exp(-d / 1492.7) of each distance; a data set's GeoScore is the mean of these.
+    """GeoScore of each distance, 5000 exp(-d / 1492.7); that of a data set is the mean.
 
     >>> round(float(geoscore(28.328569)), 4)
     4906.0044
@@ -22,22 +22,22 @@ def geoscore(distance_km: ArrayLike) -> NDArray[np.float64]:
 
 
 def accuracy_within_km(distance_km: ArrayLike, radius_km: float) -> float:
-    """Share of distances strictly below a radius, as OSV-5M counts.
+    """Share of distances strictly below a radius (OSV-5M's rule).
 
     Raises:
-        ValueError: there are no distances, or one is no distance (negative or not a number).
+        ValueError: there are no distances, or one is negative or NaN.
     """
-    distances = _some(distance_km)
+    distances = _checked(distance_km)
     return float((distances < radius_km).mean())
 
 
 def summarise(distance_km: ArrayLike, radii_km: Sequence[float] = RADII_KM) -> dict[str, Any]:
-    """GeoScore, mean and median distance, and shares within radii, under the names of `metrics.json`.
+    """GeoScore, mean and median distance and shares within radii, with the keys of `metrics.json`.
 
     Raises:
         ValueError: as `accuracy_within_km`.
     """
-    distances = _some(distance_km)
+    distances = _checked(distance_km)
     return {
         "num_images": len(distances),
         "geoscore": float(geoscore(distances).mean()),
@@ -47,11 +47,11 @@ def summarise(distance_km: ArrayLike, radii_km: Sequence[float] = RADII_KM) -> d
     }
 
 
-def _some(distance_km: ArrayLike) -> NDArray[np.float64]:
+def _checked(distance_km: ArrayLike) -> NDArray[np.float64]:
     distances = np.asarray(distance_km, np.float64).ravel()
     if not len(distances):
         raise ValueError("no distances to score: the truth and the predictions share no image")
-    # A comparison with NaN is false, so a NaN would silently count as a distant prediction.
+    # Comparisons with NaN are false, so a NaN would count as a distant prediction.
     if bad := int((~(distances >= 0)).sum()):
         raise ValueError(f"{bad} of {len(distances)} distances are negative or NaN: check the coordinates")
     return distances

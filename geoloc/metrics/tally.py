@@ -1,12 +1,12 @@
-"""The scores of point predictions as a tally: add portions, merge shards, in any order; the numbers are the same.
+"""Mergeable scores of point predictions; the numbers do not depend on order or sharding.
 
     tally = Tally(protocol)
-    tally.add(distance_km)          # NaN where there is no usable prediction
+    tally.add(distance_km)          # NaN without a usable prediction
     tally.merge(another)
     tally.summary()                 # the keys of metrics.json
 
-Sums are exact integers in units of 2^-32 (of a point, of a km), so no order of addition can show in them; each
-value is rounded to that unit once, which moves a mean by less than 10^-9. Quantiles: see `Quantiles`.
+Sums are exact integers in units of 2^-32 (of a point, of a km). Each value is rounded to that unit once, which
+changes a mean by less than 10^-9.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ class Tally:
     """Counts and exact sums of a set of images under one protocol.
 
     Attributes:
-        protocol: whose rules are applied.
-        num_images: images in all, with a prediction or without.
-        num_missing: those without.
-        distances: the distances of the others.
-        num_within: for each threshold of the protocol, how many lie within it, (t,).
+        protocol: rules of the scores.
+        num_images: number of images.
+        num_missing: number of images without a prediction.
+        distances: quantiles of the known distances.
+        num_within: (t,) numbers of images within each threshold of the protocol.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -46,7 +46,7 @@ class Tally:
         self._km_sum = 0
 
     def add(self, distance_km: ArrayLike) -> None:
-        """Add images by their distances in km, (n,) in the precision that the protocol computed them in.
+        """Add images by their distances in km, (n,) in the precision of the protocol.
 
         Raises:
             ValueError: a distance is negative or infinite.
@@ -65,7 +65,7 @@ class Tally:
         self.distances.add(known)
 
     def _count_within(self, known: NDArray[Any]) -> NDArray[np.int64]:
-        # In the distance's own precision, as the peers compare: 25.0 as float32 is the float32 25.0.
+        # Compared in the precision of the distance, as peers do.
         compare = np.less if self.protocol.strict else np.less_equal
         return np.array(
             [np.count_nonzero(compare(known, known.dtype.type(r))) for r in self.protocol.thresholds_km],
@@ -73,7 +73,7 @@ class Tally:
         )
 
     def merge(self, other: "Tally") -> None:
-        """Add all that another tally of the same protocol holds.
+        """Add another tally of the same protocol.
 
         Raises:
             ValueError: the protocols differ.
@@ -91,34 +91,34 @@ class Tally:
 
     @property
     def num_known(self) -> int:
-        """Images with a prediction."""
+        """Number of images with a prediction."""
         return self.num_images - self.num_missing
 
     @property
     def num_counted(self) -> int:
-        """The denominator of every share and of the GeoScore: all images, or only the known ones."""
+        """Denominator of shares and GeoScore: all images, or those with a prediction."""
         return self.num_images if self.protocol.missing == "miss" else self.num_known
 
     @property
     def num_infinite(self) -> int:
-        """Images that count as infinitely far."""
+        """Number of images that count as infinitely far."""
         return self.num_counted - self.num_known
 
     @property
     def geoscore(self) -> float:
-        """Mean of the images' GeoScores, in [0, 5000]."""
+        """Mean GeoScore, in [0, 5000]."""
         return self._score_sum * _UNIT / self.num_counted
 
     @property
     def mean_km(self) -> float | None:
-        """Mean distance of the images that have a prediction; None if none has."""
+        """Mean distance of the images with a prediction; None if there is none."""
         return self._km_sum * _UNIT / self.num_known if self.num_known else None
 
     def summary(self) -> dict[str, Any]:
-        """The keys of `metrics.json`; shares are fractions, a quantile that is infinite is None.
+        """The keys of `metrics.json`; shares are fractions, an infinite quantile is None.
 
-        A missing prediction has no distance: `mean_km` is over the others, and in the median and the quantiles it
-        counts as infinitely far (under "drop": not at all).
+        `mean_km` is over the images with a prediction. In the median and the quantiles a missing prediction counts
+        as infinitely far (under "drop": not at all).
 
         Raises:
             ValueError: there is no image to score.
@@ -143,7 +143,7 @@ class Tally:
         }
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON values from which `from_state` makes the same tally: what a shard writes."""
+        """JSON values for `from_state`."""
         return {
             "protocol": self.protocol.name,
             "num_images": self.num_images,
@@ -159,7 +159,7 @@ class Tally:
         """The inverse of `state`.
 
         Raises:
-            ValueError: it was written under another protocol.
+            ValueError: the state is of another protocol.
         """
         if state["protocol"] != protocol.name or len(state["num_within"]) != len(protocol.thresholds_km):
             raise ValueError(
@@ -174,13 +174,13 @@ class Tally:
 
 
 def image_scores(distance_km: ArrayLike, protocol: Protocol) -> NDArray[np.float64]:
-    """The GeoScore of each image under a protocol, in [0, 5000]; NaN where the distance is NaN."""
+    """GeoScore of each image under a protocol, in [0, 5000]; NaN for a NaN distance."""
     scores = geoscore(distance_km)
     return np.asarray(np.round(scores)) if protocol.round_scores else scores
 
 
 def exact_sum(values: NDArray[Any]) -> int:
-    """The sum of values in [0, 65536) in units of 2^-32, each rounded to that once: the same in every order."""
+    """Sum of values in [0, 65536) in units of 2^-32, each rounded once; independent of the order."""
     total = 0
     for start in range(0, len(values), _BLOCK):
         fixed = np.rint(values[start : start + _BLOCK].astype(np.float64) * (1 / _UNIT))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geoloc.geo.places import Place
+
+if TYPE_CHECKING:
+    from geoloc.posterior.modes import Mode
 
 COORDINATE_DIGITS = 6  # decimals of a degree in outputs: 0.1 m
 
@@ -99,6 +103,13 @@ class Prediction:
     place: Place | None = None
     abstained: bool = False
     posterior: tuple[Atom, ...] = ()
+
+    @cached_property
+    def modes(self) -> tuple[Mode, ...]:
+        """Clusters of `posterior`, most probable first; computed on first access (see `modes_of`)."""
+        from geoloc.posterior.modes import modes_of
+
+        return modes_of(self.posterior)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, coordinates with six decimals, radii in km; without the posterior."""

@@ -118,7 +118,7 @@ def test_a_set_that_says_what_is_right(town: Path, model: Path, tmp_path: Path) 
     assert code == 0, said
     assert "pitts: recall@1 75.0%" in said
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert metrics["rules"]["right"] == "what pitts itself says is right"
+    assert metrics["rules"]["right"] == "the positives listed by pitts"
     loaded = Geolocalizer.from_pretrained(model)
     with torch.inference_mode():
         vectors = [
@@ -173,7 +173,7 @@ def test_rows_are_those_of_the_whole_database() -> None:
 
 
 def test_refusals(town: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="for a set that is named"):
+    with pytest.raises(ConfigError, match="is the folder of a named set"):
         open_recall_set(town, images=town)
     with pytest.raises(ConfigError, match="radius_m is 0"):
         open_recall_set(town, radius_m=0)

@@ -24,11 +24,11 @@ from geoloc.evaluate.pictures import FindImage, PredictionPicture, prediction_pi
 from geoloc.evaluate.report import EvaluationRun
 from geoloc.evaluate.scoring import score
 from geoloc.files.tables import PointTable, read_points
+from geoloc.images.decode import IMAGE_SUFFIXES
 from geoloc.jobs.shards import Engine
 from geoloc.localize.job import LocalizeJob, images_per_shard
 from geoloc.localize.rows import LocalizeWork
 from geoloc.metrics.protocols import Protocol, get_protocol
-from geoloc.photos.find import IMAGE_SUFFIXES
 from geoloc.photos.sources import file_payloads, name_shards
 
 _IMAGES_PER_SHARD: Final = 256

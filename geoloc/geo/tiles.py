@@ -66,8 +66,3 @@ def tile_bounds_deg(tile: Tile) -> tuple[float, float, float, float]:
         float(mercator_latlon_deg((0.0, WORLD_SIDE_M / 2.0 - y * side))[0]) for y in (tile.y, tile.y + 1)
     )
     return south, west, north, east
-
-
-def ground_resolution_m_per_px(latitude_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray:
-    """Ground size of a pixel at a latitude, on the sphere."""
-    return np.asarray(np.cos(np.radians(latitude_deg)) * WORLD_SIDE_M / (tile_px * 2.0**zoom))

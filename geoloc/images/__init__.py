@@ -1,7 +1,4 @@
-"""Images: untrusted bytes to an RGB array, an RGB array to a network's input. Knows no model.
-
-Importing it loads NumPy and Pillow, never torch.
-"""
+"""Image decoding and preprocessing; importing loads NumPy and Pillow, not torch."""
 
 from geoloc.images.decode import DEFAULT_LIMITS, ImageLimits, ImageSource, decode_image
 from geoloc.images.exif import read_exif_heading_deg, read_exif_latlon_deg

@@ -1,7 +1,4 @@
-"""Where and in which direction a photo says it was taken: truth for an evaluation, no hint for a prediction.
-
-Nothing on the way from an image to a prediction may use this module.
-"""
+"""GPS coordinates and heading from EXIF, as truth for evaluation; predictions may not use this module."""
 
 import math
 from pathlib import Path
@@ -14,14 +11,10 @@ from geoloc.images.decode import open_header, quiet_pillow, read_image_bytes
 
 
 def read_exif_latlon_deg(source: bytes | str | Path | Image.Image) -> tuple[float, float] | None:
-    """The GPS position in a photo's EXIF, (latitude, longitude) in degrees on WGS84, or None.
+    """GPS coordinates of a photo, latitude in [-90, 90] and longitude in [-180, 180) on WGS84, or None.
 
-    For evaluation only: it is what a prediction is compared with and must never help one.
-
-    Latitude lies in [-90, 90], longitude in [-180, 180). None means that there is no position to rely on: no
-    EXIF, broken EXIF, a value out of range, a missing hemisphere, a receiver that reports itself void, or
-    exactly (0, 0), which cameras write when they have no fix. A source that is no image gives None as well;
-    decoding it tells why.
+    None if the source is no image, the EXIF is missing or malformed, a value is out of range, a hemisphere is
+    missing, the receiver's status is void, or the coordinates are exactly (0, 0), which cameras write without a fix.
     """
     gps = _read_gps(source)
     latitude = _degrees(gps.get(ExifTags.GPS.GPSLatitude), 90.0)
@@ -37,10 +30,7 @@ def read_exif_latlon_deg(source: bytes | str | Path | Image.Image) -> tuple[floa
 
 
 def read_exif_heading_deg(source: bytes | str | Path | Image.Image) -> float | None:
-    """The direction in which the photo was taken, clockwise from true north in [0, 360), or None.
-
-    For evaluation only. A direction from magnetic north is not converted: it gives None.
-    """
+    """Heading of the camera, clockwise from true north in [0, 360), or None (also for magnetic north)."""
     gps = _read_gps(source)
     heading = _number(gps.get(ExifTags.GPS.GPSImgDirection))
     reference = _letter(gps.get(ExifTags.GPS.GPSImgDirectionRef, "T"))

@@ -1,4 +1,4 @@
-"""What the segments of a JPEG say before any decoder sees it: its orientation, and whether its scans are a trap."""
+"""Survey of a JPEG's segments before decoding: EXIF orientation and number of scans."""
 
 import re
 import struct
@@ -12,16 +12,16 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing, nor fill, nor restart markers
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
-# A progressive JPEG has about ten scans. Each costs a pass over the whole picture and may be ten bytes long,
-# so without a limit a small file keeps libjpeg busy for hours.
+# A progressive JPEG has about ten scans. Each is a pass over the image, so a small file with many scans would keep
+# libjpeg busy for hours.
 _MAX_SCANS = 32
 
 
 def survey_jpeg(data: bytes) -> int:
-    """Walk the header of a JPEG: the orientation that its metadata asks for, and a check on its scans.
+    """EXIF orientation of a JPEG, after a check of its number of scans.
 
     Raises:
-        BadImageError: more scans than any honest file has.
+        BadImageError: too many scans.
     """
     orientation, num_components = 1, 0
     for marker, segment, start in _segments(data):
@@ -62,7 +62,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _exif_orientation(exif: bytes) -> int:
-    """The orientation in the first directory of an EXIF block, 1 (upright) where there is none to be read."""
+    """Orientation in the first directory of an EXIF block; 1 (upright) if missing or malformed."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(exif[:4])
     if order is None:
         return 1

@@ -1,8 +1,7 @@
-"""An RGB array becomes the tensor that a network expects; each checkpoint describes its own `Preprocess`.
+"""Image preprocessing: an RGB array becomes a network input; each checkpoint has its own `Preprocess`.
 
-The numbers are torchvision's: the shorter side is resized to S with antialiasing, the long side is truncated
-to an integer, the central S x S pixels are cut out and normalised; likewise of a rectangle. Arrays are the same
-with torch and without it.
+As in torchvision, the shorter side is resized to S with antialiasing, the long side is truncated to an integer,
+and the central S x S pixels are cropped and normalised. Results are the same with and without torch.
 """
 
 import math
@@ -23,33 +22,31 @@ if TYPE_CHECKING:
 Resize = Literal["shortest", "squash", "crop", "pad", "native"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-# A picture one pixel high and millions wide would be resized to gigabytes of which only the centre is kept.
-# Beyond this ratio of the sides the ends are cut off first; panoramas are far below it.
+# Beyond this aspect ratio the ends are cropped before the resize, which would otherwise need gigabytes.
 _MAX_ASPECT = 16
-# A network that sees pictures as they are needs gigabytes for a large one: beyond this side they are made smaller.
+# Larger images are downscaled for networks with native size.
 MAX_NATIVE_SIDE_PX: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a network wants its images.
+    """Preprocessing of a network's images.
 
     Attributes:
         image_size_px: side S of the square input, or height and width of a rectangle.
-        resize: "shortest" makes the picture cover the input, so that of a square the shorter side becomes S, and cuts
-            out the centre; "squash" brings both sides to the input's; "crop" cuts the largest piece of the input's
-            shape out of the centre and brings that to its size; "pad" makes the whole picture fit and puts it in the
-            middle of black; "native" leaves a picture as it is (up to `MAX_NATIVE_SIDE_PX`), for networks that take any
-            shape: then `image_size_px` is for what needs a size, such as aerial views.
+        resize: "shortest" scales the image to cover the input and crops the centre; "squash" scales both sides;
+            "crop" crops the largest centre of the input's shape and scales it; "pad" scales the image to fit and
+            centres it on black; "native" keeps the image (up to `MAX_NATIVE_SIDE_PX`), and `image_size_px` is used
+            for aerial views.
         interpolation: of the resize; always with antialiasing.
         mean: subtracted per channel, in RGB order, after scaling to [0, 1].
         std: divided by per channel, afterwards.
-        aerial_size_px: side of aerial views, where it is not that of photos.
-        floors_centre: where the centre lies between two pixels, the window lies to the left and above, as transformers'
-            processors have it, and not where torchvision's rounding to even numbers puts it.
+        aerial_size_px: side of aerial views; None is that of photos.
+        floors_centre: round a centre between two pixels down, as transformers' processors do, instead of to even
+            numbers, as torchvision does.
 
     Raises:
-        ConfigError: a value that is impossible.
+        ConfigError: a value is invalid.
     """
 
     image_size_px: int | tuple[int, int]
@@ -92,7 +89,7 @@ class Preprocess:
 
     @property
     def size_text(self) -> str:
-        """For people: "224 px", "480 x 640 px" or "native size"."""
+        """Size as text: "224 px", "480 x 640 px" or "native size"."""
         if self.resize == "native":
             return "native size"
         height, width = self.size_hw
@@ -100,39 +97,39 @@ class Preprocess:
 
     @property
     def decode_min_side_px(self) -> int | None:
-        """The shorter side that a scaled JPEG decode has to keep: 2 S leaves the resize its part; None: all of it."""
+        """Minimum shorter side of a scaled JPEG decode, 2 S; None decodes in full."""
         return None if self.resize == "native" else 2 * max(self.size_hw)
 
     @property
     def of_aerial(self) -> "Preprocess":
-        """The same for aerial views, which are cut as squares of the right size."""
+        """Preprocessing of square aerial views."""
         side = self.aerial_size_px or min(self.size_hw)
         return replace(self, image_size_px=side, resize="squash", aerial_size_px=None)
 
     @property
     def of_square(self) -> "Preprocess":
-        """The same for pictures that are squares already: with the shorter side of a rectangle, or as they are."""
+        """Preprocessing of square images: with the shorter side of a rectangle."""
         if isinstance(self.image_size_px, int):
             return self
         return replace(self, image_size_px=min(self.size_hw), resize="squash")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint's config; `from_dict` takes them back."""
+        """JSON values of a checkpoint's config, for `from_dict`."""
         values = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
         if not isinstance(self.image_size_px, int):
             values["image_size_px"] = list(self.image_size_px)
-        if self.aerial_size_px is None:  # as before there was such a key: digests stay what they are
+        if self.aerial_size_px is None:  # keeps the digests of older configs
             del values["aerial_size_px"]
-        if not self.floors_centre:  # likewise
+        if not self.floors_centre:  # keeps the digests of older configs
             del values["floors_centre"]
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """The inverse of `to_dict`, and as strict: every key is known and the required ones are there.
+        """The inverse of `to_dict`.
 
         Raises:
-            ConfigError: names the key that is unknown, missing or impossible.
+            ConfigError: a key is unknown or missing, or a value is invalid.
         """
         known = [field.name for field in fields(cls)]
         if unknown := [key for key in values if key not in known]:
@@ -141,46 +138,18 @@ class Preprocess:
             raise ConfigError(f"preprocess.{missing[0]} is missing")
         return cls(**values)
 
-    @classmethod
-    def from_openclip_cfg(cls, preprocess_cfg: Mapping[str, Any]) -> "Preprocess":
-        """What open_clip's `preprocess_cfg` of a model means in our terms.
-
-        Raises:
-            ConfigError: for what we do not offer: sides that differ, letterboxing ("longest"), random
-                interpolation, a mode other than RGB, or a key that open_clip 3.3 does not have.
-        """
-        known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
-        if unknown := sorted(set(preprocess_cfg) - known):
-            raise ConfigError(f"open_clip's preprocess_cfg.{unknown[0]} is unknown; we know {sorted(known)}")
-        if missing := [key for key in ("size", "mean", "std") if key not in preprocess_cfg]:
-            raise ConfigError(f"open_clip's preprocess_cfg.{missing[0]} is missing")
-        if (mode := preprocess_cfg.get("mode", "RGB")) != "RGB":
-            raise ConfigError(f"open_clip's preprocess_cfg.mode must be RGB, not {mode!r}")
-        size = preprocess_cfg["size"]
-        if isinstance(size, list | tuple):
-            if len(set(size)) != 1:
-                raise ConfigError(f"open_clip's preprocess_cfg.size must be square, not {size!r}")
-            size = size[0]
-        return cls(
-            image_size_px=size,
-            resize=preprocess_cfg.get("resize_mode", "shortest"),
-            interpolation=preprocess_cfg.get("interpolation", "bicubic"),
-            mean=preprocess_cfg["mean"],
-            std=preprocess_cfg["std"],
-        )
-
     def __call__(self, image_u8_hwc: NDArray[np.uint8]) -> "torch.Tensor":
         """An RGB image (h, w, 3) uint8 as the network's input, (3, S, S) or (3, height, width) float32.
 
         Raises:
-            ValueError: another shape or another type of samples.
+            ValueError: the shape or type is wrong.
         """
         import torch
 
         return torch.from_numpy(self.array(image_u8_hwc))
 
     def array(self, image_u8_hwc: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """As a call, without torch."""
+        """The network's input as a NumPy array."""
         image = _checked(image_u8_hwc)
         height, width = self.size_hw
         if self.resize == "native":
@@ -201,15 +170,14 @@ class Preprocess:
         return self._normalise(_cut_centre(resized, height, width, floors=self.floors_centre))
 
     def whole(self, image_u8_hwc: NDArray[np.uint8], max_aspect: float) -> NDArray[np.float32]:
-        """The whole image in its own shape, (3, h, w) float32, for networks that take any.
-
-        Its shorter side is that of the input, unless pictures stay as they are.
+        """The uncropped image, (3, h, w) float32; its shorter side is that of the input unless `resize` is "native".
 
         Args:
-            max_aspect: of a longer image, the ends are cut off.
+            image_u8_hwc: (h, w, 3) uint8.
+            max_aspect: the ends of an image with a larger aspect ratio are cropped.
 
         Raises:
-            ValueError: another shape or another type of samples.
+            ValueError: the shape or type is wrong.
         """
         image = _checked(image_u8_hwc)
         longest = int(max_aspect * min(image.shape[:2]))
@@ -239,7 +207,7 @@ class Preprocess:
 def load_and_preprocess(
     source: ImageSource, preprocess: Preprocess, *, limits: ImageLimits = DEFAULT_LIMITS
 ) -> "torch.Tensor":
-    """From an image in any form to a network's input, (3, S, S) float32, decoding no larger than useful.
+    """Decoded network input of an image, (3, S, S) float32.
 
     Raises:
         BadImageError: the source cannot be decoded; see `decode_image`.
@@ -260,17 +228,14 @@ def _is_size(value: Any) -> bool:
 
 
 def _covering(height: int, width: int, least_height: int, least_width: int) -> tuple[int, int]:
-    """The smallest size of a picture's shape that has both sides at least so long.
-
-    torchvision truncates the side that is longer; rounding would shift the crop by half a pixel.
-    """
+    """Smallest size with the image's aspect ratio that covers a box; the longer side is truncated as in torchvision."""
     if height * least_width <= width * least_height:
         return least_height, least_height * width // height
     return least_width * height // width, least_width
 
 
 def _fitting(height: int, width: int, most_height: int, most_width: int) -> tuple[int, int]:
-    """The largest size of a picture's shape that has neither side longer."""
+    """Largest size with the image's aspect ratio that fits into a box."""
     if height * most_width >= width * most_height:
         return most_height, max(1, most_height * width // height)
     return max(1, most_width * height // width), most_width

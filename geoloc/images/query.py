@@ -1,15 +1,15 @@
-"""How a query picture becomes one or several network inputs: the refinement modes of the VG benchmark, and turns.
+"""Query modes: views of a query image as network inputs.
 
     central_crop      the model's own preprocessing
-    resized           the whole picture, squeezed into the network's square or rectangle
-    single            the whole picture in its own shape (towers that take any shape)
+    resized           the full image, squashed to the network's input
+    single            the full image in its own shape (backbones that take any shape)
     five_crops        the corners and the centre; their features are averaged
-    nearest_crop      the same five, each searched; a reference counts with its nearest crop
-    majority_voting   the same five, each searched; references that several crops find come nearer
-    four_turns        the central crop at four headings, features averaged: for pictures from straight above
+    nearest_crop      the same five, searched separately; a reference has the distance of its nearest crop
+    majority_voting   the same five, searched separately; references found by several crops rank higher
+    four_turns        the central crop rotated four times, features averaged: for nadir images
 
-The first six are those of Berton et al., "Deep Visual Geo-localization Benchmark" (CVPR 2022), section 4.5; there,
-too, crops are square with the picture's shorter side. Knows nothing about networks.
+The first six are those of Berton et al., "Deep Visual Geo-localization Benchmark" (CVPR 2022), section 4.5; crops
+are squares with the image's shorter side.
 """
 
 from __future__ import annotations
@@ -27,37 +27,37 @@ from geoloc.images.preprocess import Preprocess
 QueryMode = Literal[
     "central_crop", "resized", "single", "five_crops", "nearest_crop", "majority_voting", "four_turns"
 ]
-Merge = Literal["mean", "nearest", "vote"]  # of views: their features, or what each of them finds
+Merge = Literal["mean", "nearest", "vote"]  # merge of the views' features or search results
 MERGES: dict[QueryMode, Merge] = {"nearest_crop": "nearest", "majority_voting": "vote"}  # others: "mean"
-MAX_ASPECT = 4  # of "single": a longer picture is cut, since its cost grows with it
+MAX_ASPECT = 4  # for "single": longer images are cropped
 
 
 def check_query_mode(mode: str) -> None:
-    """Refuse a mode that does not exist.
+    """Check the name of a query mode.
 
     Raises:
-        ConfigError: names those that do.
+        ConfigError: the mode does not exist.
     """
     if mode not in get_args(QueryMode):
         raise ConfigError(f"query mode is {mode!r}; expected one of {', '.join(get_args(QueryMode))}")
 
 
 def load_query_views(source: ImageSource, preprocess: Preprocess, mode: QueryMode) -> NDArray[np.float32]:
-    """Decode a picture into its views, (V, 3, h, w) float32; V is 1, 4 or 5.
+    """Views of an image source, (V, 3, h, w) float32; V is 1, 4 or 5.
 
     Raises:
         BadImageError: the source cannot be decoded.
-        ConfigError: there is no such mode.
+        ConfigError: the mode does not exist.
     """
     image = decode_image(source, min_side_px=preprocess.decode_min_side_px)
     return query_views(image, preprocess, mode)
 
 
 def query_views(image: NDArray[np.uint8], preprocess: Preprocess, mode: QueryMode) -> NDArray[np.float32]:
-    """The views of a decoded picture, (h, w, 3) uint8 -> (V, 3, h', w').
+    """Views of a decoded image, (h, w, 3) uint8 -> (V, 3, h', w').
 
     Raises:
-        ConfigError: there is no such mode, or the turns of a picture that keeps its shape have two.
+        ConfigError: the mode does not exist, or the rotations of a native-size image differ in shape.
     """
     check_query_mode(mode)
     if mode == "central_crop":
@@ -84,7 +84,7 @@ def _four_turns(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.
 
 
 def _five_squares(image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Centre and corners; of a square picture, squares of 4/5 of its side, or all five were the same."""
+    """Centre and corner squares; 4/5 of the side for nearly square images."""
     height, width = image.shape[:2]
     side = min(height, width)
     if max(height, width) < 1.25 * side:

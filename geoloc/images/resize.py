@@ -1,8 +1,7 @@
-"""Antialiased resizing of uint8 pictures, byte for byte as torch's vectorised kernel does it, with torch or without.
+"""Antialiased resizing of uint8 images, byte for byte as torch's vectorised kernel, with or without torch.
 
-The filter is stretched over the pixels that an output pixel covers, as Pillow has it (`Resample.c`); bicubic is Keys'
-with a = -0.5. Weights are whole numbers of 16 bits that share as many binary places as the largest allows, first along
-rows and then along columns, each rounded to uint8: ATen's `UpSampleKernelAVXAntialias.h`.
+Filters as in Pillow's `Resample.c`; bicubic is Keys' with a = -0.5. Weights are 16-bit fixed-point numbers; rows then
+columns are filtered and rounded to uint8, as in ATen's `UpSampleKernelAVXAntialias.h`.
 """
 
 import sys
@@ -75,8 +74,8 @@ def _taps(before: int, after: int, interpolation: str) -> tuple[NDArray[np.int64
     places = 0
     while places < _MAX_BINARY_PLACES + 1 and int(0.5 + weight.max() * (1 << (places + 1))) < 1 << 15:
         places += 1
-    whole = np.trunc(weight * (1 << places) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
-    return np.minimum(taps + first, before - 1), whole, places
+    fixed = np.trunc(weight * (1 << places) + np.where(weight < 0, -0.5, 0.5)).astype(np.int32)
+    return np.minimum(taps + first, before - 1), fixed, places
 
 
 def _bilinear(x: NDArray[np.float64]) -> NDArray[np.float64]:

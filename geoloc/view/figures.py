@@ -1,9 +1,6 @@
-"""PNG figures of the world: a quadtree's cells, predictions with their errors.
+"""PNG world map of a quadtree's cells in the Equal Earth projection, by matplotlib without a display."""
 
-Drawn with matplotlib, without a display. The projection is Equal Earth, so that areas compare.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoloc.files import atomic_write
-from geoloc.view.great_circles import circle_rings, great_circle
-from geoloc.view.map_html import MapPoint
 from geoloc.view.outline import load_world_outline
-from quadtree.sphere import haversine_km, validate_latlon_deg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +19,7 @@ if TYPE_CHECKING:
 DPI = 200  # twice matplotlib's, for screens with two pixels to a point
 WIDTH_IN = 11.0
 
-_SEA, _LAND, _COAST, _BORDER = "#e4edf3", "#fbfaf6", "#7d909e", "#c9c6bb"
-_TEXT, _QUIET, _PREDICTED, _TRUTH = "#1c2430", "#65707e", "#d9480f", "#0b7285"
+_SEA, _LAND, _TEXT, _QUIET = "#e4edf3", "#fbfaf6", "#1c2430", "#65707e"
 
 
 def project_equal_earth(latlon_deg: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -50,16 +43,16 @@ def save_quadtree_png(
     color_by: Literal["depth", "num_points"] = "depth",
     title: str = "Quadtree",
 ) -> None:
-    """Save a world map of a quadtree's cells; places without a cell show the bare map.
+    """Save a world map of a quadtree's cells.
 
     Args:
         quadtree: the tree.
-        path: of the PNG; an existing one is replaced at once.
+        path: of the PNG; an existing file is replaced atomically.
         color_by: depth of the cells, or the logarithm of their number of points.
         title: the heading.
 
     Raises:
-        ValueError: numbers of points are asked for, and the tree does not know them.
+        ValueError: `color_by` is "num_points" and the tree has none.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -75,8 +68,7 @@ def save_quadtree_png(
     else:
         if num_points is None:
             raise ValueError(
-                "this quadtree does not know how many points its cells held (OSV-5M's table does not tell): "
-                'use color_by="depth"'
+                'this quadtree has no numbers of points (OSV-5M\'s table has none): use color_by="depth"'
             )
         values, label = num_points, "points in the cell"
         norm = LogNorm(1, max(2, int(num_points.max())))
@@ -115,75 +107,8 @@ def save_quadtree_png(
     _save(figure, path)
 
 
-def save_points_png(
-    points: Iterable[MapPoint], path: str | Path, *, title: str = "Predictions", subtitle: str | None = None
-) -> None:
-    """Save a world map of predictions, their 90 % circles, and the ways to the truth where it is known.
-
-    Args:
-        points: as for the HTML map; those without a position are left out.
-        path: of the PNG; an existing one is replaced at once.
-        title: the heading.
-        subtitle: the line below it; by default the number of images and their median error.
-    """
-    from matplotlib.collections import PathCollection
-
-    located = [point for point in points if point.latlon_deg is not None]
-    predicted = _positions([point.latlon_deg for point in located])
-    known = [i for i, point in enumerate(located) if point.truth_latlon_deg is not None]
-    truth = _positions([located[i].truth_latlon_deg for i in known])
-    if subtitle is None:
-        subtitle = _count(len(located), "image")
-        if known:
-            subtitle += f" · median error {np.median(haversine_km(predicted[known], truth)):,.0f} km"
-    figure, axes = _world(title, subtitle)
-    _draw_lines(axes, load_world_outline().borders, color=_BORDER, linewidth=0.5, zorder=2)
-    _draw_lines(axes, load_world_outline().land, color=_COAST, linewidth=0.5, zorder=2)
-    size = float(np.interp(len(located), [30, 3000], [34, 3]))
-    circles = [
-        _compound(
-            [piece for ring in circle_rings(point.latlon_deg, point.radius_km[90]) for piece in _copies(ring)]
-        )
-        for point in located
-        if point.latlon_deg is not None and 90 in point.radius_km
-    ]
-    if circles and len(circles) <= 200:
-        axes.add_artist(
-            PathCollection(circles, facecolors=_PREDICTED, edgecolors="none", alpha=0.10, zorder=3)
-        )
-        axes.scatter(
-            [], [], s=60, c=_PREDICTED, alpha=0.25, linewidths=0, label="90 % circle"
-        )  # for the legend
-    ways = [great_circle(predicted[i], truth[k]) for k, i in enumerate(known)]
-    faint = float(np.interp(len(known), [100, 3000], [0.8, 0.15]))
-    _draw_lines(axes, ways, color=_QUIET, linewidth=0.9, alpha=faint, zorder=4, label="error")
-    halo: dict[str, Any] = {"edgecolors": "white", "linewidths": 0.6 if size > 10 else 0}
-    for positions, color, marker, label in (
-        (truth, _TRUTH, "D", "truth"),
-        (predicted, _PREDICTED, "o", "predicted"),
-    ):
-        if len(positions):
-            x, y = project_equal_earth(positions).T
-            scale = 0.6 if marker == "D" else 1.0
-            style: dict[str, Any] = {"c": color, "marker": marker, "zorder": 5, "clip_on": False}
-            axes.scatter(x, y, s=size * scale, label=label, **style, **halo)
-    if len(located):
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(
-            handles[::-1],
-            labels[::-1],
-            loc="lower center",
-            bbox_to_anchor=(0.5, 0.03),
-            ncols=4,
-            frameon=False,
-            fontsize=9,
-            labelcolor=_QUIET,
-        )
-    _save(figure, path)
-
-
 def _world(title: str, subtitle: str) -> tuple["Figure", "Axes"]:
-    """A figure with title, sea and land. What is drawn up to zorder 4 ends at the edge of the map."""
+    """Figure with title, sea and land; artists up to zorder 4 are clipped at the edge of the map."""
     from matplotlib.figure import Figure
     from matplotlib.patches import PathPatch
 
@@ -200,8 +125,7 @@ def _world(title: str, subtitle: str) -> tuple["Figure", "Axes"]:
     axes.set_xlim(-edge[0], edge[0])
     axes.set_ylim(-edge[1], edge[1])
     globe = project_equal_earth(_box_ring(np.array([-90.0, -180.0, 90.0, 180.0])))
-    # Beyond the edge of the map all is white again: one patch with a hole is quicker than clipping lines.
-    # Artists are added as such, for the limits are known and finding them anew takes seconds.
+    # One white patch with a hole is faster than clipping lines. add_artist does not recompute the limits.
     frame = edge * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     axes.add_artist(PathPatch(_outline([globe]), facecolor=_SEA, edgecolor="none", zorder=0))
     axes.add_artist(PathPatch(_outline([frame, globe]), facecolor="white", edgecolor="none", zorder=4.5))
@@ -212,7 +136,7 @@ def _world(title: str, subtitle: str) -> tuple["Figure", "Axes"]:
     _draw_lines(axes, meridians + parallels, color="#d0dde6", linewidth=0.5, zorder=0.5)
     rings = [piece for ring in load_world_outline().land for piece in _copies(_closed_over_pole(ring))]
     axes.add_artist(PathPatch(_compound(rings), facecolor=_LAND, edgecolor="none", zorder=1))
-    # A dollar sign in somebody's title is no formula.
+    # A dollar sign in a title is no formula.
     plain: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
     figure.text(0.035, 1 - 0.2 / total_in, title, fontsize=16, fontweight="bold", color=_TEXT, **plain)
     figure.text(0.035, 1 - 0.52 / total_in, subtitle, fontsize=10, color=_QUIET, **plain)
@@ -223,7 +147,7 @@ def _world(title: str, subtitle: str) -> tuple["Figure", "Axes"]:
 
 
 def _draw_lines(axes: "Axes", lines: Sequence[NDArray[np.float64]], **style: Any) -> None:
-    """Draw (n, 2) lat, lon lines, also those that run on past the edge of the map."""
+    """Draw (n, 2) lat, lon lines; longitudes may exceed the edge of the map."""
     from matplotlib.collections import LineCollection
 
     pieces = [project_equal_earth(piece) for line in lines for piece in _copies(line)]
@@ -232,14 +156,14 @@ def _draw_lines(axes: "Axes", lines: Sequence[NDArray[np.float64]], **style: Any
 
 
 def _copies(line: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The line, and its copies a turn away that reach into the map."""
+    """The line and its copies shifted by 360 degrees that overlap the map."""
     west, east = line[:, 1].min(), line[:, 1].max()
     turns = range(int(np.ceil((-180 - east) / 360)), int(np.floor((180 - west) / 360)) + 1)
     return [line + np.array([0.0, 360.0 * turn]) for turn in turns]
 
 
 def _closed_over_pole(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ring of land whose coast goes once around the Earth goes on along the edge of the map."""
+    """Ring closed along the edge of the map if its coast goes once around the Earth."""
     if abs(ring[-1, 1] - ring[0, 1]) < 180:
         return ring
     pole = 90.0 if ring[0, 0] > 0 else -90.0
@@ -255,14 +179,14 @@ def _compound(rings: Sequence[NDArray[np.float64]]) -> Any:
 
 
 def _outline(rings: Sequence[NDArray[np.float64]]) -> Any:
-    """One matplotlib path of closed x, y rings; one inside of another is a hole if it turns the other way."""
+    """One matplotlib path of closed x, y rings; a ring inside another of opposite direction is a hole."""
     from matplotlib.path import Path as Outline
 
     return Outline.make_compound_path(*(Outline(ring, closed=True) for ring in rings))
 
 
 def _box_ring(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Closed ring around a box, with points enough for sides that the projection bends."""
+    """Closed ring around a box, with points along the curved sides."""
     south, west, north, east = bounds_deg.tolist()
     num = 2 + int((north - south) / 2)
     up, down = np.linspace(south, north, num), np.linspace(north, south, num)
@@ -277,10 +201,6 @@ def _box_ring(bounds_deg: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _positions(latlon_deg: Sequence[tuple[float, float] | None]) -> NDArray[np.float64]:
-    return validate_latlon_deg(np.array(latlon_deg, dtype=np.float64).reshape(-1, 2))
 
 
 def _save(figure: "Figure", path: str | Path) -> None:

@@ -39,14 +39,6 @@ def test_mercator_is_morecantiles_and_turns_back(lat: float, lon: float) -> None
     np.testing.assert_allclose(tiles.mercator_latlon_deg(xy), (lat, lon), atol=1e-9)
 
 
-@pytest.mark.parametrize("tile_px", [256, 512])
-def test_ground_resolution_at_the_equator_is_the_matrix_sets(tile_px: int) -> None:
-    for zoom in range(20):
-        expected = TMS.matrix(zoom).cellSize * 256 / tile_px
-        assert tiles.ground_resolution_m_per_px(0.0, zoom, tile_px) == pytest.approx(expected, rel=1e-12)
-    assert tiles.ground_resolution_m_per_px(60.0, 10) == pytest.approx(TMS.matrix(10).cellSize / 2, rel=1e-9)
-
-
 def test_pixels_of_known_places() -> None:
     assert tiles.pixel_xy((0.0, 0.0), 0).tolist() == pytest.approx([128.0, 128.0])
     assert tiles.pixel_xy((tiles.MAX_LATITUDE_DEG, -180.0), 3, 512).tolist() == pytest.approx(

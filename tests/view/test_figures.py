@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pyproj import Proj
 
-from geoloc.view.figures import project_equal_earth, save_points_png, save_quadtree_png
-from geoloc.view.map_html import MapPoint
+from geoloc.view.figures import project_equal_earth, save_quadtree_png
 from quadtree import Quadtree, build_quadtree
 
 WHITE = (255, 255, 255)
@@ -70,25 +69,3 @@ def test_quadtree_without_numbers_of_points(tmp_path: Path) -> None:
     assert not (tmp_path / "tree.png").exists()
     save_quadtree_png(untold, tmp_path / "tree.png")
     assert (tmp_path / "tree.png").exists()
-
-
-def test_points_figure_shows_predictions_truth_and_both_sides_of_the_antimeridian(tmp_path: Path) -> None:
-    path = tmp_path / "points.png"
-    points = [
-        MapPoint("a", (0.0, -30.0), {90: 300.0}, truth_latlon_deg=(0.0, -20.0)),
-        MapPoint("b", (0.0, 179.0), {90: 1500.0}),
-        MapPoint("broken", None, error="truncated"),
-    ]
-    save_points_png(points, path, title="Two")
-    image = pixels(path)
-    sea = at(image, (-40.0, -20.0))
-    red, green, blue = at(image, (0.0, -30.0))
-    assert red > 200 > 100 > blue
-    red, green, blue = at(image, (0.0, -20.0))
-    assert blue > green > 80 > red
-    assert at(image, (7.0, -175.0)) == at(image, (7.0, 174.0)) != sea  # the circle goes on at the other edge
-
-
-def test_points_figure_of_failures_alone(tmp_path: Path) -> None:
-    save_points_png([MapPoint("broken", None, error="truncated")], tmp_path / "points.png")
-    assert pixels(tmp_path / "points.png").shape[1] == 2200

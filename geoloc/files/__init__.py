@@ -1,13 +1,6 @@
-"""Files that are whole or absent: atomic writes, folders that are swapped at once, manifests, safe paths.
+"""Atomic writes of files and folders, manifests with sha256 of each file, safe paths. POSIX only.
 
-A process killed at any moment leaves the old file or folder or the new one, never a mixture; so does a power
-cut, because contents reach the disk before the name does. A manifest lists the size and sha256 of each file
-beside it: it is the only thing that notices a flipped bit in a tensor. POSIX only. Knows nothing about what
-the files contain.
-
-atomic.py     one file
-folders.py    a whole folder
-manifests.py  what lies in a folder, and whether it is still that
+After a kill or a power cut, a file or folder is the old one or the new one, never a mixture.
 """
 
 from geoloc.files.atomic import atomic_write, fsync_folder

@@ -1,4 +1,4 @@
-"""One file, whole or absent."""
+"""Atomic file writes: temporary file, fsync, rename."""
 
 import errno
 import fcntl
@@ -14,11 +14,10 @@ def atomic_write(path: str | Path, mode: Literal["w"]) -> AbstractContextManager
 @overload
 def atomic_write(path: str | Path, mode: Literal["wb"]) -> AbstractContextManager[IO[bytes]]: ...
 def atomic_write(path: str | Path, mode: Literal["w", "wb"]) -> AbstractContextManager[IO[Any]]:
-    """Open a file that takes its name only when the block ends well; on any exception the old file stays.
+    """File that replaces `path` when the block succeeds; on an exception the old file stays.
 
-    The bytes go to `.NAME.tmp` in the same folder, which must exist. A killed process leaves that file
-    behind, and the next write to the same path takes it over. Of two processes that write one path, the
-    second waits. A symbolic link is written through. Text is UTF-8 with plain line feeds.
+    The bytes go to `.NAME.tmp` in the same folder, which must exist; a leftover of a killed process is reused. A
+    second writer of the path waits. Symbolic links are followed. Text is UTF-8 with plain line feeds.
     """
     return _atomic_write(Path(os.path.realpath(path)), mode)
 
@@ -40,12 +39,11 @@ def _atomic_write(target: Path, mode: Literal["w", "wb"]) -> Iterator[IO[Any]]:
 
 
 def _open_locked(temporary: Path) -> int:
-    """Open a temporary file for ourselves alone, emptied; the lock ends with the descriptor or process."""
+    """Descriptor of a locked, emptied temporary file; the lock ends with the descriptor or process."""
     while True:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         lock(descriptor, wait=True)
-        # Whoever held the lock before us may have renamed the file: then it is finished, and not ours to
-        # empty.
+        # The previous holder of the lock may have renamed the file.
         if is_at(descriptor, temporary):
             os.ftruncate(descriptor, 0)
             return descriptor
@@ -53,18 +51,18 @@ def _open_locked(temporary: Path) -> int:
 
 
 def lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open file or folder against other savers; false if one of them holds it and we do not wait."""
+    """Lock an open file or folder; false if another process holds the lock and `wait` is false."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return wait  # no locks on this file system: write on, but take nothing for abandoned
+        return wait  # no locks on this file system: nothing counts as abandoned
     return True
 
 
 def is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file or folder is still the one with this name."""
+    """Whether an open file or folder still has this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
@@ -72,19 +70,19 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems do not let themselves be asked
+        if error.errno != errno.EINVAL:  # not supported by some network file systems
             raise
     finally:
         os.close(descriptor)
 
 
 def files_in(folder: Path) -> list[str]:
-    """Relative POSIX names of all that is no folder, sorted; without what a killed atomic_write left."""
+    """Sorted relative POSIX names of files and links, without leftovers of atomic_write."""
     names = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if Path(parent, name).is_symlink()]

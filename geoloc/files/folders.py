@@ -1,4 +1,4 @@
-"""A folder with a manifest, replaced in one step."""
+"""Atomic replacement of a folder with a manifest."""
 
 import ctypes
 import errno
@@ -20,20 +20,17 @@ MANIFEST_NAME = "manifest.json"
 
 @contextmanager
 def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill, beside `folder`; when the block ends well, it takes that name at once.
+    """Empty temporary folder that replaces `folder` when the block succeeds.
 
-    On any exception, or a kill at any moment, `folder` is what it was (or absent, if it was). What a killed
-    save left behind is removed by the next one. Folders above are made. Of two processes that save to one
-    place at once, the later swap wins.
+    After an exception or a kill, `folder` is unchanged. The next call removes leftovers. Parent folders are created.
+    Of two concurrent calls, the later swap wins.
 
     Args:
-        folder: where to.
-        resume: what a failed or killed block has filled in stays, and the next one is given it. Of two processes that
-            fill one place, the second waits for the first.
+        folder: to replace.
+        resume: keep the content of a failed or killed block for the next call; a concurrent call waits.
 
     Raises:
-        OutputMismatchError: `folder` holds something that its manifest does not list. All of the old folder
-            is deleted after the swap, so nothing may be in it that we did not write.
+        OutputMismatchError: `folder` holds a file that its manifest does not list; it would be deleted.
     """
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +44,7 @@ def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path
         _fsync_tree(temporary)
         _refuse_strangers(target)  # again: the block may have run for hours
         if resume:
-            # After the swap the old folder has this name: whoever waits must not take it for work to go on with.
+            # After the swap the old folder has this name; a waiting process must not resume from it.
             temporary = temporary.rename(_new_name(target))
             is_kept = False
         _swap(temporary, target)
@@ -59,10 +56,9 @@ def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path
 
 
 def recover_folder(folder: str | Path) -> None:
-    """Put back the old folder if a save was killed between its two renames.
+    """Restore the old folder if a save was killed between its two renames.
 
-    Only where the file system cannot swap two folders in one step; otherwise there is nothing to do. Every
-    reader calls this first (`verify_manifest` does it).
+    Needed on file systems without an atomic exchange; every reader calls it first, as `verify_manifest` does.
     """
     target = Path(os.path.realpath(folder))
     if not target.exists():
@@ -102,7 +98,7 @@ def _open_locked_part(target: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed saves left: temporary folders that no living process has locked, and the old one."""
+    """Remove unlocked temporary folders of killed saves, and the old folder."""
     for abandoned in target.parent.glob(f".{glob.escape(target.name)}.*.new"):
         with suppress(FileNotFoundError):
             descriptor = os.open(abandoned, os.O_RDONLY | os.O_DIRECTORY)
@@ -141,7 +137,7 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def _swap(temporary: Path, target: Path) -> None:
-    """Give `temporary` the name `target`; an old folder ends up under the name `temporary`."""
+    """Rename `temporary` to `target`; an old folder gets the name `temporary`."""
     if not target.exists():
         os.rename(temporary, target)
         return
@@ -160,10 +156,9 @@ def _swap(temporary: Path, target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; false if this system or file system cannot.
+    """Exchange two names atomically; false if not supported.
 
-    Linux: renameat2(2) with RENAME_EXCHANGE = 2, -100 being AT_FDCWD. macOS: renamex_np(2) with RENAME_SWAP =
-    2.
+    Linux: renameat2(2), RENAME_EXCHANGE = 2, AT_FDCWD = -100. macOS: renamex_np(2), RENAME_SWAP = 2.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     try:

@@ -1,4 +1,4 @@
-"""What lies in a folder: the size and sha256 of each file, and a digest of the manifest that lists them."""
+"""Manifests: size and sha256 of each file in a folder, and a digest of the manifest itself."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from geoloc.files.folders import MANIFEST_NAME, recover_folder
 
 MANIFEST_SCHEMA_VERSION = 1
 
-MAX_MANIFEST_BYTES = 64 * 2**20  # half a million files; more is not ours, and would only fill the memory
+MAX_MANIFEST_BYTES = 64 * 2**20  # half a million files
 _OWN_KEYS = {"schema_version", "files", "digest"}
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the sha256 of a file's bytes, 64 lower-case hex digits; reads in blocks of 1 MiB."""
+    """sha256 of a file, 64 lower-case hex digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -26,7 +26,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def safe_join(root: str | Path, name: str) -> Path:
-    """Return `root/name` for a relative POSIX name that stays inside `root`, symbolic links included.
+    """Path `root/name` of a relative POSIX name that stays inside `root`, symbolic links included.
 
     Raises:
         IntegrityError: the name is absolute, not in its plain form (`..`, `./`, `//`, backslashes), or leads
@@ -49,7 +49,7 @@ def safe_join(root: str | Path, name: str) -> Path:
 
 
 def write_manifest(folder: str | Path, **facts: Any) -> dict[str, Any]:
-    """Write `manifest.json` over every file in `folder`, and return what it says.
+    """Write `manifest.json` of every file in `folder`, and return it.
 
     ```
     schema_version  1
@@ -70,10 +70,7 @@ def write_manifest(folder: str | Path, **facts: Any) -> dict[str, Any]:
 
 
 def save_manifest(folder: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `manifest.json` with all of the keys of `write_manifest` but its digest, which is added and returned, too.
-
-    For whoever knows the files' sizes and digests already.
-    """
+    """Write `manifest.json` from all keys of `write_manifest` but the digest; return it with the digest."""
     data = manifest_bytes(values)
     with atomic_write(Path(folder) / MANIFEST_NAME, "wb") as file:
         file.write(data)
@@ -82,8 +79,8 @@ def save_manifest(folder: str | Path, values: Mapping[str, Any]) -> dict[str, An
 
 
 def manifest_bytes(values: Mapping[str, Any]) -> bytes:
-    """What `save_manifest` writes; a digest among the values is made anew."""
-    # Through JSON once, so that keys that are not strings are sorted as the strings that they become.
+    """Bytes that `save_manifest` writes; the digest is recomputed."""
+    # Through JSON, so that non-string keys are sorted as strings.
     manifest: dict[str, Any] = json.loads(_canonical(values))
     return _canonical({**manifest, "digest": manifest_digest(manifest)})
 
@@ -93,11 +90,11 @@ def verify_manifest(folder: str | Path, *, strict: bool = False) -> dict[str, An
 
     Args:
         folder: holds `manifest.json` and the files that it lists.
-        strict: refuse files that the manifest does not list, too.
+        strict: also reject unlisted files.
 
     Raises:
         NotFoundError: there is no such folder.
-        IntegrityError: anything differs; the message names the file and what to do.
+        IntegrityError: a file or the manifest differs.
     """
     folder = Path(folder)
     recover_folder(folder)
@@ -127,7 +124,7 @@ _REMEDY = "fetch or save the folder again"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `manifest.json` says, checked against its own digest, but not against the files.
+    """Manifest of a folder, checked against its digest, not against the files.
 
     Raises:
         IntegrityError: it is missing, is no manifest of ours, or was changed.
@@ -141,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
-    """What the bytes of a manifest say, checked against its own digest; `path` is what an error calls it.
+    """Manifest from bytes, checked against its digest; `path` is its name in errors.
 
     Raises:
         IntegrityError: they are no manifest of ours, or were changed.
@@ -164,7 +161,7 @@ def parse_manifest(data: bytes, path: str | Path) -> dict[str, Any]:
 
 
 def _is_ours(data: bytes, manifest: dict[str, Any]) -> bool:
-    """Whether these are the very bytes that write_manifest would write, with a well-formed table of files."""
+    """Whether the bytes are canonical and the table of files is well formed."""
     files = manifest.get("files")
     try:
         return (
@@ -182,7 +179,7 @@ def _is_ours(data: bytes, manifest: dict[str, Any]) -> bool:
 
 
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """The sha256 of the canonical form of all that a manifest says but its digest."""
+    """sha256 of the canonical form of a manifest without its digest."""
     rest = {key: value for key, value in manifest.items() if key != "digest"}
     return hashlib.sha256(_canonical(rest)).hexdigest()
 

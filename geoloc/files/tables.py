@@ -1,8 +1,6 @@
-"""Tables of points, predictions or truth, from CSV or Parquet: read whole or refused with the line.
+"""Tables of points (predictions or truth) from CSV or Parquet; a malformed line is an error with its number.
 
-A table has a column of ids and two of degrees; all others come along as text or numbers. An empty or NaN coordinate
-is a row without a position, which is for the evaluation to count; a word where a number should be, or a line with
-too few fields, is a broken file.
+A table has a column of ids and two of degrees; other columns are kept. An empty or NaN coordinate is valid here.
 """
 
 import csv
@@ -31,7 +29,7 @@ NULL_TEXTS: Final = ("", "nan", "NaN", "NAN", "null", "NULL", "None", "N/A")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What the columns of a table are called.
+    """Column names of a table.
 
     Attributes:
         id: names of images, compared as text.
@@ -46,13 +44,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class PointTable:
-    """The rows of a file, in its order.
+    """Rows of a table of points, in the order of the file.
 
     Attributes:
-        path: where it was read.
+        path: of the file.
         ids: (n,) text.
-        latlon_deg: (n, 2) float64 as written, out-of-range values included; NaN where there is none.
-        others: the remaining columns by name, each an Arrow array of n values.
+        latlon_deg: (n, 2) float64 as written, out-of-range values included; NaN if empty.
+        others: the other columns by name, Arrow arrays of n values.
     """
 
     path: Path
@@ -64,12 +62,12 @@ class PointTable:
         return len(self.ids)
 
     def take(self, rows: NDArray[np.int64]) -> "PointTable":
-        """Some rows, (m,) numbers, in that order."""
+        """Table of the given rows (m,), in that order."""
         others = {name: column.take(rows) for name, column in self.others.items()}
         return PointTable(self.path, self.ids[rows], self.latlon_deg[rows], others)
 
     def digest(self) -> str:
-        """Of all that the table holds, whatever file it came from; 64 hex digits."""
+        """sha256 of the content without the path, 64 hex digits."""
         import pyarrow as pa
 
         columns = {
@@ -79,7 +77,7 @@ class PointTable:
             **{f"other {name}": column for name, column in self.others.items()},
         }
         sink = pa.BufferOutputStream()
-        table = pa.table(columns).combine_chunks()  # where a file was cut into row groups does not count
+        table = pa.table(columns).combine_chunks()  # independent of row groups
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return hashlib.sha256(sink.getvalue()).hexdigest()
@@ -113,12 +111,12 @@ def read_points(
     Args:
         path: ends in .csv, .csv.gz, .tsv or .parquet.
         columns: what its columns are called.
-        others: which of the other columns come along, where they are there; None takes all.
-        remedy: what an error advises where a column is missing; "{}" in it becomes id, latitude or longitude.
+        others: names of other columns to read if they exist; None reads all.
+        remedy: advice of the error for a missing column; "{}" in it becomes id, latitude or longitude.
 
     Raises:
         NotFoundError: there is no such file.
-        BadTableError: a broken line, a missing or doubled column, a text for a number; names the line and the remedy.
+        BadTableError: a malformed line, a missing or duplicate column, or text for a number.
     """
     path, columns = Path(path), columns or Columns()
     if not path.is_file():
@@ -161,11 +159,11 @@ def read_columns(path: str | Path, names: Sequence[str] | None = None) -> "pa.Ta
 
 
 def read_texts(path: str | Path, needed: Sequence[str]) -> "pa.Table":
-    """These columns of a CSV as they are written: for files whose names repeat a number's very digits.
+    """Columns of a CSV as unparsed text.
 
     Raises:
         NotFoundError: there is no such file.
-        BadTableError: a broken line, or a column is missing or doubled; names it.
+        BadTableError: a malformed line, or a missing or duplicate column.
     """
     path = Path(path)
     if not path.is_file():
@@ -181,7 +179,7 @@ def read_texts(path: str | Path, needed: Sequence[str]) -> "pa.Table":
 
 
 def column_names(path: str | Path) -> list[str]:
-    """What the columns of a CSV or Parquet table are called, in their order.
+    """Column names of a CSV or Parquet table, in order.
 
     Raises:
         BadTableError: there is no header, or it is no Parquet file.
@@ -213,7 +211,7 @@ def _read_parquet(path: Path, kept: Sequence[str]) -> "pa.Table":
 
 
 def _read_csv(path: Path, header: Sequence[str], kept: Sequence[str]) -> "pa.Table":
-    """Columns as text: what is a number is decided by who asks for one."""
+    """Columns as text; `PointTable.numbers` converts."""
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -240,7 +238,7 @@ def _delimiter(path: Path) -> str:
 
 @contextmanager
 def _rows(path: Path) -> Iterator[Any]:
-    """Rows of a CSV as the csv module reads them; its `line_num` is the line on which the last row ended."""
+    """Reader of the csv module; its `line_num` is the last line of the last row."""
     if path.suffix == ".gz":
         with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield csv.reader(file, delimiter=_delimiter(path), strict=True)
@@ -309,7 +307,7 @@ def _as_floats(path: Path, name: str, column: "pa.ChunkedArray") -> NDArray[np.f
 
 
 def _first_word(path: Path, name: str, column: "pa.ChunkedArray") -> str:
-    """Where the first value is that is no number."""
+    """Error text that locates the first value that is no number."""
     for row, value in enumerate(column.to_pylist()):
         try:
             float("nan" if value is None else value)
@@ -322,7 +320,7 @@ def _first_word(path: Path, name: str, column: "pa.ChunkedArray") -> str:
 
 
 def where_rows_are(path: str | Path, rows: Sequence[int]) -> list[str]:
-    """Where rows are for a reader of the file: "line 17" of a CSV, "row 16" of another table.
+    """Locations of rows in a file: "line 17" of a CSV, "row 16" of another table.
 
     Args:
         path: of the table.

@@ -1,9 +1,8 @@
-"""From the Hub into a folder: `cached` for whoever loads a name, `pull` for whoever wants the files somewhere.
+"""Pull from the Hub, into a cache (`cached`) or a given folder (`pull`).
 
-Not the Hub's own cache: there every file is a symbolic link into a folder of blobs, and a manifest refuses whatever
-leads out of its folder, as it should. To follow such links would mean to trust names that a repository chose. So a
-commit becomes a folder of plain files under a cache of ours, whole or absent; a file that an older commit has, too, is
-a hard link to it, and is not received twice. Of processes that want the same commit, one receives it.
+The Hub's own cache consists of symbolic links, which a manifest rejects. Our cache has one folder of plain files per
+commit, written atomically; files shared with an older commit are hard links. Concurrent processes download a commit
+once.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from geoloc.hub.repository import Kind, Published, cache_of, find, read
 
 
 def cached(repo_id: str, kind: Kind, *, revision: str | None = None, subfolder: str = "") -> Path:
-    """The verified folder of a repository's commit on this machine, received now if it is not there whole.
+    """Verified local folder of a repository's commit, downloaded if necessary.
 
     Args:
         repo_id: "org/name".
@@ -88,7 +87,7 @@ def kind_of(repo_id: str, revision: str | None = None) -> Kind:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether all that a cached manifest lists is there, byte for byte; what is not is received anew."""
+    """Whether a cached folder agrees with its manifest."""
     with suppress(NotFoundError, IntegrityError):
         verify_manifest(folder)
         return True

@@ -1,8 +1,4 @@
-"""From a folder to the Hub: all that its manifest lists, in one commit, so that a reader sees the old state or the new.
-
-What is uploaded stays there when a push is cut, and the same push skips it the next time. Knows nothing about models or
-databases: whoever calls has verified the folder and written its card.
-"""
+"""Push of a folder with a manifest to the Hub, in one commit; a repeated push skips files that are uploaded already."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ CARD_NAME: Final = "README.md"
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a push has ended up.
+    """Result of a push.
 
     Attributes:
         repo_id: "org/name".
@@ -40,7 +36,7 @@ class Pushed:
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Where a push goes.
+    """Options of a push.
 
     Attributes:
         private: whether a repository that is made now is private; None leaves it to the account. One that is there

@@ -1,7 +1,7 @@
-"""One file from the Hub, from the byte where it was cut; and what its client raises, in words of ours.
+"""Resumable download of one file from the Hub, and translation of the client's errors.
 
-The only place that speaks HTTP itself. A plain GET, also for what the Hub stores as chunks (Xet): only so can a file
-go on from any byte, in another process, too, and be stopped at its promised size. Knows nothing about manifests.
+A plain HTTP GET with byte ranges, also for files stored as chunks (Xet), so that a download can resume in another
+process and stop at the expected size.
 """
 
 from __future__ import annotations
@@ -32,21 +32,19 @@ def receive(
     name: str,
     progress: Callable[[int], object] = lambda num_bytes: None,
 ) -> None:
-    """Append to a file what it lacks of what is at an address, and never more than `max_bytes`.
-
-    A broken connection is taken up again where it broke, as long as bytes come.
+    """Append the missing bytes of a URL to a file, at most up to `max_bytes`; broken connections are resumed.
 
     Args:
-        url: the address.
-        path: of the file; its first bytes may be there.
-        max_bytes: the size at which it is whole, or too large.
-        origin: what an error calls the repository.
-        name: what an error calls the file.
-        progress: is told of bytes that came; of those that were thrown away as a negative number.
+        url: of the file.
+        path: local file, perhaps with the first bytes.
+        max_bytes: expected size.
+        origin: name of the repository in errors.
+        name: name of the file in errors.
+        progress: called with the number of received bytes, or the negative number of discarded bytes.
 
     Raises:
-        IntegrityError: there are more bytes.
-        Exception: whatever the client raises, see `explaining`.
+        IntegrityError: the URL has more bytes.
+        Exception: an error of the client, see `explaining`.
     """
     import httpx2
     from huggingface_hub import constants, hf_raise_for_status
@@ -101,20 +99,20 @@ def _append(
 
 
 def size_of(path: Path) -> int:
-    """Size of a file in bytes; 0 if there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 @contextmanager
 def explaining(what: str, otherwise: str = ELSEWHERE) -> Iterator[None]:
-    """Turn what the client raises into an error that says what was asked and what to do.
+    """Translate errors of the client.
 
     Args:
-        what: was asked, as in "could not …".
-        otherwise: what to do if nobody answers, beside looking at the network.
+        what: the operation, as in "could not …".
+        otherwise: advice if the Hub is unreachable.
 
     Raises:
-        NotFoundError: there is no such thing, or it is not shown to us, or nobody answers.
+        NotFoundError: the resource does not exist, access is denied, or the Hub is unreachable.
     """
     import httpx2
     from huggingface_hub import is_offline_mode
@@ -132,7 +130,7 @@ def explaining(what: str, otherwise: str = ELSEWHERE) -> Iterator[None]:
     try:
         yield
     except EntryNotFoundError:
-        raise  # only the caller knows what that means
+        raise  # handled by the caller
     except GatedRepoError as error:
         advice = "accept its terms on its page on the Hub, and log in with `hf auth login`"
         raise NotFoundError(f"could not {what}: access to it is granted by its owner; {advice}") from error
@@ -155,5 +153,5 @@ def explaining(what: str, otherwise: str = ELSEWHERE) -> Iterator[None]:
 
 
 def one_line(error: BaseException | None) -> str:
-    """The first line of what a client says, without its request id and advice for its own users."""
+    """First line of an error message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,7 +1,4 @@
-"""A model's name becomes a folder on this machine: bundled with the package, a local folder, or on the Hub.
-
-Knows nothing about models.
-"""
+"""Model names to local folders: bundled with the package, a local folder, or on the Hub."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def bundled_names() -> list[str]:
-    """Names of the models that come with the package."""
+    """Names of the bundled models."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/manifest.json"))
 
 
 def resolve(name: str | Path, revision: str | None = None, subfolder: str = "") -> Path:
-    """The folder of a model.
+    """Local folder of a model.
 
     Args:
         name: a bundled model ("earthview"), a folder, or a Hub id ("org/name"); a folder comes first.

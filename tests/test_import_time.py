@@ -59,5 +59,5 @@ def test_nothing_heavy_is_loaded(code: str, arguments: list[str], allowed: set[s
     )
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.rpartition("loaded: ")[2].split())
-    assert "geoloc" in loaded or "quadtree" in loaded
+    assert code.split()[1].partition(".")[0].rstrip(";") in loaded
     assert not loaded & (HEAVY - allowed)

@@ -1,8 +1,8 @@
-"""A query photo and its best candidates side by side, right ones framed green and wrong ones red.
+"""Picture of a query and its best candidates side by side, right ones framed green and wrong ones red.
 
     jpeg = candidates_jpeg("a.jpg: 1 of 5", [Tile(query, ["query"]), Tile(photo, ["1 wrong, 2.1 km"], False)])
 
-Drawn with Pillow. The captions say right or wrong as well: not everybody sees the colours apart.
+Drawn with Pillow. The captions also state right or wrong, for colour-blind readers.
 """
 
 from bisect import bisect_right
@@ -32,11 +32,11 @@ _LINE_PX: Final = 19
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One photo with its caption.
+    """Photo with its caption.
 
     Attributes:
-        image: (h, w, 3) uint8; None for a photo that is not at hand.
-        lines: below it; what is too long ends in dots.
+        image: (h, w, 3) uint8; None if missing.
+        lines: caption; long lines are truncated.
         is_right: None for the query.
     """
 
@@ -46,7 +46,7 @@ class Tile:
 
 
 def candidates_jpeg(heading: str, tiles: Sequence[Tile]) -> bytes:
-    """The picture, a JPEG file: the heading, and the tiles from left to right.
+    """JPEG with a heading and the tiles from left to right.
 
     Tile t's framed square begins `tile_left_px(t)` from the left and `HEADING_PX` from above.
     """
@@ -73,15 +73,15 @@ def candidates_jpeg(heading: str, tiles: Sequence[Tile]) -> bytes:
             shift = ((SIDE_PX - photo.width) // 2, (SIDE_PX - photo.height) // 2)
             canvas.paste(photo, (inside[0] + shift[0], inside[1] + shift[1]))
         for row, line in enumerate(tile.lines):
-            place = (left, top + _framed_px() + 4 + row * _LINE_PX)
-            draw.text(place, _fitted(line, font, _framed_px()), _TEXT, font)
+            origin = (left, top + _framed_px() + 4 + row * _LINE_PX)
+            draw.text(origin, _fitted(line, font, _framed_px()), _TEXT, font)
     data = BytesIO()
     canvas.save(data, "JPEG", quality=90, subsampling=0)  # else thin red frames run into the photo
     return data.getvalue()
 
 
 def tile_left_px(number: int) -> int:
-    """Where a tile begins."""
+    """Left edge of a tile."""
     return MARGIN_PX + number * (_framed_px() + MARGIN_PX)
 
 
@@ -90,7 +90,7 @@ def _framed_px() -> int:
 
 
 def _contained(image: NDArray[np.uint8]) -> "Image":
-    """The whole photo at the square's size, small ones enlarged."""
+    """Photo scaled to fit into the square."""
     from PIL import Image, ImageOps
 
     return ImageOps.contain(Image.fromarray(image), (SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
@@ -104,7 +104,7 @@ def _font(size_px: int) -> Any:
 
 
 def _fitted(text: str, font: Any, width_px: int) -> str:
-    """The text on one line, cut where it would be wider."""
+    """Text on one line, truncated to a width."""
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     if font.getlength(text) <= width_px:
         return text

@@ -1,7 +1,7 @@
-"""Great circles as lines to draw: circles of a radius in kilometres, ways from one point to another.
+"""Circles and great-circle paths as lines for flat maps.
 
-Lines are (n, 2) lat, lon in degrees with longitudes that run on past 180 instead of jumping, as a flat map
-needs them. The map page has the same functions in data/geometry.js; a test holds the two together.
+Lines are (n, 2) lat, lon in degrees; longitudes continue past 180. data/geometry.js has the same functions; a test
+compares them.
 """
 
 import numpy as np
@@ -44,9 +44,9 @@ def circle_rings(
 def great_circle(
     a_latlon_deg: ArrayLike, b_latlon_deg: ArrayLike, num_points: int = 40
 ) -> NDArray[np.float64]:
-    """Evenly spaced points on the shorter way from a to b, both included, (num_points, 2).
+    """Evenly spaced points on the shorter great-circle path from a to b, both included, (num_points, 2).
 
-    Equal points, and antipodes, between which no way is the shorter, give the two ends alone.
+    For equal points and antipodes only the two ends are returned.
     """
     angle = float(haversine_km(a_latlon_deg, b_latlon_deg)) / EARTH_MEAN_RADIUS_KM
     if np.sin(angle) < 1e-7:  # within a metre; the distance of antipodes is not known better

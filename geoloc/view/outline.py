@@ -1,4 +1,4 @@
-"""Coastlines and country borders of the world, read from the file that ships with the package.
+"""Coastlines and country borders of the world, from a bundled file.
 
 Natural Earth 1:50m, public domain; `data/README.md` has the source and the format.
 """
@@ -32,7 +32,7 @@ class WorldOutline:
 
 @cache
 def load_world_outline() -> WorldOutline:
-    """The outline that ships with the package, read once."""
+    """The bundled outline, read once."""
     values = _decode_varints(np.fromfile(OUTLINE_PATH, dtype=np.uint8))
     land, end = _take_lines(values, 0)
     borders, end = _take_lines(values, end)
@@ -50,7 +50,7 @@ def _decode_varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def _take_lines(values: NDArray[np.int64], start: int) -> tuple[tuple[NDArray[np.float64], ...], int]:
-    """One list of lines that begins at `start`, and the position after it."""
+    """A list of lines that begins at `start`, and the index after it."""
     lines: list[NDArray[np.float64]] = []
     position = start + 1
     for _ in range(values[start]):

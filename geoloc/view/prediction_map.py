@@ -1,4 +1,4 @@
-"""What was predicted, on a map: one prediction of a model, or rows of a table.
+"""HTML maps of predictions and of table rows.
 
 prediction = model.localize("photo.jpg")
 write_prediction_map(prediction, "map.html", image="photo.jpg")
@@ -31,12 +31,12 @@ def write_prediction_map(
 
     Args:
         prediction: of `Geolocalizer.localize`.
-        path: of the HTML file; an existing one is replaced at once.
-        image: the photo, whose small picture (160 px) becomes part of the file; None shows none.
-        name: what the map calls it; the photo's file name, or "image", if left out.
+        path: of the HTML file; an existing file is replaced atomically.
+        image: the photo, embedded as a thumbnail of 160 px; None embeds none.
+        name: label on the map; None is the photo's file name, or "image".
 
     Raises:
-        BadImageError: the photo is no usable image.
+        BadImageError: the photo cannot be decoded.
     """
     if name is None:
         name = os.path.basename(image) if isinstance(image, str | Path) else "image"
@@ -46,7 +46,7 @@ def write_prediction_map(
 
 
 def point_of_row(row: Row, thumbnail: bytes | None = None) -> MapPoint:
-    """A row of a table as a point on a map; with its posterior if it is fresh from a prediction."""
+    """Map point of a table row, with its posterior if the row has one."""
     if row["error"] is not None:
         return MapPoint(row["id"], None, error=row["error"])
     radii = {50: row["radius_50_km"], 90: row["radius_90_km"]}
@@ -65,10 +65,10 @@ def point_of_row(row: Row, thumbnail: bytes | None = None) -> MapPoint:
 
 
 def thumbnail_jpeg(source: ImageSource) -> bytes:
-    """A small picture of an image, at most 160 px wide and high.
+    """JPEG thumbnail, at most 160 px wide and high.
 
     Raises:
-        BadImageError: it is no usable image.
+        BadImageError: the image cannot be decoded.
     """
     from PIL import Image
 

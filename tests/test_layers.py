@@ -70,7 +70,7 @@ DOORS = {
     "simplejpeg": ["geoloc/images/decode.py"],
     "timm": ["geoloc/models/image_tower.py"],
     "torchvision": [],  # geoloc/torchvision_cpu.py makes it importable for others, and we want no more of it
-    "webdataset": ["geoloc/photos/sources.py"],
+    "webdataset": ["geoloc/photos/sources.py", "geoloc/data/shards.py"],
     "yaml": ["geoloc/reference/aerial/layout.py"],
 }
 

@@ -1,4 +1,4 @@
-"""`geoloc data`: look at data sets, and make shards of them."""
+"""`geoloc data`: check data sets, and write shards of them."""
 
 from enum import Enum
 from pathlib import Path
@@ -17,7 +17,7 @@ data_app = new_app(help="Check data sets, and make shards of them.")
 
 
 class LayoutName(str, Enum):
-    """How the data set lies on the disk."""
+    """Layout of a data set on disk."""
 
     OSV5M = "osv5m"
     STATEWIDE = "statewide"
@@ -40,12 +40,13 @@ _PathArgument = Annotated[
 ]
 _SplitOption = Annotated[
     str | None,
-    typer.Option("--split", help="train, test, …, where the layout has some; the first by default."),
+    typer.Option("--split", help="train, test, …, if the layout has splits; the first by default."),
 ]
 _UtmOption = Annotated[
     int | None,
     typer.Option(
-        "--utm-epsg", help="vg: EPSG code of the zone of images that do not say theirs, such as 32632."
+        "--utm-epsg",
+        help="vg: EPSG code of the UTM zone of images without a zone in their name, such as 32632.",
     ),
 ]
 
@@ -59,9 +60,9 @@ def verify(
     decode: Annotated[bool, typer.Option("--decode", help="Also decode every image.")] = False,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that decode.")] = 1,
 ) -> None:
-    """Say what is in a data set, and what is wrong with it, by file and row.
+    """List the contents of a data set, and its problems by file and row.
 
-    Exit code 0: every sample can be used. 1: some cannot; the first of each kind are named. 2: it cannot be read.
+    Exit code 0: every sample is usable. 1: some are not; the first of each kind are listed. 2: it cannot be read.
     """
     table, findings = _check(layout, path, split, utm_epsg)
     if decode:
@@ -95,15 +96,15 @@ def shard(
     split: _SplitOption = None,
     utm_epsg: _UtmOption = None,
     samples_per_shard: Annotated[int, typer.Option("--samples-per-shard", min=1, help="In each tar.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the order in which samples are mixed.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the shuffling.")] = 0,
     drop_bad: Annotated[
-        bool, typer.Option("--drop-bad", help="Leave out what cannot be used, instead of refusing it.")
+        bool, typer.Option("--drop-bad", help="Leave out unusable samples instead of raising an error.")
     ] = False,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes; 0 works in this one.")] = 1,
 ) -> None:
     """Write a data set as webdataset shards with an index.
 
-    Killed at any moment, the same command goes on; the same data give the same bytes.
+    The same command resumes after a kill; the same data give the same bytes.
     """
     from tqdm import tqdm
 

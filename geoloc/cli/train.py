@@ -25,22 +25,24 @@ def train(
         typer.Option("--configs", metavar="DIR", help="Folder of configs, if not the package's own."),
     ] = None,
 ) -> None:
-    """Train an experiment, going on with its run if there is one, and save the checkpoint.
+    """Train an experiment, resume its run if there is one, and save the checkpoint.
 
     For example: geoloc train experiment=own_photos experiment.data.path=photos/
     """
     folder = configs or default_configs()
-    if not overrides:
-        say("experiments: " + ", ".join(experiments(folder)))
+    if overrides:
+        train_experiment(compose_experiment(overrides, folder))
         return
-    train_experiment(compose_experiment(overrides, folder))
+    width = max(map(len, experiments(folder)), default=0)
+    for name in experiments(folder):
+        say(f"{name:{width}}  {purpose_of(folder / 'experiment' / f'{name}.yaml')}")
 
 
 def default_configs() -> Path:
-    """The configs that come with the package: in a checkout a link to its folder `configs`.
+    """Folder of the configs that are installed with the package (in a checkout a link to `configs`).
 
     Raises:
-        NotFoundError: there are none.
+        NotFoundError: it is missing.
     """
     folder = Path(__file__).parents[1] / "configs"
     if not (folder / "train.yaml").is_file():
@@ -51,19 +53,27 @@ def default_configs() -> Path:
 
 
 def experiments(configs: Path) -> list[str]:
-    """Names of the experiments in a folder of configs."""
+    """Sorted names of the experiments in a folder of configs."""
     return sorted(path.stem for path in (configs / "experiment").glob("*.yaml"))
+
+
+def purpose_of(config: Path) -> str:
+    """First comment line of a config, after its `@package` line; empty if there is none."""
+    for line in config.read_text("utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ")
+    return ""
 
 
 def compose_experiment(overrides: list[str], configs: Path) -> dict[str, Any]:
     """The composed config as plain values.
 
     Args:
-        overrides: Hydra's; a key that no file has yet needs no plus, since the recipe's own config is strict.
-        configs: where they are.
+        overrides: Hydra overrides; a new key needs no plus, since each recipe checks its keys.
+        configs: folder of configs.
 
     Raises:
-        ConfigError: no such experiment, or an override that is none.
+        ConfigError: an unknown experiment or a malformed override.
     """
     try:
         from hydra import compose, initialize_config_dir
@@ -91,7 +101,7 @@ def compose_experiment(overrides: list[str], configs: Path) -> dict[str, Any]:
 
 
 def _addable(override: str, configs: Path) -> str:
-    """`key=value` as an override that may add the key, unless it chooses a file of a group."""
+    """`key=value` as an override that may add the key, unless the key is a config group."""
     key, equals, value = override.partition("=")
     plain = key and key[0] not in "+~" and "@" not in key
     override = f"{key}{equals}{_quoted(value)}"
@@ -99,57 +109,23 @@ def _addable(override: str, configs: Path) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as Hydra reads it: of ASCII and some signs. Paths may be of others, and commas are no sweep here."""
+    """A value in quotes if Hydra's grammar needs them, as for letters beyond ASCII and for commas in paths."""
     if value[:1] in tuple("[{'\"$") or re.fullmatch(r"[\w\s/\-+.$%*@?|:\\]*|\w+\(.*\)", value, re.ASCII):
         return value
     return "'" + value.replace("'", "\\'") + "'"
 
 
 def train_experiment(values: dict[str, Any]) -> None:
-    """Run the recipe of a composed config, and save the checkpoint that comes out.
+    """Run the recipe of a composed config, and save the resulting checkpoint.
 
     Raises:
-        ConfigError: an unknown recipe, or values that are not its own.
+        ConfigError: an unknown recipe, or values that its config does not have.
         GeolocError: as the recipe.
     """
-    from geoloc.models.plain import from_plain
+    from geoloc.train.experiments import run_experiment
+    from geoloc.train.ranks import is_first_rank
 
-    name, experiment = values["name"], values["experiment"]
-    run_folder, recipe = values["run_folder"], values.get("recipe")
-    if recipe in ("osv5m", "places", "places_soup", "statewide"):
-        from geoloc.train.settings import MachineConfig
-
-        machine = from_plain(MachineConfig, values["machine"], "machine")
-        if recipe == "osv5m":
-            from geoloc.train import osv5m
-
-            model = osv5m.run(
-                from_plain(osv5m.Osv5mExperiment, experiment, "experiment"), name, run_folder, machine
-            )
-        elif recipe == "places":
-            from geoloc.train import places
-            from geoloc.train.place_experiment import PlacesExperiment
-
-            model = places.run(
-                from_plain(PlacesExperiment, experiment, "experiment"), name, run_folder, machine
-            )
-        elif recipe == "places_soup":
-            from geoloc.train import place_soup
-
-            model = place_soup.run(
-                from_plain(place_soup.SoupExperiment, experiment, "experiment"), name, run_folder, machine
-            )
-        else:
-            from geoloc.train import statewide
-
-            model = statewide.run(
-                from_plain(statewide.StatewideExperiment, experiment, "experiment"), name, run_folder, machine
-            )
-        from geoloc.train.ranks import is_first_rank
-
-        if not is_first_rank():
-            return
-    else:
-        raise ConfigError(f"recipe is {recipe!r}; known are 'osv5m', 'places', 'places_soup' and 'statewide'")
-    model.save_pretrained(values["checkpoint"])
-    say(f"saved {values['checkpoint']}; `geoloc localize PHOTO --model {values['checkpoint']}` uses it")
+    model = run_experiment(values)
+    if is_first_rank():
+        model.save_pretrained(values["checkpoint"])
+        say(f"saved {values['checkpoint']}; `geoloc localize PHOTO --model {values['checkpoint']}` uses it")

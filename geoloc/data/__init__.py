@@ -1,1 +1,1 @@
-"""Layouts of data sets: each turns files into the project's samples and knows nothing about models."""
+"""Data sets: layouts on disk, sample tables, samplers, batches and shards."""

@@ -1,12 +1,8 @@
-"""Batches of pairs that a model finds hard to tell apart (Statewide, Fervers et al., ECCV 2024).
+"""Greedy clusters of hard examples (Statewide, Fervers et al., ECCV 2024).
 
-Embed the next pairs, cluster them, train on the clusters, embed the next ones:
-
-    for num_batches in scan_sizes(batch_size=30):
-        street, aerial = …                                   # of the next num_batches * 30 pairs
-        order = InOrder(pairs[hard_clusters(street, aerial, latlon_deg)])
-
-Knows nothing about images and networks.
+for num_batches in scan_sizes(batch_size=30):
+    street, aerial = …                                   # embeddings of the next num_batches * 30 pairs
+    order = InOrder(pairs[hard_clusters(street, aerial, latlon_deg)])
 """
 
 from __future__ import annotations
@@ -30,29 +26,28 @@ def hard_clusters(
     cluster_size: int = 30,
     min_distance_m: float = 30.0,
 ) -> NDArray[np.int64]:
-    """Order pairs such that each run of `cluster_size` is a cluster of hard examples.
+    """Order of pairs in which each run of `cluster_size` is a cluster of hard examples.
 
-    Greedy: a cluster begins with the first unused pair. Then the unused pair joins whose aerial vector has the
-    highest similarity to the cluster's street vectors, summed, and whose aerial centre is farther than
-    `min_distance_m` from every member's. Where none is, nearness is forgiven: it is for the loss to mask it.
-    Of equally similar pairs the first one joins.
+    Greedy: a cluster starts with the first unused pair. Then the unused pair is added whose aerial vector has the
+    largest sum of similarities to the cluster's street vectors, and whose aerial centre is farther than
+    `min_distance_m` from every member's. If there is none, the distance is ignored, and the loss masks the pair. Ties
+    go to the first pair.
 
-    Every step is one product of the unused aerial vectors with the sum of the cluster's street vectors: n pairs
-    take about 2/3 n² D multiplications, on the device of the vectors, and no memory beyond a copy of them.
-    Statewide's half a million pairs of 1024 numbers are work for a GPU.
+    A step is one product of the unused aerial vectors with the sum of the cluster's street vectors: n pairs take about
+    2/3 n² D multiplications on the vectors' device, and one copy of the vectors.
 
     Args:
         street: (n, D) vectors of the photos.
         aerial: (n, D) vectors of the aerial views, on the same device.
         latlon_deg: (n, 2) centres of the aerial views.
-        cluster_size: pairs in a cluster; the last cluster has what is left.
-        min_distance_m: between aerial centres in a cluster.
+        cluster_size: pairs in a cluster; the last cluster may be smaller.
+        min_distance_m: smallest distance between aerial centres in a cluster.
 
     Returns:
         (n,) a permutation of 0 … n - 1.
 
     Raises:
-        InvalidCoordinateError: a latitude is outside [-90, 90] or a value is not finite.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     unit = latlon_to_unit(validate_latlon_deg(latlon_deg))
     chord = 2 * math.sin(min_distance_m / (2000 * EARTH_MEAN_RADIUS_KM))
@@ -72,11 +67,11 @@ def hard_clusters(
 
 
 class _Pool:
-    """The aerial vectors of unused pairs. Used ones are struck out, and removed when they are half of the pool."""
+    """Aerial vectors of unused pairs; used ones are masked, and removed when they are half of the pool."""
 
     def __init__(self, vectors: Tensor) -> None:
         self._vectors = vectors
-        self._indices = np.arange(len(vectors))  # of the pairs that the rows belong to, ascending
+        self._indices = np.arange(len(vectors))  # pair of each row, ascending
         self._row_of_pair = np.arange(len(vectors))
         self._penalty = vectors.new_zeros(len(vectors))
         self._is_used = np.zeros(len(vectors), np.bool_)
@@ -124,10 +119,10 @@ def scan_sizes(
     raise_after_samples: int = 5000,
     maximum: int = 16384,
 ) -> Iterator[int]:
-    """How many batches to embed and cluster at once, scan after scan, without end (Statewide's defaults).
+    """Number of batches to embed and cluster together, scan by scan, without end (defaults: Statewide's).
 
-    Small at first, because early vectors are soon out of date: the size grows by `factor` whenever at least
-    `raise_after_samples` were trained with it, up to `maximum` batches.
+    The size grows by `factor` whenever at least `raise_after_samples` samples were trained with it, up to `maximum`
+    batches; early scans are small because early vectors change quickly.
     """
     size, trained = first, 0
     while True:

@@ -1,13 +1,12 @@
-"""CosPlace's classes: squares of ground seen in one direction, in groups that show nothing twice.
+"""CosPlace's classes (squares of ground by heading) and groups of non-adjacent classes (Berton et al., CVPR 2022).
 
     groups = place_groups(table.latlon_deg, table.numbers("heading_deg"), GroupsConfig())
     groups.names                     # ("north 0 of 5, east 0 of 5, heading 0 of 2", …)
     groups.class_ids(group=0)        # (n,) class of each photo inside the first group, -1 for those of other groups
 
-(Berton et al., CVPR 2022.) A class is (⌊E / M⌋, ⌊N / M⌋, ⌊heading / α⌋) and its group what is left of the three modulo
-N, N and L, so that two classes of a group are N - 1 squares or L - 1 steps of heading apart. E and N are metres
-of the point's own UTM zone, and the zone belongs to the class: squares never mix zones. At the border of two zones,
-classes of a group can be nearer to each other.
+A class is (zone, ⌊E / M⌋, ⌊N / M⌋, ⌊heading / α⌋), with E and N in metres of the UTM zone. Its group is the last three
+modulo N, N and L, so that two classes of a group are at least N - 1 squares or L - 1 heading steps apart. At the
+border of two UTM zones, classes of a group can be nearer to each other.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GroupsConfig:
-    """What a class is, and which classes share a group; defaults are CosPlace's.
+    """Definition of classes and groups; defaults are CosPlace's.
 
     Attributes:
         cell_size_m: M, side of a square.
-        heading_step_deg: α; null makes classes of squares alone, for photos without a heading.
-        cells_between: N; 1 lets all squares share a group.
-        headings_between: L; 1 lets all headings share a group.
+        heading_step_deg: α; null ignores headings.
+        cells_between: N; 1 puts all squares into one group.
+        headings_between: L; 1 puts all headings into one group.
         min_images_per_class: classes with fewer are left out.
     """
 
@@ -53,21 +52,20 @@ class GroupsConfig:
         if not 0 < step <= 360 or abs(360 / around - round(360 / around)) > 1e-9:
             raise ConfigError(
                 f"groups.heading_step_deg is {step:g} with headings_between {self.headings_between}: a circle must be "
-                f"a whole number of {around:g} degrees, or the first and the last heading of a group would touch"
+                f"a whole number of {around:g} degrees, or the first and the last heading of a group are adjacent"
             )
 
 
 @dataclass(frozen=True)
 class PlaceGroups:
-    """Classes, and the group of each.
+    """Classes and their groups.
 
     Attributes:
-        config: they were made by.
-        class_keys: (C, 5) of each class, ascending: zone (south of the equator negative), ⌊E / M⌋, ⌊N / M⌋,
-            ⌊heading / α⌋, and how many photos it has.
-        class_of_photo: (n,) row of `class_keys`, -1 for photos of classes that have too few.
-        group_of_class: (C,) number of its group.
-        group_keys: (G, 3) of each group, ascending: what is left of E, N and heading.
+        config: config of the classes.
+        class_keys: (C, 5) ascending: zone (negative in the south), ⌊E / M⌋, ⌊N / M⌋, ⌊heading / α⌋, number of photos.
+        class_of_photo: (n,) row of `class_keys`, -1 for photos of classes with too few photos.
+        group_of_class: (C,) group of each class.
+        group_keys: (G, 3) ascending: remainders of E, N and heading.
     """
 
     config: GroupsConfig
@@ -78,7 +76,7 @@ class PlaceGroups:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each group is called."""
+        """Name of each group."""
         n, headings = self.config.cells_between, self.config.headings_between
         parts = [f"east {e} of {n}, north {north} of {n}" for e, north, _ in self.group_keys.tolist()]
         if self.config.heading_step_deg is None:
@@ -90,17 +88,17 @@ class PlaceGroups:
 
     @property
     def num_classes(self) -> IntArray:
-        """(G,) classes of each group."""
+        """(G,) number of classes of each group."""
         return np.bincount(self.group_of_class, minlength=len(self.group_keys))
 
     def class_ids(self, group: int) -> IntArray:
-        """(n,) class of each photo, counted inside a group from 0; -1 for photos that are not of it."""
+        """(n,) class of each photo inside a group, counted from 0; -1 for photos of other groups."""
         inside = self.group_of_class == group
         number = np.append(np.where(inside, np.cumsum(inside) - 1, -1), -1)
         return np.asarray(number[self.class_of_photo])
 
     def trainable(self, num_groups: int) -> list[int]:
-        """The first groups that have two classes or more.
+        """The first groups with at least two classes.
 
         Raises:
             ConfigError: there is none.
@@ -111,8 +109,8 @@ class PlaceGroups:
             c = self.config
             raise ConfigError(
                 f"{one}: {len(self.class_keys)} classes of {c.cell_size_m:g} m with at least {c.min_images_per_class} "
-                f"photos each in {len(self.group_keys)} groups, and a classifier needs two to tell apart: lower "
-                "groups.cells_between, headings_between or min_images_per_class, or bring photos of more places"
+                f"photos each in {len(self.group_keys)} groups, and a classifier needs two classes: lower "
+                "groups.cells_between, headings_between or min_images_per_class, or add photos of more places"
             )
         return [int(group) for group in found]
 
@@ -124,12 +122,12 @@ def place_groups(
 
     Args:
         latlon_deg: (n, 2).
-        heading_deg: (n,) clockwise from north, any whole turns more or less; needed unless the config has no headings.
-        config: CosPlace's without one.
+        heading_deg: (n,) clockwise from north, any real number; needed if the config uses headings.
+        config: CosPlace's by default.
 
     Raises:
         ConfigError: a heading is missing, every class has too few photos, or a point is beyond 84 N or 80 S.
-        InvalidCoordinateError: a point is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     config = config or GroupsConfig()
     utm = to_utm(latlon_deg)
@@ -163,8 +161,8 @@ def _heading_steps(num: int, heading_deg: ArrayLike | None, config: GroupsConfig
     if missing := int((~np.isfinite(headings)).sum()):
         raise ConfigError(
             f"{missing:,} of {num:,} photos have no heading, "
-            f"which groups.heading_step_deg={config.heading_step_deg:g} needs: bring headings, "
-            "leave those photos out, or set groups.heading_step_deg=null to make classes of squares alone"
+            f"which groups.heading_step_deg={config.heading_step_deg:g} needs: add headings, "
+            "leave those photos out, or set groups.heading_step_deg=null to ignore headings"
         )
     return np.floor(headings % 360 % 360 / config.heading_step_deg).astype(np.int64)  # -1e-20 % 360 is 360
 

@@ -1,9 +1,9 @@
-"""Orders for place recognition: places x photos, and CosPlace's class by class. See `geoloc.data.samplers`.
+"""Orders for place recognition: places x images (GSV-Cities), and images by class (CosPlace).
 
     order = PlacesTimesImages(place_ids, images_per_place=4, seed=1, group_ids=city_ids)
     SampleStream(table, load, order, batch_size=100 * 4, labels={"place": place_ids})      # 100 places x 4 photos
 
-Like all orders they are functions of the epoch alone.
+See `geoloc.data.samplers` for the protocol `Order`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ Choice = Literal["random", "newest"]
 
 
 class PlacesTimesImages:
-    """Every place once an epoch with K of its photos, which stay together (GSV-Cities, Ali-bey et al., 2022).
+    """Order with every place once an epoch, with K consecutive photos of it (GSV-Cities, Ali-bey et al., 2022).
 
-    A batch of P K photos has P places. With groups, such as cities, a group's places come one after the other, so that
-    most batches show one city and have harder negatives; the places of a group, and the groups, come in a new order in
-    every epoch.
+    A batch of P K photos has P places. With groups, such as cities, places of a group are consecutive, so that most
+    batches are of one city and have harder negatives. Places and groups are shuffled in every epoch.
 
     Args:
         place_ids: (n,) place of each photo, -1 is unknown and left out.
         images_per_place: K.
-        seed: of all choices.
+        seed: random seed.
         min_images_per_place: places with fewer are left out; K by default.
-        choice: of a place's photos: K "random" ones, new in every epoch, or the K "newest".
-        captured_at: (n,) when each was taken, seconds; needed for the newest, where unknown ones count as oldest.
-        group_ids: (n,) city of each photo; without, all places are mixed.
+        choice: K "random" photos of a place, resampled in every epoch, or the K "newest".
+        captured_at: (n,) capture times in seconds, NaN unknown (oldest); needed for "newest".
+        group_ids: (n,) group of each photo; None mixes all places.
 
     Raises:
-        ConfigError: no place has enough photos, fewer than K are asked for, or there are no times to choose by.
+        ConfigError: no place has enough photos, K is invalid, or capture times are missing.
     """
 
     def __init__(
@@ -53,24 +52,24 @@ class PlacesTimesImages:
         fewest = images_per_place if min_images_per_place is None else min_images_per_place
         if not 1 <= images_per_place <= fewest:
             raise ConfigError(
-                f"images_per_place is {images_per_place} and min_images_per_place {fewest}: the first is at least 1, "
-                "and the second no less than it"
+                f"images_per_place is {images_per_place} and min_images_per_place {fewest}: the first must be at least "
+                "1, and the second at least as large"
             )
         places = np.asarray(place_ids, np.int64)
         if choice == "newest" and (captured_at is None or np.isnan(np.asarray(captured_at)).all()):
             raise ConfigError(
-                "the newest photos of a place were asked for, and no photo says when it was taken (captured_at): bring "
-                "times, or choose 'random'"
+                "choice is 'newest', but no photo has a capture time (captured_at): add capture times, or choose "
+                "'random'"
             )
         _, place, counts = np.unique(places, return_inverse=True, return_counts=True)
         kept = np.flatnonzero((counts[place] >= fewest) & (places >= 0))
         if not len(kept):
             known = places[places >= 0]
-            most = np.bincount(known).max() if len(known) else 0
+            largest = np.bincount(known).max() if len(known) else 0
             raise ConfigError(
-                f"no place has min_images_per_place={fewest} photos: {len(known):,} of {len(places):,} photos know "
-                f"their place, there are {len(np.unique(known)):,} places, and the largest has {most}: lower "
-                "min_images_per_place and images_per_place, or bring more photos of each place"
+                f"no place has min_images_per_place={fewest} photos: {len(known):,} of {len(places):,} photos have a "
+                f"place, there are {len(np.unique(known)):,} places, and the largest has {largest}: lower "
+                "min_images_per_place and images_per_place, or add photos of each place"
             )
         self._rows = kept[np.argsort(place[kept], kind="stable")]  # place by place
         _, self._starts, self._counts = np.unique(place[self._rows], return_index=True, return_counts=True)
@@ -85,14 +84,14 @@ class PlacesTimesImages:
 
     @property
     def num_places(self) -> int:
-        """Places of an epoch."""
+        """Number of places in an epoch."""
         return len(self._starts)
 
     def __len__(self) -> int:
         return self.num_places * self._images_per_place
 
     def __call__(self, epoch: int) -> IntArray:
-        """The indices of this epoch."""
+        """Indices of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
         group_rank = rng.permutation(self._group_of_place.max() + 1)[self._group_of_place]
         order = np.lexsort((rng.permutation(self.num_places), group_rank))
@@ -104,22 +103,24 @@ class PlacesTimesImages:
 
 
 class ImageOfClass:
-    """Every class once, in a new order in every pass, each time as a random one of its photos (CosPlace).
+    """Order with every class once per pass, in random order, with a random photo of each (CosPlace).
 
     Args:
         class_ids: (n,) class of each photo, counted from 0 without gaps; -1 is none.
-        seed: of order and photos.
-        passes: over all classes that make an epoch: more than one where a batch has room for more.
+        seed: random seed.
+        passes: passes over all classes in an epoch; more than one if a batch is larger than the number of classes.
 
     Raises:
-        ConfigError: there is no photo with a class.
+        ConfigError: no photo has a class.
     """
 
     def __init__(self, class_ids: ArrayLike, seed: int, passes: int = 1) -> None:
         classes = np.asarray(class_ids, np.int64)
         self._by_class = np.argsort(classes, kind="stable")[np.sum(classes < 0) :]
         if not len(self._by_class):
-            raise ConfigError(f"none of {len(classes):,} photos has a class: make classes that hold some")
+            raise ConfigError(
+                f"none of {len(classes):,} photos has a class: lower the number of photos a class needs"
+            )
         self._counts = np.bincount(classes[self._by_class])
         self._starts = np.cumsum(self._counts) - self._counts
         self._seed, self._passes = seed, passes
@@ -128,7 +129,7 @@ class ImageOfClass:
         return len(self._counts) * self._passes
 
     def __call__(self, epoch: int) -> IntArray:
-        """The indices of this epoch."""
+        """Indices of an epoch."""
         rng = np.random.default_rng([self._seed, epoch])
         order = np.concatenate([rng.permutation(len(self._counts)) for _ in range(self._passes)])
         return np.asarray(self._by_class[self._starts[order] + rng.integers(0, self._counts[order])])

@@ -1,12 +1,12 @@
-"""The contract of training and query data: a sample, and a table of millions of them.
+"""Samples of training and query data, and a columnar table of them.
 
     table = open_layout("osv5m", "datasets/osv5m", "train").with_cells(tree)
     table.latlon_deg                  # (n, 2), valid
-    table.cells_of(tree)              # (n,) class of each sample; labels of another quadtree are an error
-    table[7].image.read()             # encoded bytes of one picture, read now
+    table.cells_of(tree)              # (n,) cell of each sample; cells of another quadtree are an error
+    table[7].image.read()             # encoded bytes of one image
     table.write("train.parquet"); SampleTable.read("train.parquet")
 
-Every layout yields this and nothing else. A table holds columns, no pictures: about 100 bytes a row.
+All layouts give a `SampleTable`. It holds no images: about 100 bytes per row.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
 
 TEXTS: Final = ("place_id", "sequence", "country", "region", "sub_region", "city")
 NUMBERS: Final = ("heading_deg", "captured_at")
-_PLACES: Final = ("image_file", "image_offset", "image_num_bytes")
+_BYTE_RANGE: Final = ("image_file", "image_offset", "image_num_bytes")
 _COORDINATES: Final = ("latitude", "longitude")
-_RESERVED: Final = ("key", *_PLACES, "cell_id", *NUMBERS, *TEXTS, *_COORDINATES)
+_RESERVED: Final = ("key", *_BYTE_RANGE, "cell_id", *NUMBERS, *TEXTS, *_COORDINATES)
 
 _ROOT_KEY, _FINGERPRINT_KEY = b"geoloc.root", b"geoloc.quadtree"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One photo and what is known of it.
+    """One photo with its metadata.
 
     Attributes:
         key: its name, unique in its table.
-        image: where its encoded bytes are.
+        image: location of its encoded bytes.
         latlon_deg: latitude in [-90, 90] and longitude in [-180, 180), WGS84.
-        cell_id: class of the quadtree whose fingerprint the table keeps; None without labels.
-        heading_deg: clockwise from true north, None where unknown.
-        place_id: name of the place, shared by photos that show the same.
-        captured_at: seconds since 1970 (UTC), None where unknown.
-        country: name or code, as the data set has it; likewise `region`, `sub_region` and `city`.
-        sequence: name of the drive or walk that it belongs to.
-        targets: further numbers to learn, NaN where unknown.
+        cell_id: cell of the quadtree whose fingerprint the table has; None without labels.
+        heading_deg: clockwise from true north, None if unknown.
+        place_id: name of the place, shared by photos that show the same place.
+        captured_at: seconds since 1970 (UTC), None if unknown.
+        country: name or code as in the data set; also for `region`, `sub_region` and `city`.
+        sequence: name of its drive or walk.
+        targets: further numeric targets, NaN if unknown.
     """
 
     key: str
@@ -79,16 +79,16 @@ class SampleTable:
     """Samples as columns. Immutable; `table[row]` is one `Sample`.
 
     Args:
-        root: folder below which the image files are.
-        columns: one row a sample. `key` (text) and `image_file` (text, relative to the root) must be there. Optional:
+        root: folder that image files are relative to.
+        columns: one row per sample. `key` (text) and `image_file` (text, relative to the root) are required. Optional:
             `image_offset` and `image_num_bytes` (integers, for members of tars), `cell_id` (integers), `heading_deg`
             and `captured_at` (numbers), the texts of `TEXTS`. Any other column is a numeric target.
-        latlon_deg: (n, 2) positions; longitudes are wrapped.
-        fingerprint: of the quadtree that `cell_id` belongs to; needed with that column, and only then.
+        latlon_deg: (n, 2) locations; longitudes are wrapped.
+        fingerprint: fingerprint of the quadtree of `cell_id`; required with that column, and only then.
 
     Raises:
-        ConfigError: a column is missing, is of another type, or leads out of the root.
-        InvalidCoordinateError: a position is no place on Earth; names the row.
+        ConfigError: a column is missing, has another type, or leads out of the root.
+        InvalidCoordinateError: a coordinate is invalid; names the row.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SampleTable:
         self.fingerprint = fingerprint
         if self.latlon_deg.shape != (len(self.columns), 2):
             raise ConfigError(
-                f"{len(self.columns)} samples need positions of shape ({len(self.columns)}, 2); found "
+                f"{len(self.columns)} samples need locations of shape ({len(self.columns)}, 2); found "
                 f"{self.latlon_deg.shape}"
             )
         if ("cell_id" in self.columns.column_names) != (fingerprint is not None):
@@ -126,7 +126,7 @@ class SampleTable:
         latitude, longitude = self.latlon_deg[row].tolist()
         return Sample(
             key=values["key"],
-            image=self.place(row),
+            image=self.encoded(row),
             latlon_deg=(latitude, longitude),
             cell_id=values.get("cell_id"),
             targets=targets,
@@ -136,17 +136,19 @@ class SampleTable:
     @cached_property
     def _arrays(self) -> dict[str, pa.Array]:
         return {
-            name: _one_chunk(self.columns[name]) for name in self.columns.column_names if name not in _PLACES
+            name: _one_chunk(self.columns[name])
+            for name in self.columns.column_names
+            if name not in _BYTE_RANGE
         }
 
     @cached_property
-    def _places(self) -> list[pa.Array]:
-        return [_one_chunk(self.columns[name]) for name in _PLACES if name in self.columns.column_names]
+    def _encoded_columns(self) -> list[pa.Array]:
+        return [_one_chunk(self.columns[name]) for name in _BYTE_RANGE if name in self.columns.column_names]
 
-    def place(self, row: int) -> EncodedImage:
-        """Where the picture of a row is."""
-        name, *stretch = (array[row].as_py() for array in self._places)
-        return EncodedImage(os.path.join(self.root, name), *stretch)
+    def encoded(self, row: int) -> EncodedImage:
+        """The encoded image of a row, not read yet."""
+        name, *byte_range = (array[row].as_py() for array in self._encoded_columns)
+        return EncodedImage(os.path.join(self.root, name), *byte_range)
 
     @property
     def keys(self) -> pa.Array:
@@ -159,7 +161,7 @@ class SampleTable:
         return tuple(name for name in self.columns.column_names if name not in _RESERVED)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
-        """A target, or `heading_deg` or `captured_at`, (n,); NaN where unknown.
+        """A target, `heading_deg` or `captured_at`, (n,); NaN if unknown.
 
         Raises:
             ConfigError: there is no such column.
@@ -170,7 +172,7 @@ class SampleTable:
         )
 
     def codes(self, name: str) -> tuple[NDArray[np.int64], list[str]]:
-        """A text column as numbers: (n,) positions in a sorted list of its different texts, -1 where unknown.
+        """A text column as codes: (n,) positions in the sorted list of its distinct texts, -1 if unknown.
 
         Raises:
             ConfigError: there is no such column.
@@ -179,7 +181,7 @@ class SampleTable:
         column = self._arrays[name]
         found = column.dictionary.take(
             column.indices.drop_null().unique()
-        )  # after `take`, some are in no row
+        )  # `take` on a table leaves texts in the dictionary that no row has
         names = sorted(found.to_pylist())
         rank = pc.index_in(column.dictionary, value_set=pa.array(names, pa.string())).cast(pa.int64())
         codes = rank.take(column.indices).fill_null(-1)
@@ -193,7 +195,7 @@ class SampleTable:
             )
 
     def take(self, rows: ArrayLike) -> Self:
-        """Some rows, (m,) numbers, in that order."""
+        """The given rows, (m,), in that order."""
         rows = np.asarray(rows, np.int64)
         return type(self)(
             self.root, self.columns.take(pa.array(rows)), self.latlon_deg[rows], self.fingerprint
@@ -201,16 +203,16 @@ class SampleTable:
 
     @classmethod
     def joined(cls, tables: Sequence[Self]) -> Self:
-        """The samples of several tables, one after another, without cells; a column that one lacks is empty there."""
+        """Concatenation of tables, without cells; columns that a table lacks are null there."""
         root = os.path.commonpath([table.root for table in tables])
         parts = []
         for table in tables:
             columns = table.columns
             if "cell_id" in columns.column_names:
                 columns = columns.drop_columns(["cell_id"])
-            place, prefix = columns.column_names.index("image_file"), os.path.relpath(table.root, root)
+            column, prefix = columns.column_names.index("image_file"), os.path.relpath(table.root, root)
             files = pc.binary_join_element_wise(prefix, columns["image_file"].cast(pa.string()), "/")
-            parts.append(columns.set_column(place, "image_file", files))
+            parts.append(columns.set_column(column, "image_file", files))
         plain = [part.cast(pa.schema([(f.name, _plain(f.type)) for f in part.schema])) for part in parts]
         return cls(
             root,
@@ -221,7 +223,7 @@ class SampleTable:
     # Labels
 
     def with_cells(self, tree: Quadtree) -> Self:
-        """The same samples with the classes of a quadtree, and its fingerprint."""
+        """The samples labelled with the cells of a quadtree."""
         cells = pa.array(tree.assign(self.latlon_deg), pa.int64())
         columns = self.columns
         if "cell_id" in columns.column_names:
@@ -231,11 +233,11 @@ class SampleTable:
         )
 
     def cells_of(self, tree: Quadtree) -> NDArray[np.int64]:
-        """Class of each sample, (n,).
+        """Cell of each sample, (n,).
 
         Raises:
-            ConfigError: the samples have no labels.
-            FingerprintMismatchError: they have those of another quadtree; names both.
+            ConfigError: the samples have no cells.
+            FingerprintMismatchError: they have cells of another quadtree; names both.
         """
         if self.fingerprint is None:
             raise ConfigError(
@@ -243,17 +245,17 @@ class SampleTable:
             )
         if self.fingerprint != tree.fingerprint:
             raise FingerprintMismatchError(
-                f"the samples in {self.root} are labelled with the quadtree {self.fingerprint[:12]}, and the one asked "
-                f"for is {tree.fingerprint[:12]}: use that quadtree, or label them anew with SampleTable.with_cells"
+                f"the samples in {self.root} are labelled with the quadtree {self.fingerprint[:12]}, not with "
+                f"{tree.fingerprint[:12]}: use the first quadtree, or label them again with SampleTable.with_cells"
             )
         return np.asarray(self._arrays["cell_id"].to_numpy(zero_copy_only=False), np.int64)
 
     # Files
 
     def write(self, path: str | Path) -> None:
-        """Write the table as Parquet, replacing a file atomically; pictures stay where they are.
+        """Write the table as Parquet, atomically; image files are not copied.
 
-        The root is kept relative to the file's folder, so that a data set can be moved with its table.
+        The root is stored relative to the file's folder, so that the data set and its table can be moved together.
         """
         path = Path(path)
         table = self.columns
@@ -267,7 +269,7 @@ class SampleTable:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read what `write` wrote.
+        """Read a table that `write` wrote.
 
         Raises:
             NotFoundError: there is no such file.
@@ -297,7 +299,7 @@ class SampleTable:
 
 
 def _as_our_types(table: pa.Table) -> pa.Table:
-    """The columns in the types that we keep: texts that repeat as dictionaries, numbers as int64 or float64."""
+    """The columns in our types: repeated texts as dictionaries, numbers as int64 or float64."""
     names = table.column_names
     if missing := [name for name in ("key", "image_file") if name not in names]:
         raise ConfigError(f"samples need the column {missing[0]!r}; found {', '.join(names)}")

@@ -1,23 +1,20 @@
-"""Write a data set as webdataset shards: tars of pictures with a JSON beside each, and one index over all.
+"""Write a data set as webdataset shards: tars of images with a JSON per image, and an index.
 
     shards = ShardSet("shards/", table, samples_per_shard=1000)
-    shards.write(num_workers=8)                       # killed at any moment, the same call goes on
-    open_layout("webdataset", "shards/")              # reads the index; pictures stay where they are
+    shards.write(num_workers=8)                       # resumable after a kill
+    open_layout("webdataset", "shards/")              # reads the index and the images in the tars
 
-    00000.tar, …     000000000.jpg and 000000000.json: the samples' numbers after the mixing
-    index.parquet    the table of samples, with the place of each picture
-    manifest.json    sizes and checksums: the job is complete
+    00000.tar, …     000000000.jpg and 000000000.json: numbers of the shuffled samples
+    index.parquet    the table of samples, with byte ranges of the images
+    manifest.json    sizes and checksums, written last
 
-The same table gives the same bytes, whatever the number of workers. Samples are mixed before they are cut into
-shards, so a shard is a small picture of the whole.
+The same table gives the same bytes for any number of workers. Samples are shuffled over all shards.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +23,7 @@ from typing import IO, Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from webdataset.writer import TarWriter
 
 from geoloc import __version__
 from geoloc.data.layouts.webdataset import INDEX_NAME
@@ -36,7 +34,7 @@ from geoloc.images.decode import open_header
 from geoloc.jobs.shards import Engine, Shard, ShardJob
 from geoloc.photos.encoded import tar_samples
 
-_PLAN_NAME: Final = ".plan.parquet"  # the mixed table, for workers; hidden, and gone when all is done
+_PLAN_NAME: Final = ".plan.parquet"  # the shuffled table for the workers; removed at the end
 _SUFFIXES: Final = {
     "JPEG": "jpg",
     "MPO": "jpg",
@@ -50,18 +48,17 @@ _OTHER_SUFFIX: Final = "heic"
 
 
 class ShardSet:
-    """Shards of a table in their folder.
+    """Shards of a table in a folder.
 
     Args:
-        folder: made if it is not there; its parent must exist.
-        table: the samples; cells and their fingerprint come along in the index.
-        samples_per_shard: of all shards but the last.
-        seed: of the mixing.
-        drop_bad: leave out pictures whose file cannot be read or whose header makes no sense; otherwise they are an
-            error.
+        folder: created if it does not exist; its parent must exist.
+        table: samples; their cells are kept in the index.
+        samples_per_shard: size of all shards but the last.
+        seed: seed of the shuffling.
+        drop_bad: leave out images that cannot be read or have a broken header, instead of raising an error.
 
     Raises:
-        OutputMismatchError: the folder holds another job's shards, or other files.
+        OutputMismatchError: the folder holds other files or shards of another job.
     """
 
     def __init__(
@@ -98,10 +95,10 @@ class ShardSet:
         num_workers: int = 1,
         on_done: Callable[[Shard], None] = lambda shard: None,
     ) -> int:
-        """Write the shards that are missing, then the index and the manifest; how many samples there are.
+        """Write the missing shards, then the index and the manifest; return the number of samples.
 
         Raises:
-            JobError: a shard failed; names the first bad picture.
+            JobError: a shard failed; the message names the first bad image.
         """
         index, plan = self.folder / INDEX_NAME, self.folder / _PLAN_NAME
         if not self.job.is_complete:
@@ -109,13 +106,13 @@ class ShardSet:
             self.job.run(
                 _WriteShard(plan, self._drop_bad), engine=engine, num_workers=num_workers, on_done=on_done
             )
-            self._placed().write(index)
+            self._located().write(index)
             plan.unlink()
         self.job.finish()
         return len(SampleTable.read(index))
 
-    def _placed(self) -> SampleTable:
-        """The samples with their places in the shards, which are read off the tars' headers."""
+    def _located(self) -> SampleTable:
+        """The samples with their byte ranges in the shards, from the tars' headers."""
         names = [shard.name for shard in self.job.shards]
         found = [(name, sample) for name in names for sample in tar_samples(self.folder / name)]
         kept = self.table.take([int(sample.key) for _, sample in found])
@@ -128,13 +125,13 @@ class ShardSet:
 
 
 class _WriteShard:
-    """The work of the job: rows [start, stop) of the plan into one tar."""
+    """Work of the job: write rows [start, stop) of the plan into one tar."""
 
     def __init__(self, plan: Path, drop_bad: bool) -> None:
         self._plan, self._drop_bad = plan.absolute(), drop_bad
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_plan": self._plan, "_drop_bad": self._drop_bad}  # every process reads the table itself
+        return {"_plan": self._plan, "_drop_bad": self._drop_bad}  # each process reads the table itself
 
     @cached_property
     def _table(self) -> SampleTable:
@@ -145,7 +142,8 @@ class _WriteShard:
             self._write(file, *payload)
 
     def _write(self, file: IO[bytes], start: int, stop: int) -> None:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        # Fixed time, owner and mode, so that the bytes depend on the contents only.
+        with TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
             for row in range(start, stop):
                 sample = self._table[row]
                 try:
@@ -158,18 +156,11 @@ class _WriteShard:
                     raise BadImageError(
                         f"sample {sample.key!r} ({sample.image}): {error.reason}; leave such ones out with --drop-bad"
                     ) from error
-                _add(tar, f"{row:09}.{suffix}", data)
-                _add(tar, f"{row:09}.json", _json(sample))
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # no owner and the time 0, so that bytes depend on contents alone
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+                tar.write({"__key__": f"{row:09}", suffix: data, "json": _json(sample)})
 
 
 def _json(sample: Sample) -> bytes:
-    """What is known of a sample, as the layout `webdataset` and others read it."""
+    """Metadata of a sample, as the layout `webdataset` reads it."""
     latitude, longitude = sample.latlon_deg
     values: dict[str, Any] = {"id": sample.key, "latitude": latitude, "longitude": longitude}
     values |= {name: getattr(sample, name) for name in (*NUMBERS, *TEXTS)} | dict(sample.targets)
@@ -178,7 +169,7 @@ def _json(sample: Sample) -> bytes:
 
 
 def _digest(table: SampleTable) -> str:
-    """Of all that a table says, whatever chunks it came in."""
+    """Hash of a table's contents, independent of its chunks."""
     digest = hashlib.sha256(f"{table.root} {table.fingerprint}".encode() + table.latlon_deg.tobytes())
     for batch in _plain(table.columns):
         sink = pa.BufferOutputStream()
@@ -189,7 +180,7 @@ def _digest(table: SampleTable) -> str:
 
 
 def _plain(columns: pa.Table) -> Iterator[pa.RecordBatch]:
-    """The rows in pieces of one size, without dictionaries: these may list their words in any order."""
+    """The rows in batches of one size, with dictionaries decoded, because their order is arbitrary."""
     for start in range(0, len(columns), 2**16):
         piece = columns.slice(start, 2**16)
         arrays = [

@@ -1,6 +1,6 @@
-"""Which samples are trained on and which are held out.
+"""Splits into training and held-out samples.
 
-`split_osv5m` is the published rule, whose held-out photos have neighbours in training; the other two keep them apart.
+In `split_osv5m`, the published rule, held-out photos have neighbours in training; the other rules separate them.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit, validate_latlo
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of a table, ascending; no row is in two of them.
+    """Disjoint rows of a table, each ascending.
 
     Attributes:
-        train: to train on.
-        held_out: to validate or test with.
-        buffer: in neither: too near to a held-out sample.
+        train: training samples.
+        held_out: validation or test samples.
+        buffer: samples that are left out because they are near to a held-out one.
     """
 
     train: NDArray[np.int64]
@@ -30,15 +30,15 @@ class Split:
 
 
 def split_osv5m(latlon_deg: ArrayLike, share: float = 0.1, seed: int = 42) -> Split:
-    """OSV-5M's validation: drawn without replacement, the rarer the photos around the likelier.
+    """OSV-5M's validation split: sampled without replacement, with higher probability where photos are rare.
 
-    Weights are 1 / count^0.75 over 99 x 99 bins of the range of longitudes and latitudes; the draw is that of pandas'
-    `DataFrame.sample(frac=share, weights=…, random_state=seed)`, sample by sample.
+    Weights are 1 / count^0.75 over 99 x 99 bins of longitude and latitude. The sample equals that of pandas'
+    `DataFrame.sample(frac=share, weights=…, random_state=seed)`.
 
     Args:
-        latlon_deg: (n, 2) of all photos.
-        share: that is held out.
-        seed: of the draw.
+        latlon_deg: (n, 2) locations.
+        share: share that is held out.
+        seed: random seed.
 
     Raises:
         ConfigError: the share is not in (0, 1).
@@ -53,18 +53,18 @@ def split_osv5m(latlon_deg: ArrayLike, share: float = 0.1, seed: int = 42) -> Sp
 def split_by_cells(
     latlon_deg: ArrayLike, cell_ids: ArrayLike, *, share: float = 0.1, buffer_km: float = 1.0, seed: int = 42
 ) -> Split:
-    """Whole cells are held out, and no sample within a distance of a held-out one is trained on.
+    """Hold out whole cells, and leave out samples within a buffer around held-out ones.
 
     Args:
-        latlon_deg: (n, 2) of all samples.
-        cell_ids: (n,) of any partition, such as `SampleTable.cells_of`; negative ones are never held out.
-        share: of the samples that is held out, reached with the cell that is drawn last.
-        buffer_km: least great-circle distance of a training sample to a held-out one.
-        seed: of the choice of cells.
+        latlon_deg: (n, 2) locations.
+        cell_ids: (n,) cells of any partition; samples with negative ids are never held out.
+        share: share of the samples that is held out, rounded up to whole cells.
+        buffer_km: smallest great-circle distance between training and held-out samples.
+        seed: random seed.
 
     Raises:
         ConfigError: the share is not in (0, 1), or the buffer is negative.
-        InvalidCoordinateError: a position is no place on Earth.
+        InvalidCoordinateError: a coordinate is invalid.
     """
     _check_share(share)
     if not buffer_km >= 0:
@@ -78,12 +78,12 @@ def split_by_cells(
 
 
 def split_by_sequence(sequence_codes: ArrayLike, share: float = 0.1, seed: int = 42) -> Split:
-    """Whole sequences are held out, so that no frame has its neighbour on the other side.
+    """Hold out whole sequences, so that neighbouring frames stay together.
 
     Args:
-        sequence_codes: (n,) as `SampleTable.codes("sequence")` gives them; a sample without one (-1) stands alone.
-        share: of the samples that is held out, reached with the sequence that is drawn last.
-        seed: of the choice.
+        sequence_codes: (n,) codes of `SampleTable.codes("sequence")`; a sample without one (-1) is its own sequence.
+        share: share of the samples that is held out, rounded up to whole sequences.
+        seed: random seed.
 
     Raises:
         ConfigError: the share is not in (0, 1).
@@ -96,27 +96,27 @@ def split_by_sequence(sequence_codes: ArrayLike, share: float = 0.1, seed: int =
 
 
 def within_km(latlon_deg: ArrayLike, others_latlon_deg: ArrayLike, distance_km: float) -> NDArray[np.bool_]:
-    """Which points lie nearer than a distance to any of the others, (n, 2) and (m, 2) -> (n,)."""
+    """Whether points lie nearer than a distance to any of the others, (n, 2) and (m, 2) -> (n,) bool."""
     from scipy.spatial import cKDTree
 
     points, others = np.asarray(latlon_deg), np.asarray(others_latlon_deg)
     if not len(points) or not len(others):
         return np.zeros(len(points), np.bool_)
     angle = distance_km / EARTH_MEAN_RADIUS_KM
-    if angle > np.pi:  # nothing is farther than the other end of the Earth
+    if angle > np.pi:  # more than half the circumference
         return np.ones(len(points), np.bool_)
-    # Through the Earth: up to there, the straight line grows with the great circle.
+    # The chord grows with the great-circle distance up to half the circumference.
     chord = 2 * np.sin(angle / 2)
     nearest, _ = cKDTree(latlon_to_unit(others)).query(latlon_to_unit(points), distance_upper_bound=chord)
     return np.asarray(nearest < chord)
 
 
 def _whole_groups(codes: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows belong to groups drawn at random until they hold the share; one group is always left."""
+    """Rows of random groups that together hold the share; at least one group stays out."""
     groups, counts = np.unique(codes[codes >= 0], return_counts=True)
     if len(groups) < 2:
         raise ConfigError(
-            f"nothing can be held out of {len(groups)} group: whole ones go to one side or the other"
+            f"nothing can be held out of {len(groups)} group: at least two groups are needed for a split"
         )
     order = np.random.default_rng(seed).permutation(len(groups))
     num = int(np.searchsorted(np.cumsum(counts[order]), share * len(codes))) + 1
@@ -131,4 +131,4 @@ def _split(num: int, held_out: NDArray[np.int64] | Sequence[int]) -> Split:
 
 def _check_share(share: float) -> None:
     if not 0 < share < 1:
-        raise ConfigError(f"the share that is held out is {share}; it must be between 0 and 1")
+        raise ConfigError(f"the held-out share is {share}; it must be between 0 and 1")

@@ -1,14 +1,12 @@
-"""Batches for training: every sample once an epoch, in one order for any number of ranks and workers.
+"""Training batches with exact random access, independent of the numbers of ranks and workers.
 
     stream = SampleStream(table, LoadImage(preprocess), Shuffled(len(table), seed=1), batch_size=64,
                           labels={"cell_id": table.cells_of(tree)})
     batch = stream.batch(index=1200, rank=0, world_size=2)     # any batch of any epoch, in any order
     batch["image"], batch["latlon_deg"], batch["cell_id"], batch["row"]
 
-The order is computed, not collected: a batch and the random numbers of its samples depend on its number alone. So
-they are the same for any number of workers and ranks, and a killed run goes on with any of them. Shards are read in
-place: a table knows where in its tar each picture begins, so nothing is buffered, and nothing in a shard but a
-picture is ever decoded.
+A batch and the random numbers of its samples depend on its number only, so that a killed run resumes exactly, with any
+number of workers and ranks. Images in shards are read at their byte ranges.
 """
 
 from __future__ import annotations
@@ -35,54 +33,22 @@ Batch: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class ShuffledNearby:
-    """Each of `num` samples once, mixed with about `window` others only: for disks that seek slowly.
-
-    A window is made of stretches that lie together; which ones, and the order inside, is new in every epoch.
-
-    Attributes:
-        num: of samples.
-        seed: another seed, other orders.
-        window: samples that are mixed.
-        block: samples of a stretch, about a shard.
-    """
-
-    num: int
-    seed: int
-    window: int = 16_384
-    block: int = 1024
-
-    def __len__(self) -> int:
-        return self.num
-
-    def __call__(self, epoch: int) -> NDArray[np.int64]:
-        """The rows of this epoch."""
-        rng = np.random.default_rng([self.seed, epoch])
-        starts = rng.permutation(np.arange(0, self.num, self.block))
-        rows = (starts[:, None] + np.arange(self.block)).ravel()
-        rows = rows[rows < self.num]
-        for start in range(0, len(rows), self.window):
-            rng.shuffle(rows[start : start + self.window])
-        return rows
-
-
-@dataclass(frozen=True)
 class LoadImage:
-    """The usual way from a sample to what a network sees: {"image": (3, S, S) float32}.
+    """Loader from a sample to {"image": (3, S, S) float32}.
 
     Attributes:
-        preprocess: the network's own.
-        augment: what is done to the decoded picture, (h, w, 3) uint8, with random numbers of its own.
+        preprocess: preprocessing of the network.
+        augment: function of the decoded image, (h, w, 3) uint8, and a random generator.
     """
 
     preprocess: Preprocess
     augment: Callable[[Rgb, np.random.Generator], Rgb] | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Read, decode, augment, preprocess.
+        """Read, decode, augment and preprocess an image.
 
         Raises:
-            BadImageError: there is no usable picture.
+            BadImageError: the image is missing or broken.
         """
         image = decode_image(sample.image.read(), min_side_px=self.preprocess.decode_min_side_px)
         if self.augment is not None:
@@ -91,19 +57,19 @@ class LoadImage:
 
 
 class SampleStream:
-    """Batches by their number; see the module. The trainer's `TrainingData`, and its `ValidationData`.
+    """Batches by number; the trainer's `TrainingData` and `ValidationData`.
 
-    A batch is what `load` gives, stacked, and `row` (B,), `latlon_deg` (B, 2) float64 and each of the labels.
+    A batch has the stacked results of `load`, "row" (B,), "latlon_deg" (B, 2) float64 and the labels.
 
     Args:
-        table: the samples.
-        load: from a sample to tensors by name; its random numbers depend on seed, epoch and place in the order only.
-        order: which rows an epoch shows, see `geoloc.data.samplers`.
-        batch_size: of all ranks together; only the last batch of an epoch differs, see `RankBatches`.
-        labels: name -> (n, ...) numbers, one row a sample, that come along.
-        resampling_weights: (n,), of OSV-5M's density-aware batches, see `RankBatches`.
-        seed: of the random numbers that `load` gets.
-        num_workers: processes that make the batches of `batches` ahead; 0 makes them in this one.
+        table: samples.
+        load: from a sample to named tensors; its random numbers depend on seed, epoch and position in the order.
+        order: rows of an epoch, see `geoloc.data.samplers`.
+        batch_size: batch size over all ranks; only the last batch of an epoch differs, see `RankBatches`.
+        labels: name -> (n, ...) numbers, one row per sample, that are added to batches.
+        resampling_weights: (n,) weights of OSV-5M's density-aware batches, see `RankBatches`.
+        seed: seed of the random numbers of `load`.
+        num_workers: loader processes of `batches`; 0 loads in this process.
 
     Raises:
         ConfigError: labels of another length or with a reserved name.
@@ -127,27 +93,27 @@ class SampleStream:
         self.labels = {name: np.asarray(values) for name, values in (labels or {}).items()}
         for name, values in self.labels.items():
             if name in ("row", "image", "latlon_deg"):
-                raise ConfigError(f"no label can be called {name!r}: a batch has that already")
+                raise ConfigError(f"the label name {name!r} is reserved: choose another name")
             if len(values) != len(table):
                 raise ConfigError(
                     f"the label {name!r} has {len(values):,} rows, and there are {len(table):,} samples"
                 )
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return len(self._batches_of(0, 1))
 
     def batch(self, index: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's part of a batch; batches are counted through all epochs.
+        """This rank's part of a batch; numbers continue over epochs.
 
         Raises:
-            BadImageError: a picture cannot be read; names the sample, its file and the remedy.
+            BadImageError: an image cannot be read; names the sample and its file.
             ConfigError: the ranks cannot share a batch evenly.
         """
         batches = self._batches_of(rank, world_size)
         epoch, number = divmod(index, len(batches))
         rows = batches.indices(epoch, number)
-        # The ranks deal a batch out in turn, so place i of a rank is place i * world_size + rank of the whole.
+        # Ranks take rows in turn, so position i of a rank is position i * world_size + rank of the batch.
         loaded = [
             self._load(row, (self.seed, epoch, number, i * world_size + rank)) for i, row in enumerate(rows)
         ]
@@ -159,13 +125,13 @@ class SampleStream:
         return batch
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """This rank's part of the first epoch, batch by batch; over the ranks, every sample comes once.
+        """This rank's part of the first epoch; over the ranks, every sample comes once.
 
         Raises:
             BadImageError, ConfigError: as `batch`.
         """
         part = _Part(self, rank, world_size)
-        # An iterator of its own, since DataLoader's says nothing about its type.
+        # `yield from`, because the type of a DataLoader's iterator is unknown.
         yield from DataLoader(part, batch_size=None, num_workers=self.num_workers)
 
     def _batches_of(self, rank: int, world_size: int) -> RankBatches:
@@ -197,7 +163,7 @@ class SampleStream:
 
 
 class _Part(Dataset[Batch]):
-    """The batches of a rank in an epoch, as a DataLoader wants them."""
+    """Map-style dataset of a rank's batches in the first epoch."""
 
     def __init__(self, stream: SampleStream, rank: int, world_size: int) -> None:
         self._stream, self._rank, self._world_size = stream, rank, world_size

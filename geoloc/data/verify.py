@@ -1,4 +1,4 @@
-"""Decode every picture of a table, to find those that training would stumble over."""
+"""Decode every image of a table to find broken ones."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from geoloc.data.sample import SampleTable
 from geoloc.errors import BadImageError
 from geoloc.images.decode import decode_image
 
-_AT_ONCE = 1024  # rows that wait for a thread
+_AT_ONCE = 1024  # rows that are queued at a time
 
 
 def decode_all(
@@ -17,18 +17,18 @@ def decode_all(
     num_threads: int = 1,
     on_done: Callable[[int], None] = lambda num: None,
 ) -> None:
-    """Decode the picture of each sample in full, and note those that cannot be.
+    """Decode the image of each sample, and record failures.
 
     Args:
-        table: the samples.
-        findings: gets the bad ones, in the order of the rows.
-        num_threads: the JPEG decoder lets threads work side by side.
-        on_done: called with the number of pictures that were looked at since the last call.
+        table: samples.
+        findings: receives the broken images, in the order of the rows.
+        num_threads: number of decoding threads.
+        on_done: called with the number of images decoded since the last call.
     """
 
     def reason(row: int) -> str | None:
         try:
-            decode_image(table.place(row).read())
+            decode_image(table.encoded(row).read())
         except BadImageError as error:
             return error.reason
         return None
@@ -38,5 +38,5 @@ def decode_all(
             rows = range(start, min(start + _AT_ONCE, len(table)))
             for row, found in zip(rows, pool.map(reason, rows), strict=True):
                 if found is not None:
-                    findings.add("bad image", f"{table.place(row)} of the id {table[row].key!r}: {found}")
+                    findings.add("bad image", f"{table.encoded(row)} of the id {table[row].key!r}: {found}")
                 on_done(1)

@@ -165,7 +165,7 @@ def _folder(folder: Path) -> Benchmark:
 def _vg(folder: Path, split: str, utm_epsg: int | None) -> Benchmark:
     """Queries in the Deep VG layout, and the sibling folder `database`; ids are file names."""
     queries = open_layout("vg", folder, split, utm_epsg=utm_epsg)
-    paths = [Path(queries.place(row).path) for row in range(len(queries))]
+    paths = [Path(queries.encoded(row).path) for row in range(len(queries))]
     truth = PointTable(folder, np.array([path.name for path in paths], np.object_), queries.latlon_deg)
     beside = "/".join([*split.split("/")[:-1], "database"])
     try:

@@ -118,7 +118,7 @@ def open_recall_set(
     beside = "/".join([*split.split("/")[:-1], "database"])
     tables = [open_layout("vg", folder, part, utm_epsg=utm_epsg) for part in (beside, split)]
     positives = rows_within_m(tables[1].latlon_deg, tables[0].latlon_deg, radius_m)
-    database, queries = (tuple(table.place(row).path for row in range(len(table))) for table in tables)
+    database, queries = (tuple(table.encoded(row).path for row in range(len(table))) for table in tables)
     called, rule = f"{folder.resolve().name} {split}", f"within {radius_m:g} m, on the ellipsoid"
     return RecallSet(called, database, queries, tuple(positives), rule)
 

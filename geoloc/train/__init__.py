@@ -1,1 +1,1 @@
-"""Training: recipes that turn data into checkpoints."""
+"""Training: a recipe turns an experiment (config and data) into a checkpoint."""

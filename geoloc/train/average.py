@@ -1,6 +1,7 @@
-"""The weights' moving average over the steps (EMA), which validates better than the last weights do.
+"""Exponential moving average (EMA) of the weights.
 
-Knows nothing about what is trained.
+torch.optim.swa_utils.AveragedModel is not used here: it copies the whole module, frozen towers included, keeps the
+average in the parameters' own precision, and starts from the weights after the first step, so that results differ.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """An exponential moving average of the parameters that train; float32, whatever they are.
+    """Exponential moving average of the trainable parameters, in float32.
 
-    After the k-th step, average = d average + (1 - d) weights with d = min(decay, k / (9 + k)): early averages
-    forget faster, so that a short run does not average its random start (as TensorFlow's
-    ExponentialMovingAverage with `num_updates`). Buffers are not averaged: they are the model's own.
+    After step k, average = d average + (1 - d) weights with d = min(decay, k / (9 + k)), so that a short run does not
+    average its random start (TensorFlow's ExponentialMovingAverage with `num_updates`). Buffers are not averaged.
 
     Args:
-        module: whose parameters.
-        decay: below 1; 1 / (1 - decay) is about how many steps it looks back.
+        module: module with the parameters.
+        decay: below 1; the average spans about 1 / (1 - decay) steps.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -31,7 +31,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the current weights to the average."""
         self.num_updates += 1
         decay = min(self.decay, self.num_updates / (9 + self.num_updates))
         average, weights = list(self._average.values()), list(self._parameters.values())
@@ -40,7 +40,7 @@ class WeightAverage:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The module has the averaged weights inside the block, and its own again after it."""
+        """Context in which the module has the averaged weights."""
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._copy_in(self._average)
         try:
@@ -50,7 +50,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Give the module the averaged weights for good."""
+        """Replace the module's weights by the averaged ones."""
         self._copy_in(self._average)
 
     def _copy_in(self, values: dict[str, Tensor]) -> None:
@@ -58,11 +58,11 @@ class WeightAverage:
             parameter.data.copy_(values[name])
 
     def state_dict(self) -> dict[str, object]:
-        """All that `load_state_dict` needs."""
+        """State for `load_state_dict`."""
         return {"num_updates": self.num_updates, "average": self._average}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a state of the same module."""
+        """Restore the state of an average over the same module."""
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
         average = state["average"]
         assert isinstance(average, dict)

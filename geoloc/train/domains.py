@@ -1,6 +1,6 @@
-"""Features that do not tell day from night: a discriminator whose gradient is reversed, an autoencoder with two aims.
+"""Domain adaptation: gradient reversal (GRL) and attention autoencoder (AADA).
 
-Both see a labelled source and an unlabelled target. The target must not be what is tested on: `check_apart` refuses it.
+Both use a labelled source and an unlabelled target. `check_apart` refuses a target that holds test queries.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class _Reversal(torch.autograd.Function):
 
 
 def reversed_gradient(x: Tensor) -> Tensor:
-    """The same, whose gradient is turned round on its way back (Ganin & Lempitsky, ICML 2015)."""
+    """The identity, with a negated gradient (Ganin & Lempitsky, ICML 2015)."""
     return cast(Tensor, _Reversal.apply(x))  # type: ignore[no-untyped-call]
 
 
 class DomainDiscriminator(nn.Module):
-    """Tells domains apart by features, and teaches the backbone to give it nothing to tell them by.
+    """Domain classifier behind a gradient reversal, so that the backbone learns domain-invariant features.
 
-    Train it with `class_loss(logits, domain)` times a weight, 0.1 in CosPlace's fork; domain 0 is the source.
+    Train it with `class_loss(logits, domain)` times a weight (0.1 in CosPlace's fork); domain 0 is the source.
 
     Args:
-        dim: D of the features, means over positions.
-        hidden_dims: of the perceptron.
-        domains: how many.
+        dim: D of the features, which are means over positions.
+        hidden_dims: hidden widths of the perceptron.
+        domains: number of domains.
     """
 
     def __init__(self, dim: int, hidden_dims: tuple[int, ...] = (50, 20), domains: int = 2) -> None:
@@ -60,28 +60,30 @@ class DomainDiscriminator(nn.Module):
 
 @dataclass(frozen=True)
 class AutoencoderLosses:
-    """Two losses with separate gradients, to be added and stepped together.
+    """Losses of `DomainAutoencoder`, with separate gradients.
 
-    autoencoder: trains the autoencoder alone
-    backbone:    trains what made the features alone
+    Attributes:
+        autoencoder: loss with gradients to the autoencoder only.
+        backbone: loss with gradients to the features only.
     """
 
     autoencoder: Tensor
     backbone: Tensor
 
     def total(self) -> Tensor:
-        """Both."""
+        """Sum of both."""
         return self.autoencoder + self.backbone
 
 
 class DomainAutoencoder(nn.Module):
-    """Learns to rebuild source features well and target features badly; the backbone learns to be rebuilt.
+    """Autoencoder of asymmetric adversarial domain adaptation (AADA, Yang et al., AAAI 2020).
 
-    Asymmetric adversarial domain adaptation (AADA, Yang et al., AAAI 2020).
+    It learns to reconstruct source features well and target features badly; the backbone learns to make target
+    features easy to reconstruct.
 
     Args:
-        dim: D of the features, means over positions, in [0, 1] where they are to be rebuilt exactly.
-        hidden_dims: of the encoder; the decoder mirrors it.
+        dim: D of the features, which are means over positions; values in [0, 1] can be reconstructed exactly.
+        hidden_dims: widths of the encoder; the decoder mirrors it.
     """
 
     def __init__(self, dim: int, hidden_dims: tuple[int, int] = (256, 128)) -> None:
@@ -98,14 +100,14 @@ class DomainAutoencoder(nn.Module):
     def losses(
         self, source: Tensor, target: Tensor, *, margin: float = 0.5, weight: float = 0.01
     ) -> AutoencoderLosses:
-        """For the autoencoder e_source + max(0, m - e_target), for the backbone γ e_target; e are mean squared errors.
+        """Losses with mean squared errors e: e_source + max(0, m - e_target) and γ e_target.
 
-        (CosPlace's fork sets e_target to 0 in place first, so that its hinge is the constant m and pushes nothing.)
+        CosPlace's fork sets e_target to 0 before the hinge, so that its hinge is the constant m without gradient.
 
         Args:
             source: (B, D).
             target: (B', D).
-            margin: m, beyond which target features are rebuilt badly enough.
+            margin: m, the target error above which the autoencoder has no target loss.
             weight: γ.
         """
         near = functional.mse_loss(self(source.detach()), source.detach())
@@ -119,18 +121,18 @@ class DomainAutoencoder(nn.Module):
 
 @dataclass(frozen=True)
 class KeyedPhoto:
-    """A photo by what it is called and what it holds.
+    """A photo's key and content.
 
     Attributes:
-        key: its name in its data set.
-        content: its encoded bytes, or the file that has them.
+        key: its name in the data set.
+        content: encoded bytes, or the path of the file.
     """
 
     key: str
     content: bytes | Path
 
     def digest(self) -> str:
-        """sha256 of its bytes."""
+        """Hexadecimal sha256 of the encoded bytes."""
         content = self.content
         if isinstance(content, Path):
             try:
@@ -143,12 +145,12 @@ class KeyedPhoto:
 
 
 def check_apart(target: Iterable[KeyedPhoto], queries: Iterable[KeyedPhoto]) -> None:
-    """Refuse an adaptation target that holds a test query, under the same key or with the very same bytes.
+    """Refuse an adaptation target that shares a key or identical bytes with a test query.
 
-    Adapting to the photos that are tested on afterwards makes a result that no other photos will have.
+    Adapting to test photos would give results that other photos do not have.
 
     Raises:
-        ConfigError: there is one; names up to three.
+        ConfigError: there are shared photos; the message names up to three.
         NotFoundError: a photo's file cannot be read.
     """
     by_key: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Batches of pairs that the model finds hard to tell apart, mined as it learns (Statewide's HEM).
+"""Hard example mining (HEM, Statewide): batches of pairs that the current model confuses.
 
-The next pairs are embedded, clustered greedily (`geoloc.data.hard_clusters`), and the clusters are the next batches,
-with the very views that were embedded. What was planned is part of a run's state, so a killed run goes on with it.
+The next pairs are embedded and clustered greedily (`geoloc.data.hard_clusters`); each cluster is a batch, with the same
+views that were embedded. The plan is part of the run's state, so that a resumed run has the same batches.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from geoloc.train.ranks import Predict
 
 @dataclass(frozen=True)
 class HardExamplesConfig:
-    """How many pairs are embedded and clustered at once; defaults are Statewide's.
+    """Number of pairs that are embedded and clustered together (a scan); defaults are Statewide's.
 
     Attributes:
-        first_scan_batches: at first.
-        factor: how it grows,
-        raise_after_samples: whenever so many pairs were trained since it did,
-        max_scan_batches: up to so many.
+        first_scan_batches: size of the first scan, in batches.
+        factor: growth of the scan size.
+        raise_after_samples: the size grows each time that this many pairs were trained.
+        max_scan_batches: largest size of a scan.
     """
 
     first_scan_batches: int = 1
@@ -43,32 +43,32 @@ class HardExamplesConfig:
 
     def __post_init__(self) -> None:
         if self.first_scan_batches < 1 or self.factor < 1 or self.raise_after_samples < 1:
-            raise ConfigError(f"{self}: sizes start at 1, and the factor is at least 1")
+            raise ConfigError(f"{self}: sizes must be at least 1, and the factor at least 1")
 
 
 @dataclass(frozen=True)
-class Posed:
-    """A load whose random numbers depend on scan and sample alone: embedded and trained pairs are the same."""
+class _SeededLoad:
+    """A load whose random numbers depend on scan and sample, so that embedded and trained views are the same."""
 
     load: Load
     seed: int
     scan: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        """As the load itself."""
+        """Load a sample with its own random numbers."""
         own = np.random.default_rng((self.seed, self.scan, zlib.crc32(sample.key.encode())))
         return self.load(sample, own)
 
 
 class HardExamples:
-    """A stream whose batches are clusters; the trainer plans it anew when its scan is used up.
+    """A planned stream whose batches are clusters of similar pairs.
 
-    A task's predictions must have "query" and "aerial" (b, D), "aerial_deg" (b, 2), and "row" of the batch.
+    The task's predictions must have "query" and "aerial" (b, D), "aerial_deg" (b, 2), and "row" of the batch.
 
     Args:
-        stream: of the pairs as they come.
+        stream: stream of the pairs in their usual order.
         config: sizes of the scans.
-        min_distance_m: between aerial centres in a cluster.
+        min_distance_m: smallest distance between aerial centres in a cluster.
     """
 
     def __init__(self, stream: SampleStream, config: HardExamplesConfig, min_distance_m: float) -> None:
@@ -77,7 +77,7 @@ class HardExamples:
         self._rows: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def plan(self, index: int, predict: Predict, rank: int, world_size: int) -> int:
-        """Plan batch `index` and those after it, if they are not; the number of the first that is not planned."""
+        """Plan batch `index` and those after it if needed; return the first batch number not planned."""
         if self._first <= index < self._stop:
             return self._stop
         self._scan += 1
@@ -94,8 +94,8 @@ class HardExamples:
         )
         found = predict(scanned.batches(rank, world_size))
         by_row = found["row"].argsort()
-        query, aerial, places = (found[name][by_row] for name in ("query", "aerial", "aerial_deg"))
-        order = hard_clusters(query.float(), aerial.float(), places.numpy(), size, self.min_distance_m)
+        query, aerial, centres_deg = (found[name][by_row] for name in ("query", "aerial", "aerial_deg"))
+        order = hard_clusters(query.float(), aerial.float(), centres_deg.numpy(), size, self.min_distance_m)
         self._rows, self._first, self._stop = rows[order], index, index + num_batches
         return self._stop
 
@@ -107,7 +107,7 @@ class HardExamples:
         return planned.batch(index - self._first, rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was planned."""
+        """The current plan."""
         return {
             "scan": self._scan,
             "first": self._first,
@@ -116,18 +116,18 @@ class HardExamples:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what was planned."""
+        """Restore a plan."""
         self._scan, self._first, self._stop = state["scan"], state["first"], state["stop"]
         self._rows = state["rows"].numpy()
 
-    def _load(self) -> Posed:
-        return Posed(self.stream.load, self.stream.seed, self._scan)
+    def _load(self) -> _SeededLoad:
+        return _SeededLoad(self.stream.load, self.stream.seed, self._scan)
 
     def _next_rows(self, start: int, num: int) -> NDArray[np.int64]:
-        """Rows of the epochs' orders, one epoch after another."""
+        """Rows of the stream's order from position `start`, continued over epochs."""
         length, parts = len(self.stream.order), []
         while num:
-            epoch, place = divmod(start, length)
-            parts.append(self.stream.order(epoch)[place : place + num])
+            epoch, offset = divmod(start, length)
+            parts.append(self.stream.order(epoch)[offset : offset + num])
             start, num = start + len(parts[-1]), num - len(parts[-1])
         return np.concatenate(parts)

@@ -1,13 +1,13 @@
-"""Queries with a positive and hard negatives, mined with the features that the model has now (Deep VG benchmark).
+"""Mining of training tuples with the current model: query, positive, hard negatives (Deep VG benchmark).
 
-Three ways (Berton et al., CVPR 2022), by which photos have to be embedded for Q queries:
+Kinds of mining (Berton et al., CVPR 2022), by the photos that are embedded for Q queries:
 
-    random     the queries and their positives; negatives are any
+    random     queries and their positives; negatives are random
     full       these and the whole database; negatives are the hardest of a pool and of those found before
     partial    these and a pool of the database; negatives are the hardest of the pool
 
-A positive is the most similar photo of the database within 10 m; nothing within 25 m is a negative. Metres are those of
-the ellipsoid, so no border of UTM zones hides a neighbour.
+A positive is the most similar database photo within 10 m; photos within 25 m are no negatives. Distances are on the
+ellipsoid, so that neighbours across a border of UTM zones are found.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ Embed: TypeAlias = Callable[[IntArray], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class MiningConfig:
-    """How tuples are mined; defaults are the benchmark's.
+    """Mining settings; defaults are the benchmark's.
 
     Attributes:
         kind: see the module.
-        queries_per_refresh: tuples that are mined at once.
-        negatives: of a tuple.
-        pool: photos of the database among which hard negatives are sought.
-        positive_radius_m: of a query; one without a photo in it is left out.
+        queries_per_refresh: tuples that are mined together.
+        negatives: number of negatives of a tuple.
+        pool: size of the database sample that is searched for hard negatives.
+        positive_radius_m: queries without a database photo within it are left out.
         negative_radius_m: negatives are farther away.
-        weigh_by: names of columns of 0 and 1; the queries that have a 1 are drawn the more often the rarer they are,
-            such as "is_night" and "is_sideways" of MSLS.
+        weigh_by: columns of 0 and 1, such as "is_night" and "is_sideways" of MSLS; queries with a rare 1 are sampled
+            more often.
     """
 
     kind: Literal["random", "full", "partial"] = "partial"
@@ -61,19 +61,19 @@ class MiningConfig:
         if not 0 < self.positive_radius_m <= self.negative_radius_m:
             raise ConfigError(
                 f"mining.positive_radius_m is {self.positive_radius_m:g} and negative_radius_m "
-                f"{self.negative_radius_m:g}: the first is positive, and the second no smaller"
+                f"{self.negative_radius_m:g}: they must be positive, and the second not smaller"
             )
 
 
 @dataclass(frozen=True)
 class Tuples:
-    """Q mined tuples; all numbers are rows of the database followed by the queries.
+    """Q mined tuples, as rows of the database followed by the queries.
 
     Attributes:
         query: (Q,).
         positive: (Q,).
         negatives: (Q, N), hardest first unless they are random.
-        num_embedded: photos that were embedded for them.
+        num_embedded: number of photos that were embedded.
     """
 
     query: IntArray
@@ -83,18 +83,18 @@ class Tuples:
 
 
 class TupleMiner:
-    """Mines tuples; what it draws depends on seed and number of the refresh alone.
+    """Mines tuples; random numbers depend on the seed and the number of the refresh.
 
     Args:
-        database_deg: (D, 2) of the database: rows 0 to D - 1.
-        queries_deg: (Q, 2) of the queries: rows D to D + Q - 1.
-        config: how.
-        seed: of all draws.
-        query_weights: (Q,) how often each query is drawn relative to others; all alike without.
+        database_deg: (D, 2) database: rows 0 to D - 1.
+        queries_deg: (Q, 2) queries: rows D to D + Q - 1.
+        config: mining settings.
+        seed: random seed.
+        query_weights: (Q,) sampling weight of each query; uniform by default.
 
     Attributes:
-        num_without_positive: queries that are left out.
-        remembered: (Q, N) the hardest negatives so far of each query, -1 for none yet; "full" fills it.
+        num_without_positive: number of queries that are left out.
+        remembered: (Q, N) hardest negatives so far of each query, -1 for none yet; only "full" uses it.
 
     Raises:
         ConfigError: no query has a positive, or a query has too few photos far enough away.
@@ -124,8 +124,8 @@ class TupleMiner:
         if self._num_database - crowded < config.negatives:
             raise ConfigError(
                 f"mining.negatives is {config.negatives}, and a query has {self._num_database - crowded} of "
-                f"{self._num_database} photos farther than negative_radius_m={config.negative_radius_m:g} m: ask for "
-                "fewer negatives, or bring a larger database"
+                f"{self._num_database} photos farther than negative_radius_m={config.negative_radius_m:g} m: lower "
+                "mining.negatives, or use a larger database"
             )
         self._pool = min(max(config.pool, config.negatives + crowded), self._num_database)
         weights = np.ones(num_queries) if query_weights is None else np.asarray(query_weights, np.float64)
@@ -133,11 +133,11 @@ class TupleMiner:
         self.remembered = np.full((num_queries, config.negatives), -1, np.int64)
 
     def mine(self, number: int, embed: Embed) -> Tuples:
-        """The tuples of a refresh.
+        """Tuples of one refresh.
 
         Args:
-            number: of the refresh, from 0. In "full", those before it have been mined.
-            embed: unit vectors of rows, ascending and each once: (n,) -> (n, D).
+            number: number of the refresh, from 0; for "full" all earlier ones must have been mined.
+            embed: from ascending unique rows to unit vectors: (n,) -> (n, D).
         """
         config = self.config
         rng = np.random.default_rng([self._seed, number])
@@ -152,30 +152,30 @@ class TupleMiner:
         rows = np.unique(np.concatenate(wanted))
         vectors = embed(rows)
 
-        def alike(query: int, others: IntArray) -> NDArray[np.float32]:
+        def similarities(query: int, others: IntArray) -> NDArray[np.float32]:
             own = vectors[np.searchsorted(rows, query + self._num_database)]
             return np.asarray(vectors[np.searchsorted(rows, others)] @ own)
 
         positive = np.empty(count, np.int64)
         negatives = np.empty((count, config.negatives), np.int64)
-        for place, query in enumerate(queries.tolist()):
+        for row, query in enumerate(queries.tolist()):
             right = self._positives[query]
-            positive[place] = right[alike(query, right).argmax()]
+            positive[row] = right[similarities(query, right).argmax()]
             far = np.setdiff1d(pool, self._near[query], assume_unique=True)
             if config.kind == "random":
-                negatives[place] = rng.choice(far, config.negatives, replace=False)
+                negatives[row] = rng.choice(far, config.negatives, replace=False)
                 continue
             if config.kind == "full":
                 far = np.union1d(far, self.remembered[query][self.remembered[query] >= 0])
-            hardest = np.argsort(-alike(query, far), kind="stable")[: config.negatives]
-            negatives[place] = far[hardest]
+            hardest = np.argsort(-similarities(query, far), kind="stable")[: config.negatives]
+            negatives[row] = far[hardest]
         if config.kind == "full":
             self.remembered[queries] = negatives
         return Tuples(queries + self._num_database, positive, negatives, len(rows))
 
 
 def rarity_weights(flags: Sequence[NDArray[np.float64]], num: int) -> NDArray[np.float64]:
-    """1, and n / count more for each flag that is 1 (the benchmark's weights for MSLS), (num,).
+    """Sampling weights, (num,): 1, plus n / count for each flag that is 1 (the benchmark's weights for MSLS).
 
     Args:
         flags: (num,) each, of 0, 1 and NaN for unknown.
@@ -189,24 +189,24 @@ def rarity_weights(flags: Sequence[NDArray[np.float64]], num: int) -> NDArray[np
 
 
 class MinedTuples:
-    """Batches of tuples for the trainer, mined anew whenever they are used up (its `PlannedData`).
+    """Planned batches of mined tuples; new tuples are mined when all are used.
 
-    A batch is that of `SampleStream`, in which 2 + N rows after one another are a tuple: query, positive, negatives.
-    The task's predictions must have "embedding" (b, D) and "row" of the batch.
+    A batch is that of `SampleStream`; each 2 + N consecutive rows are a tuple: query, positive, negatives. The task's
+    predictions must have "embedding" (b, D) and "row" of the batch.
 
     Args:
-        table: the database and after it the queries.
-        load: of what is trained with.
-        plain_load: of what is embedded to mine.
-        miner: of that table.
-        tuples_per_batch: of all ranks together.
-        seed: of the random numbers that `load` gets.
-        num_workers: processes that load what is embedded.
-        embed_batch: photos that are embedded together.
+        table: the database followed by the queries.
+        load: loader of training photos.
+        plain_load: loader of photos that are embedded for mining.
+        miner: miner of the same table.
+        tuples_per_batch: batch size over all ranks.
+        seed: seed of the random numbers of `load`.
+        num_workers: loader processes during mining.
+        embed_batch: batch size during mining.
 
     Attributes:
-        num_embedded: photos that were embedded to mine, so far.
-        num_refreshes: how often that was.
+        num_embedded: number of photos embedded for mining so far.
+        num_refreshes: number of refreshes so far.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class MinedTuples:
         self._tuples: IntArray = np.zeros((0, 2 + miner.config.negatives), np.int64)
 
     def plan(self, index: int, predict: Predict, rank: int, world_size: int) -> int:
-        """Mine for batch `index` and those after it, if it was not done; the number of the first without tuples."""
+        """Mine for batch `index` and those after it if needed; return the first batch number without tuples."""
         if self._first <= index < self._stop:
             return self._stop
         if self.tuples_per_batch % world_size:
@@ -254,7 +254,7 @@ class MinedTuples:
         self.num_refreshes += 1
         self.num_embedded += mined.num_embedded
         self._tuples = np.concatenate([mined.query[:, None], mined.positive[:, None], mined.negatives], 1)
-        # Tuples that fill no batch are dropped; the next draw is as good.
+        # The last tuples, which do not fill a batch, are dropped.
         self._first, self._stop = index, index + max(len(self._tuples) // self.tuples_per_batch, 1)
         return self._stop
 
@@ -266,7 +266,7 @@ class MinedTuples:
         return SampleStream(self.table, self.load, InOrder(own), batch_size=len(own), seed=seed).batch(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was mined."""
+        """The mined tuples and the miner's memory."""
         return {
             "first": self._first,
             "stop": self._stop,
@@ -277,7 +277,7 @@ class MinedTuples:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what was mined."""
+        """Restore mined tuples."""
         self._first, self._stop = state["first"], state["stop"]
         self.num_refreshes, self.num_embedded = state["num_refreshes"], state["num_embedded"]
         self._tuples = state["tuples"].numpy()

@@ -1,17 +1,15 @@
-"""What a geolocation training minimises: a network's heads, and named losses in a weighted mix.
+"""Geolocation task: a network with heads, and a weighted sum of named losses.
 
-    mix: {classes: 1, offsets: 1, regions: 1}          # OSV-5M's best model
+mix: {classes: 1, offsets: 1, regions: 1}          # OSV-5M's best model
 
-    classes     the true cell, or country, region, area or city; `hierarchical` adds every coarser level
-    offsets     where inside the true cell
-    haversine   great-circle distance of the regression head, in thousands of km
-    latlon_l1   absolute error of the regression head, in radians (OSV-5M's)
-    regions     photos of one region are alike: MIL-NCE over images and their positives
-    pairs       a photo and its positive are alike, other photos are not: InfoNCE
-    texts       photos are like the names of their places, by a frozen text tower
-    land_cover, climate, soil, drive_side, road_index, dist_sea      what else the photo shows
-
-Knows nothing about files or the training loop.
+classes     cross-entropy of the true cell, or country, region, area or city; `hierarchical` adds coarser levels
+offsets     position inside the true cell
+haversine   great-circle distance of the regression head, in thousands of km
+latlon_l1   absolute error of the regression head, in radians (OSV-5M's)
+regions     MIL-NCE: photos of one region are similar
+pairs       InfoNCE: a photo and its positive are similar, other photos are not
+texts       image-text contrast with the names of the location, by a frozen text tower
+land_cover, climate, soil, drive_side, road_index, dist_sea      auxiliary targets
 """
 
 from __future__ import annotations
@@ -47,12 +45,12 @@ from geoloc.models.losses import (
 )
 from geoloc.models.network import GeoNetwork, NetworkOutput
 from geoloc.models.text_tower import TextTower
-from geoloc.train.optimise import Role
-from geoloc.train.ranks import of_all_ranks
+from geoloc.train.optimise import Role, roles_of
+from geoloc.train.ranks import all_gather_rows
 from quadtree import Quadtree
 from quadtree.sphere import haversine_km
 
-# Which head of the network a loss reads.
+# The head that a loss reads.
 _HEAD_OF: Final = {
     "classes": "cells",
     "offsets": "offsets",
@@ -65,16 +63,16 @@ LOSSES: Final = (*_HEAD_OF, *CONTRASTS, "texts", *AUXILIARY_WIDTHS)
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """A network and what it learns from.
+    """A network and its losses.
 
     Attributes:
-        mix: weight of each loss, by name; see the module.
-        fine_tune: which of the backbone's parameters train.
-        hierarchical: whether "classes" has a term for every coarser level, too.
-        smoothing_km: lets "classes" give neighbouring cells a share that falls by e over so many km (PIGEON's
-            haversine smoothing); null does not.
-        offset_beta: offsets beyond it count linearly; null squares them all.
-        temperature: of the contrastive losses.
+        mix: weight of each loss by name; see the module.
+        fine_tune: trainable parameters of the backbone.
+        hierarchical: whether "classes" has a term for every coarser level.
+        smoothing_km: length over which the target share of neighbouring cells in "classes" falls by e (haversine
+            smoothing, PIGEON); null does not smooth.
+        offset_beta: the offset loss is linear beyond it; null for a squared loss.
+        temperature: temperature of the contrastive losses.
     """
 
     network: NetworkConfig
@@ -90,11 +88,11 @@ class TaskConfig:
             raise ConfigError(f"mix has the unknown loss {unknown[0]!r}; known are {', '.join(LOSSES)}")
         if not self.mix or min(self.mix.values()) <= 0:
             raise ConfigError(
-                f"mix is {dict(self.mix)}; it needs a loss, and positive weights: leave out what is 0"
+                f"mix is {dict(self.mix)}; it needs at least one loss, each of positive weight: remove the others"
             )
         if self.hierarchical and self.smoothing_km is not None:
             raise ConfigError(
-                "hierarchical and smoothing_km are two ways to let near cells count: choose one"
+                "hierarchical and smoothing_km both spread the target over near cells: choose one"
             )
         for head in ("cells", "offsets", "regression"):
             has_head = getattr(self.network, head) is not None
@@ -107,7 +105,7 @@ class TaskConfig:
             if not has_head and (missing := self.mix.keys() & set(readers)):
                 raise ConfigError(
                     f"the loss {min(missing)!r} reads the head {head!r}, which the network does not have: describe it "
-                    f"under network.{head}, or take the loss out of the mix"
+                    f"the loss {min(missing)!r} reads the head {head!r}, which the network does not have: configure it "
                 )
         if self.network.embeddings:
             raise ConfigError(
@@ -117,20 +115,20 @@ class TaskConfig:
 
 
 class GeoTask(nn.Module):
-    """A network that learns to say where a photo was taken.
+    """Task that trains a network to predict locations.
 
-    A batch is a dict: "image" (B, 3, S, S), "latlon_deg" (B, 2) float64, and what the losses of the mix need:
-    "cell_id" (B,), -1 unknown; "group_ids" (B, L) with admin levels; "positive" (B, 3, S, S) and "region_id" (B,)
-    for contrasts; "text_id" (B,) for texts; auxiliary targets by name.
+    A batch is a dict: "image" (B, 3, S, S), "latlon_deg" (B, 2) float64, and the keys that the losses need: "cell_id"
+    (B,), -1 unknown; "group_ids" (B, L) with admin levels; "positive" (B, 3, S, S) and "region_id" (B,) for contrasts;
+    "text_id" (B,) for texts; auxiliary targets by name.
 
     Args:
         config: see `TaskConfig`.
-        network: built from its config.
-        quadtree: its classes; None without a cell head.
-        groups: (L, C) wider unit of each class at L levels, -1 for none, where classes are administrative units and
-            `hierarchical` is asked for; None lets the quadtree's own levels be those.
-        texts: a text tower, and
-        sentences: the sentence of each text id; both with the loss "texts".
+        network: network built from its config.
+        quadtree: cells that are the classes; None without a cell head.
+        groups: (L, C) coarser unit of each class at L levels, -1 for none, for hierarchical administrative classes;
+            None takes the quadtree's coarser levels.
+        texts: frozen text tower of the loss "texts".
+        sentences: sentence of each text id.
     """
 
     def __init__(
@@ -168,20 +166,15 @@ class GeoTask(nn.Module):
     center_latlon_deg: Tensor
 
     def train(self, mode: bool = True) -> GeoTask:
-        """As always, but the text tower is frozen and stays in evaluation mode."""
+        """Set the training mode; the frozen text tower stays in evaluation mode."""
         super().train(mode)
         if self.texts is not None:
             self.texts.eval()
         return self
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
-        """Every parameter's name and role."""
-        of_backbone: Role = "last_blocks" if self.config.fine_tune.mode == "last_blocks" else "backbone"
-        for name, parameter in self.named_parameters():
-            if not name.startswith("network.backbone."):
-                yield name, parameter, "heads"
-            else:
-                yield name, parameter, "lora" if ".lora_" in name else of_backbone
+        """See `Task.roles`."""
+        return roles_of(self, self.config.fine_tune)
 
     # --- training -------------------------------------------------------------------------------------------
 
@@ -201,9 +194,9 @@ class GeoTask(nn.Module):
         output = self.network.read(features)
         values = {name: self._of_head[name](self, batch, output) for name in mix if name in _HEAD_OF}
         if contrasted:
-            own, positives = (of_all_ranks(part) for part in all_features.split(len(features)))
+            own, positives = (all_gather_rows(part) for part in all_features.split(len(features)))
             if "regions" in mix:
-                labels = of_all_ranks(_needed(batch, "region_id", "regions"))
+                labels = all_gather_rows(_needed(batch, "region_id", "regions"))
                 values["regions"] = region_mil_nce(own, positives, labels, self.config.temperature)
             if "pairs" in mix:
                 values["pairs"] = info_nce_among_images(own, positives, self.config.temperature)
@@ -233,7 +226,7 @@ class GeoTask(nn.Module):
         assert head is not None
         assert output.offsets is not None
         chosen = head.of_cells(output.offsets, cell_ids[:, None])[:, 0]
-        # What no offset reaches would only pull on the saturated tanh.
+        # Targets beyond the range of the scaled tanh would only saturate it.
         reach = head.config.tanh_scale
         target = head.target(batch["latlon_deg"], cell_ids).clamp(-reach, reach)
         return offset_loss(chosen, target, self.config.offset_beta)
@@ -259,15 +252,15 @@ class GeoTask(nn.Module):
         text_ids = _needed(batch, "text_id", "texts")
         with torch.no_grad():
             vectors = self.texts([self.sentences[k] if k >= 0 else "" for k in text_ids.tolist()])
-        images = of_all_ranks(self.text_projection(features))
-        return text_nce(images, of_all_ranks(vectors), of_all_ranks(text_ids), self.config.temperature)
+        images = all_gather_rows(self.text_projection(features))
+        return text_nce(images, all_gather_rows(vectors), all_gather_rows(text_ids), self.config.temperature)
 
     # --- validation -----------------------------------------------------------------------------------------
 
     def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Where the photos are, "predicted_deg" and "true_deg", (B, 2): the likeliest cell's offset or centre.
+        """Predicted and true locations, "predicted_deg" and "true_deg", (B, 2): offset or centre of the top cell.
 
-        `Geolocalizer` weighs all cells; for choosing between weights, the likeliest will do.
+        `Geolocalizer` uses all cells; the top cell is enough to compare weights.
         """
         output = self.network(batch["image"])
         if output.cell_logits is not None:
@@ -280,11 +273,11 @@ class GeoTask(nn.Module):
         elif output.latlon_rad is not None:
             predicted = torch.rad2deg(output.latlon_rad.double())
         else:
-            raise ConfigError("no head says where a photo was taken: add classes or haversine to the mix")
+            raise ConfigError("no head predicts a location: add classes or haversine to the mix")
         return {"predicted_deg": predicted, "true_deg": batch["latlon_deg"]}
 
     def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
-        """GeoScore, mean and median km, and shares within 1 to 2500 km, of the whole validation set."""
+        """GeoScore, mean and median km, and shares within 1 to 2500 km over the validation set."""
         latlon_deg = predicted["predicted_deg"].numpy().clip([-90, -np.inf], [90, np.inf])
         found = summarise(haversine_km(latlon_deg, predicted["true_deg"].numpy()))
         within = {f"within_{radius}_km": share for radius, share in found["accuracy_within_km"].items()}
@@ -301,6 +294,6 @@ def _needed(batch: Mapping[str, Any], name: str, loss: str) -> Any:
     if name not in batch:
         raise ConfigError(
             f"the loss {loss!r} needs {name!r}, which the data does not have (it has: {', '.join(sorted(batch))}): "
-            "bring that column, or take the loss out of the mix"
+            f"the loss {loss!r} needs {name!r}, which the data does not have (it has: {', '.join(sorted(batch))}): add "
         )
     return batch[name]

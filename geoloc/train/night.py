@@ -1,7 +1,4 @@
-"""Day photos as if taken at night: another picture's low frequencies, or a photographer's darkroom.
-
-Both are offline augmentations of CosPlace's fork, as functions of image batches. Knows nothing about files.
-"""
+"""Day-to-night augmentation: Fourier style transfer, and a synthetic night look (both of CosPlace's fork)."""
 
 from __future__ import annotations
 
@@ -17,11 +14,10 @@ Range = tuple[float, float]
 
 
 def fourier_styled(images: Tensor, styles: Tensor, beta: float = 0.01) -> Tensor:
-    """Images with the low-frequency amplitudes of others and their own phases: the scene stays, the light changes.
+    """Images with the low-frequency amplitudes of the styles and their own phases.
 
-    Fourier Domain Adaptation (Yang & Soatto, CVPR 2020). Frequencies of less than b = ⌊β min(H, W) / 2⌋ cycles a
-    picture on both axes are swapped, so that nothing changes where b is 0; the fork's pictures are 1024 x 512, where
-    its β of 0.01 gives b = 2.
+    Fourier Domain Adaptation (Yang & Soatto, CVPR 2020). Amplitudes of less than b = ⌊β min(H, W) / 2⌋ cycles per
+    image on both axes are swapped; b = 0 changes nothing. The fork's images are 1024 x 512, where β = 0.01 gives b = 2.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -44,18 +40,18 @@ def fourier_styled(images: Tensor, styles: Tensor, beta: float = 0.01) -> Tensor
 
 @dataclass(frozen=True)
 class NightLook:
-    """Between what the darkroom's factors are drawn, a photo at a time; defaults are for daylight.
+    """Parameter ranges of `at_night`, sampled per photo; defaults are for photos taken by day.
 
     Attributes:
-        brightness: of all values.
-        saturation: of the difference to grey.
-        blue: of the blue channel.
-        contrast: of the difference to the photo's mean grey.
-        dark_sky: how black the top edge becomes; it fades to nothing at the bottom.
-        num_lamps: discs of light, the rest around them darkened.
-        darkness: of what no lamp lights.
-        blur: of the lamps' edges, as a share of the height.
-        noise: standard deviation.
+        brightness: factor of all values.
+        saturation: factor of the difference to grey.
+        blue: factor of the blue channel.
+        contrast: factor of the difference to the mean grey.
+        dark_sky: darkening of the top edge, which fades linearly to nothing at the bottom.
+        num_lamps: number of light discs; the rest is darkened.
+        darkness: darkening outside of the discs.
+        blur: blur of the discs' edges, as a share of the height.
+        noise: standard deviation of the noise.
     """
 
     brightness: Range = (0.7, 0.8)
@@ -69,16 +65,18 @@ class NightLook:
     noise: float = 5 / 255
 
 
-AFTER_FOURIER = NightLook((0.8, 0.9), (0.9, 0.95), (1.05, 1.15), (1.05, 1.1))  # what is dark already
+AFTER_FOURIER = NightLook(
+    (0.8, 0.9), (0.9, 0.95), (1.05, 1.15), (1.05, 1.1)
+)  # for photos that are dark already
 
 
 def at_night(images: Tensor, generator: torch.Generator, look: NightLook | None = None) -> Tensor:
-    """Photos developed as if at night: darker, bluer, harder, a black sky, lamps, noise.
+    """Photos with a synthetic night look: darker, bluer, more contrast, black sky, lamps, noise.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        generator: of the CPU.
-        look: AFTER_FOURIER for what `fourier_styled` returned.
+        generator: generator on the CPU.
+        look: parameter ranges; AFTER_FOURIER for results of `fourier_styled`.
 
     Returns:
         (B, 3, H, W) in [0, 1].
@@ -86,12 +84,12 @@ def at_night(images: Tensor, generator: torch.Generator, look: NightLook | None 
     look = look or NightLook()
     count, _, height, width = images.shape
 
-    def drawn(between: Range) -> Tensor:
+    def sampled(between: Range) -> Tensor:
         low, high = between
         return (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)).to(images)
 
     out = developed(
-        images, drawn(look.brightness), drawn(look.saturation), drawn(look.blue), drawn(look.contrast)
+        images, sampled(look.brightness), sampled(look.saturation), sampled(look.blue), sampled(look.contrast)
     )
     out = out * (1 - sky(height, look.dark_sky).to(images)[:, None])
     centres = torch.rand(count, look.num_lamps, 2, generator=generator)
@@ -107,11 +105,11 @@ def at_night(images: Tensor, generator: torch.Generator, look: NightLook | None 
 def developed(
     images: Tensor, brightness: Tensor, saturation: Tensor, blue: Tensor, contrast: Tensor
 ) -> Tensor:
-    """Photos with factors on brightness, saturation, blue and contrast, in this order, each step in [0, 1].
+    """Photos with factors on brightness, saturation, blue and contrast, applied in this order, each clipped to [0, 1].
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        brightness: (B, 1, 1, 1) like the others.
+        brightness: (B, 1, 1, 1), as the other factors.
     """
     out = (images * brightness).clamp(0, 1)
     grey = _grey(out)
@@ -126,18 +124,18 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def sky(height: int, darkest: float) -> Tensor:
-    """How black each row becomes, (H,): `darkest` at the top, nothing at the bottom, evenly between."""
+    """Darkening of each row, (H,): `darkest` at the top, 0 at the bottom, linear between."""
     return torch.linspace(darkest, 0, height)
 
 
 def unlit(centres: Tensor, radius: Tensor, size: tuple[int, int], blur_px: float) -> Tensor:
-    """Where no lamp shines, (B, 1, H, W) in [0, 1]: 0 in discs, 1 outside of them, with blurred edges.
+    """Mask of unlit pixels, (B, 1, H, W) in [0, 1]: 0 in the discs, 1 outside of them, with blurred edges.
 
     Args:
         centres: (B, n, 2) pixels, x first.
         radius: (B, n) pixels.
         size: H and W.
-        blur_px: standard deviation of the blur, which continues the picture's edges beyond it.
+        blur_px: standard deviation of the blur; edge pixels are replicated beyond the image.
     """
     y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
     squared = (x - centres[..., :1, None]) ** 2 + (y - centres[..., 1:, None]) ** 2  # (B, n, H, W)

@@ -1,9 +1,9 @@
-"""The optimiser, its parameter groups and its learning rate over time. Knows nothing about data or losses."""
+"""Optimiser, parameter groups and learning rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -11,20 +11,21 @@ import torch
 from torch import nn
 
 from geoloc.errors import ConfigError
+from geoloc.models.fine_tune import FineTune
 
 Role = Literal["heads", "backbone", "last_blocks", "lora", "classifiers"]
 
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Peak learning rate of each part of a network; defaults are OSV-5M's.
+    """Peak learning rate of each parameter role; defaults are OSV-5M's.
 
     Attributes:
-        heads: everything that is new: heads, aggregations, scales.
+        heads: newly initialised parts: heads, aggregations, scales.
         backbone: a pretrained tower that trains as a whole.
         last_blocks: a tower of which only the last blocks train.
         lora: low-rank updates of a tower.
-        classifiers: of classes that only training knows; the default is CosPlace's.
+        classifiers: classifiers that only training uses; the default is CosPlace's.
     """
 
     heads: float = 2e-4
@@ -41,14 +42,14 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Which optimiser.
+    """Optimiser settings.
 
     Attributes:
-        kind: "adam" adds the decay to the gradient (what OSV-5M and Statewide call weight decay), "adamw" to the
-            weights (Loshchilov & Hutter 2019).
-        betas: of the two averages.
+        kind: "adam" adds the decay to the gradient (weight decay of OSV-5M and Statewide), "adamw" to the weights
+            (Loshchilov & Hutter 2019).
+        betas: decay rates of the two moments.
         decay_vectors: whether biases, norms and scales decay as well as matrices and kernels.
-        clip_norm: the gradient's largest norm over all parameters; null does not clip.
+        clip_norm: largest norm of the whole gradient; null does not clip.
     """
 
     kind: Literal["adam", "adamw"] = "adamw"
@@ -67,13 +68,13 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate over time, as a factor of the peak.
+    """Learning rate over time, as a factor of the peak.
 
     Attributes:
-        kind: after the warm-up: "constant"; "cosine" to `final_factor` at the last step; "multi_step" times
-            `gamma` at each of `milestones`.
-        warmup_steps: it rises linearly over so many steps; the first is 1 / warmup_steps.
-        milestones: steps, ascending.
+        kind: after the warm-up: "constant"; "cosine" down to `final_factor` at the last step; "multi_step" multiplies
+            by `gamma` at each of `milestones`.
+        warmup_steps: steps of the linear warm-up, which starts at 1 / warmup_steps.
+        milestones: ascending steps.
     """
 
     kind: Literal["constant", "cosine", "multi_step"] = "constant"
@@ -91,12 +92,12 @@ class ScheduleConfig:
             raise ConfigError(f"milestones are {list(self.milestones)}; they must be ascending steps")
         if (self.kind == "multi_step") != bool(self.milestones):
             raise ConfigError(
-                f"schedule.kind is {self.kind!r} with {len(self.milestones)} milestones: 'multi_step' needs some, "
-                "and nothing else takes any"
+                f"schedule.kind is {self.kind!r} with {len(self.milestones)} milestones: only 'multi_step' takes "
+                "milestones, and it needs some"
             )
 
     def factor(self, step: int, num_steps: int) -> float:
-        """What the peak is multiplied with at a step, counted from 0, of `num_steps`."""
+        """Factor of the peak learning rate at a step, counted from 0, of `num_steps`."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.kind == "cosine":
             after = max(num_steps - self.warmup_steps, 1)
@@ -107,17 +108,29 @@ class ScheduleConfig:
         return warm
 
 
+def roles_of(task: nn.Module, fine_tune: FineTune | None = None) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    """Name, parameter and role of every parameter of a task, by its name."""
+    of_towers: Role = "last_blocks" if fine_tune and fine_tune.mode == "last_blocks" else "backbone"
+    for name, parameter in task.named_parameters():
+        if name.startswith("classifiers."):
+            yield name, parameter, "classifiers"
+        elif not name.startswith(("network.backbone.", "network.aerial_backbone.")):
+            yield name, parameter, "heads"
+        else:
+            yield name, parameter, "lora" if ".lora_" in name else of_towers
+
+
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter, Role]], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """The optimiser over the parameters that train: one group for each role, split by whether it decays.
+    """Optimiser over the trainable parameters: a group per role, split into those with and without weight decay.
 
     Args:
-        parameters: name, parameter and role of every parameter; those that need no gradient are left out.
-        config: which optimiser, and each role's learning rate.
+        parameters: name, parameter and role of every parameter; those without gradient are left out.
+        config: optimiser, and each role's learning rate.
 
     Raises:
-        ConfigError: no parameter trains.
+        ConfigError: no parameter is trainable.
     """
     groups: dict[tuple[Role, bool], list[nn.Parameter]] = {}
     for _, parameter, role in parameters:
@@ -126,7 +139,7 @@ def build_optimizer(
             groups.setdefault((role, decays), []).append(parameter)
     if not groups:
         raise ConfigError(
-            "no parameter trains: the backbone is frozen, and there is no head; let one of them train"
+            "no parameter is trainable: the backbone is frozen, and there is no head; let one of them train"
         )
     described: list[dict[str, Any]] = [
         {
@@ -144,5 +157,5 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The schedule of an optimiser; to be stepped once after every step of it."""
+    """Learning rate schedule of an optimiser; step it after every optimiser step."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: config.factor(step, num_steps))

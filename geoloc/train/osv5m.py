@@ -1,12 +1,11 @@
-"""OSV-5M's recipe (Astruc et al., CVPR 2024), for its data or anybody's photos with positions.
+"""OSV-5M's recipe (Astruc et al., CVPR 2024), for OSV-5M or any photos with locations.
 
-A quadtree over the training photos, or administrative units, become classes; a network learns them in one of the
-published ways (classification, hybrid, regression, contrast with regions or texts, auxiliary targets; all of the tower,
-its last block, LoRA or none of it); what comes out is a calibrated checkpoint.
+Cells of a quadtree over the training photos, or administrative units, are the classes. The network is trained in one of
+the published ways: classification, hybrid, regression, region or text contrast, auxiliary targets; the whole tower, its
+last block, LoRA or a frozen tower. The result is a calibrated checkpoint.
 
-What is done otherwise than in the seed: the tower trains when it is said to; the validation photos are held out by
-cells of the quadtree, so that none has a neighbour among the training photos; positives never run dry; class centres
-are degrees and means on the sphere; the last block is the last one, however deep the tower is.
+Differences from the published code: validation photos are held out by cells of a quadtree, so that none has a neighbour
+in training; class centres are means on the sphere, in degrees; the last block is found in towers of any depth.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from geoloc.data.sample import SampleTable
-from geoloc.data.samplers import InOrder, Shuffled, density_weights
+from geoloc.data.samplers import Shuffled, density_weights
 from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import ConfigError, FingerprintMismatchError
-from geoloc.images.preprocess import Preprocess, Resize
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.backbone import Backbone
 from geoloc.models.losses import AUXILIARY_WIDTHS
@@ -36,6 +34,7 @@ from geoloc.train.module import CONTRASTS, GeoTask, TaskConfig
 from geoloc.train.photos import PhotosConfig
 from geoloc.train.positives import WithPositives
 from geoloc.train.ranks import is_first_rank
+from geoloc.train.recipes import in_order, metrics_table, preprocess_of, register
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.settings import MachineConfig, TrainerConfig
 from geoloc.train.trainer import fit
@@ -52,12 +51,12 @@ _COLUMNS: Final = {"country": "country", "region": "region", "area": "sub_region
 
 @dataclass(frozen=True)
 class QuadtreeConfig:
-    """The cells.
+    """Cells of the classifier.
 
     Attributes:
-        path: of a tree that is there, .parquet or OSV-5M's .csv; null builds one from the training photos:
-        max_points_per_cell: a cell with so many photos is split.
-        max_depth: and none is deeper.
+        path: file of an existing tree, .parquet or OSV-5M's .csv; null builds a tree from the training photos.
+        max_points_per_cell: a cell with more photos is split.
+        max_depth: largest depth of a cell.
     """
 
     path: str | None = None
@@ -67,17 +66,16 @@ class QuadtreeConfig:
 
 @dataclass(frozen=True)
 class Osv5mExperiment:
-    """The whole experiment.
+    """Experiment of the recipe "osv5m".
 
     Attributes:
-        data: the training photos, and those held out of them for validation and calibration.
-        task: network, losses, and what of the tower trains.
-        target: what the classes are.
-        positives_by: what a photo's positive shares with it, for the losses "regions" and "pairs".
-        batch_size: photos of a batch, of all devices together.
-        density_exponent: every batch is drawn anew from itself with weights 1 / count^exponent of the photos around;
-            null takes it as it is.
-        texts: the frozen text tower of the loss "texts".
+        data: training photos, and those held out for validation and calibration.
+        task: network, losses, and trainable parameters.
+        target: classes of the classifier.
+        positives_by: unit that a photo's positive shares, for the losses "regions" and "pairs".
+        batch_size: photos of a batch, over all devices.
+        density_exponent: every batch is resampled with weights 1 / count^exponent of the photos around; null does not.
+        texts: frozen text tower of the loss "texts".
     """
 
     data: PhotosConfig
@@ -105,13 +103,14 @@ class Osv5mExperiment:
             )
 
 
+@register("osv5m", Osv5mExperiment, "locations by cells, offsets or regression (OSV-5M)")
 def run(
     experiment: Osv5mExperiment, name: str, run_folder: str | Path, machine: MachineConfig | None = None
 ) -> Geolocalizer:
-    """Train, going on from a killed run of the same experiment in the folder; then calibrate on the held-out photos.
+    """Train or resume the experiment, then calibrate on the held-out photos.
 
     Raises:
-        ConfigError: parts of the experiment that do not go together, or a column that the photos do not have.
+        ConfigError: inconsistent settings, or a column that the photos do not have.
         FingerprintMismatchError: the photos are labelled with another quadtree.
         OutputMismatchError: the folder holds another run.
     """
@@ -161,7 +160,7 @@ def run(
         seed=seed,
     )
     data = stream if positives_of is None else WithPositives(stream, positives_of)
-    validation = None if held_out is None else _in_order(held_out, load, machine.num_workers)
+    validation = None if held_out is None else in_order(held_out, load, machine.num_workers)
     fitted = fit(task, data, experiment.trainer, machine, folder, validation)
     card = _card(name, experiment, fitted.metrics)
     model = Geolocalizer(name, task.network.cpu(), preprocess, tree, card=card)
@@ -172,35 +171,17 @@ def run(
     return model
 
 
-def preprocess_of(backbone: Backbone) -> Preprocess:
-    """The pictures that a tower's weights expect.
-
-    Raises:
-        ConfigError: they are padded, which we do not offer.
-    """
-    known = backbone.preprocess_defaults
-    if known.resize_mode not in ("shortest", "squash"):
-        raise ConfigError(f"the tower wants its pictures resized by {known.resize_mode!r}: take another one")
-    return Preprocess(
-        image_size_px=known.size_px,
-        mean=known.mean,
-        std=known.std,
-        interpolation=cast(Any, known.interpolation),
-        resize=cast(Resize, known.resize_mode),
-    )
-
-
 # --- Classes ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """What is classified.
+    """Classes of the classifier.
 
     Attributes:
-        tree: whose cells are the classes; None for a network without any.
-        labels: "cell_id" (n,), -1 unknown, and perhaps "group_ids" (n, L), of the training photos.
-        groups: (L, C) wider unit of each class, where they are administrative ones.
+        tree: quadtree whose cells are the classes; None without a cell head.
+        labels: "cell_id" (n,), -1 unknown, and optionally "group_ids" (n, L), of the training photos.
+        groups: (L, C) coarser unit of each class, for hierarchical administrative classes.
     """
 
     tree: Quadtree | None
@@ -221,7 +202,7 @@ class _Classes:
         wider = list(_COLUMNS)[: list(_COLUMNS).index(experiment.target)]
         if not wider:
             raise ConfigError(
-                "nothing is wider than a country: set task.hierarchical=false, or another target"
+                "no unit is coarser than a country: set task.hierarchical=false, or another target"
             )
         of_photo = np.stack([training.codes(_COLUMNS[unit])[0] for unit in wider])
         groups = np.full((len(wider), tree.num_cells), -1, np.int64)
@@ -236,7 +217,7 @@ def _tree(config: QuadtreeConfig, training: SampleTable) -> Quadtree:
         if training.fingerprint is not None:
             raise FingerprintMismatchError(
                 f"the photos in {training.root} are labelled with the quadtree {training.fingerprint[:12]}, and "
-                "quadtree.path names none: name that tree"
+                "quadtree.path is not set: set it to that tree"
             )
         return build_quadtree(training.latlon_deg, config.max_points_per_cell, config.max_depth)
     return (
@@ -245,16 +226,16 @@ def _tree(config: QuadtreeConfig, training: SampleTable) -> Quadtree:
 
 
 def unit_tree(training: SampleTable, unit: Unit) -> tuple[Quadtree, NDArray[np.int64]]:
-    """Administrative units as the cells of a tree: one cell for each, whose point is the mean of its photos.
+    """Administrative units as cells of a quadtree, one per unit, around the mean location of its photos.
 
-    So a classifier of countries or cities is a checkpoint like any other. Units whose means lie within a metre of
+    A classifier of countries or cities is then a checkpoint like any other. Units whose means lie within a metre of
     each other share a cell.
 
     Returns:
-        The tree, and (n,) the cell of each photo by its unit's name, -1 where that is unknown.
+        The tree, and (n,) the cell of each photo's unit, -1 where the unit is unknown.
 
     Raises:
-        ConfigError: the photos have no such column, or nothing in it.
+        ConfigError: the photos have no such column, or it is empty.
     """
     codes, names = training.codes(_COLUMNS[unit])
     if not names:
@@ -278,11 +259,11 @@ def _ids_of(training: SampleTable, target: Target, tree: Quadtree | None) -> NDA
     return tree.assign(training.latlon_deg)
 
 
-# --- What else a photo has ----------------------------------------------------------------------------------
+# --- Labels -------------------------------------------------------------------------------------------------
 
 
 def _sentences(training: SampleTable) -> tuple[NDArray[np.int64], list[str]]:
-    """The text id of each photo, -1 without a city, and each text: city, area, region, country."""
+    """Text id of each photo, -1 without a city, and the text of each id: city, area, region, country."""
     codes, names = training.codes("city")
     ids, first = np.unique(codes, return_index=True)
     sentences = [""] * len(names)
@@ -290,7 +271,7 @@ def _sentences(training: SampleTable) -> tuple[NDArray[np.int64], list[str]]:
         if code >= 0:
             sample = training[row]
             parts = [sample.city, sample.sub_region, sample.region, sample.country]
-            # OSV-5M's unique names repeat the wider units after an underscore.
+            # OSV-5M's unique names repeat the coarser units after an underscore.
             sentences[code] = "A photo taken in " + ", ".join(part.split("_")[0] for part in parts if part)
     return codes, sentences
 
@@ -303,13 +284,9 @@ def _auxiliary_targets(training: SampleTable, names: set[str]) -> dict[str, NDAr
             found[name] = np.where(np.isnan(values), -1, values).astype(np.int64)
         elif name == "drive_side":
             found[name] = values.astype(np.float32)
-        else:  # kilometres and indices come to a like scale
+        else:  # standardised, so that kilometres and indices have the same scale
             found[name] = ((values - np.nanmean(values)) / max(np.nanstd(values), 1e-12)).astype(np.float32)
     return found
-
-
-def _in_order(table: SampleTable, load: LoadImage, num_workers: int) -> SampleStream:
-    return SampleStream(table, load, InOrder(np.arange(len(table))), batch_size=64, num_workers=num_workers)
 
 
 def _labelled(validation: SampleStream) -> Iterator[LabelledBatch]:
@@ -318,11 +295,9 @@ def _labelled(validation: SampleStream) -> Iterator[LabelledBatch]:
 
 
 def _card(name: str, experiment: Osv5mExperiment, metrics: Any) -> str:
-    lines = [f"| {key} | {value:.4g} |" for key, value in metrics.items()]
-    table = "\n".join(["| held-out photos | |", "|---|---|", *lines]) if lines else "Not validated."
     mix = ", ".join(f"{loss} x {weight:g}" for loss, weight in experiment.task.mix.items())
     return (
         f"# {name}\n\nTrained with geoloc's recipe for OSV-5M on {experiment.data.path}; losses: {mix}; "
         f"{experiment.trainer.num_steps} steps of {experiment.batch_size * experiment.trainer.accumulate} photos.\n\n"
-        f"{table}\n"
+        f"{metrics_table(metrics)}"
     )

@@ -1,4 +1,4 @@
-"""Which photos a training sees, and which it is measured with."""
+"""Training and validation photos of an experiment."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MAX_DEPTH = 20  # a cell of 20 m by 40 m
 
 @dataclass(frozen=True)
 class PhotoSet:
-    """All photos of a table or of a split.
+    """All photos of a table or of a split of a layout.
 
     Attributes:
         path: a table of samples (.parquet), or the folder of a layout.
-        layout: of the folder; see `geoloc.data.layouts`.
-        split: of the layout; null takes its first.
+        layout: layout of the folder; see `geoloc.data.layouts`.
+        split: split of the layout; null takes its first.
     """
 
     path: str
@@ -47,18 +47,18 @@ class PhotoSet:
 
 @dataclass(frozen=True)
 class PhotosConfig:
-    """Photos with positions.
+    """Photos with locations, and how some are held out for validation.
 
     Attributes:
         path: a table of samples (.parquet), or the folder of a layout.
-        layout: of the folder; see `geoloc.data.layouts`.
-        split: of the layout, where it has some; null takes its first, the training photos.
-        validation_share: of the photos that are held out of them; 0 holds out none.
-        held_out_by: "cells" holds out whole cells of a quadtree, so that training has seen none of their neighbours;
-            "sequence" whole drives; "osv5m" is the published draw, whose photos have neighbours in training.
-        buffer_km: with "cells", photos so near to a held-out one are left out of both.
-        seed: of the choice.
-        utm_epsg: of the layout "vg", where images do not say their UTM zone: its EPSG code.
+        layout: layout of the folder; see `geoloc.data.layouts`.
+        split: split of the layout; null takes its first, the training photos.
+        validation_share: share of the photos that is held out; 0 holds out none.
+        held_out_by: "cells" holds out whole cells of a quadtree, so that no held-out photo has a neighbour in training;
+            "sequence" holds out whole drives; "osv5m" is the published split, whose photos have neighbours in training.
+        buffer_km: with "cells", photos within this distance of a held-out one are left out of both sets.
+        seed: seed of the split.
+        utm_epsg: EPSG code of the UTM zone of a "vg" layout whose file names lack the zone.
     """
 
     path: str
@@ -76,12 +76,12 @@ class PhotosConfig:
         _check_layout(self.path, self.layout)
 
     def open(self) -> tuple[SampleTable, SampleTable | None]:
-        """The training photos, and those held out.
+        """The training photos and the held-out photos.
 
         Raises:
             NotFoundError: there is no such file or folder.
             BadTableError: it is no table of samples, or a row of the layout is broken.
-            ConfigError: nothing would be left to train on, or there is no column of sequences.
+            ConfigError: no training photos would be left, or there is no column of sequences.
         """
         table = (
             SampleTable.read(self.path)
@@ -104,7 +104,7 @@ class PhotosConfig:
             return split_osv5m(table.latlon_deg, share, seed)
         if self.held_out_by == "sequence":
             return split_by_sequence(table.codes("sequence")[0], share, seed)
-        # Coarse cells, whose insides have no neighbours in training, and enough of them to choose from.
+        # Coarse cells, so that their interior is far from training photos, and enough of them to choose from.
         tree = build_quadtree(table.latlon_deg, max(2, len(table) // 200), _MAX_DEPTH)
         cells = tree.assign(table.latlon_deg)
         return split_by_cells(

@@ -1,4 +1,4 @@
-"""Batches of place recognition that one stream cannot give: a group at a time, and photos of another domain beside."""
+"""Batches for place recognition: groups in turn (CosPlace), and unlabelled photos of a target domain."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from geoloc.train.task import PlannedData, TrainingData
 
 
 class GroupBatches:
-    """So many batches of one group, then of the next, round and round (CosPlace). A batch also has "group".
+    """Batches of one group after another, round-robin (CosPlace). A batch has the additional key "group".
 
     Args:
-        streams: of each group, whose batches go on where its last turn ended.
-        batches_per_group: of a turn.
+        streams: one per group; each resumes where its last turn ended.
+        batches_per_group: number of batches in a turn.
     """
 
     def __init__(self, streams: Sequence[SampleStream], batches_per_group: int) -> None:
         self._streams, self._batches_per_group = streams, batches_per_group
 
     def batch(self, index: int, rank: int, world_size: int) -> Batch:
-        """This rank's part of a batch.
+        """This rank's part of batch `index`.
 
         Raises:
             BadImageError, ConfigError: as `SampleStream.batch`.
@@ -35,11 +35,11 @@ class GroupBatches:
 
 
 class WithTarget:
-    """Batches that also have "target": photos of another domain without labels.
+    """Batches with "target": unlabelled photos of another domain.
 
     Args:
-        data: the batches.
-        target: of the other domain.
+        data: source of the batches.
+        target: stream of the other domain.
     """
 
     def __init__(self, data: TrainingData, target: SampleStream) -> None:
@@ -52,27 +52,27 @@ class WithTarget:
 
 
 class PlannedWithTarget(WithTarget):
-    """The same of batches that are planned."""
+    """`WithTarget` over planned batches."""
 
     def __init__(self, data: PlannedData, target: SampleStream) -> None:
         super().__init__(data, target)  # type: ignore[arg-type]
         self._planned = data
 
     def plan(self, index: int, predict: Predict, rank: int, world_size: int) -> int:
-        """As the batches' own."""
+        """Plan the wrapped batches."""
         return self._planned.plan(index, predict, rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """As the batches' own."""
+        """State of the wrapped batches."""
         return self._planned.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As the batches' own."""
+        """Restore the state of the wrapped batches."""
         self._planned.load_state_dict(state)
 
 
 def with_target(data: TrainingData, target: SampleStream) -> WithTarget:
-    """Batches with those of another domain beside them.
+    """Batches with photos of a target domain in each.
 
     Raises:
         ConfigError: the target has too few photos for a batch.
@@ -80,6 +80,6 @@ def with_target(data: TrainingData, target: SampleStream) -> WithTarget:
     if len(target.table) < target.batch_size:
         raise ConfigError(
             f"the adaptation target has {len(target.table)} photos, and domains.images={target.batch_size} are in "
-            "every batch: bring more, or ask for fewer"
+            "every batch: add photos, or lower domains.images"
         )
     return PlannedWithTarget(data, target) if isinstance(data, PlannedData) else WithTarget(data, target)

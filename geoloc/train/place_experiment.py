@@ -1,4 +1,4 @@
-"""What an experiment of place recognition is made of; `geoloc.train.places` runs it."""
+"""Config of place recognition experiments; `geoloc.train.places` runs them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from geoloc.train.settings import TrainerConfig
 
 @dataclass(frozen=True)
 class ClassesConfig:
-    """CosPlace's family; defaults are its own.
+    """Settings of the CosPlace family; defaults are CosPlace's.
 
     Attributes:
-        groups: what a class is, and which classes share a classifier.
-        num_groups: the first groups, by their key, that are trained, one after another and round and round.
-        steps_per_group: of a turn.
+        groups: definition of classes, and of the groups that share a classifier.
+        num_groups: number of groups that are trained in turn.
+        steps_per_group: steps of a turn.
         loss: "cosface", "arcface", "sphereface" or "emms"; see `geoloc.models.losses.margins`.
     """
 
@@ -42,15 +42,15 @@ class ClassesConfig:
 
 @dataclass(frozen=True)
 class PlacesConfig:
-    """GSV-Cities' family; defaults are its own.
+    """Settings of the GSV-Cities family; defaults are GSV-Cities'.
 
     Attributes:
         images_per_place: K; the batch size is a multiple of it.
-        min_images_per_place: places with fewer are left out; K by default.
-        choice: of a place's photos, "random" or "newest".
-        by_city: the places of a city come together, so that most batches are of one; else all are mixed.
-        loss: over the pairs of a batch; see `geoloc.models.losses.pairs`.
-        miner: of the pairs that count; null counts all.
+        min_images_per_place: places with fewer images are left out; K by default.
+        choice: photos of a place: "random" or "newest".
+        by_city: whether places of a city come together, so that most batches are of one city.
+        loss: loss over the pairs of a batch; see `geoloc.models.losses.pairs`.
+        miner: selects the pairs of the loss; null takes all.
     """
 
     images_per_place: int = 4
@@ -63,11 +63,11 @@ class PlacesConfig:
 
 @dataclass(frozen=True)
 class TuplesConfig:
-    """The Deep VG benchmark's family; defaults are its own.
+    """Settings of the Deep VG benchmark family; defaults are the benchmark's.
 
     Attributes:
         queries: the training queries; the experiment's photos are their database.
-        mining: of positives and negatives.
+        mining: mining of positives and negatives.
         loss: "triplet", "sare_independent" or "sare_joint".
     """
 
@@ -78,25 +78,24 @@ class TuplesConfig:
 
 @dataclass(frozen=True)
 class PlacesExperiment:
-    """The whole experiment, of one of the families `classes`, `places` and `tuples`.
+    """Experiment of the recipe "places", with exactly one of `classes`, `places` and `tuples`.
 
     Attributes:
-        photos: that are trained with.
-        network: with the embedding "query", which serves street references, too.
-        batch_size: photos of a batch, or tuples, of all devices together.
-        fine_tune: which of the backbone's parameters train.
-        database: of the validation, and
-        queries: which are sought in it; neither without validation.
-        recall: how validation counts.
-        augment: of training photos.
-        night: some training photos are turned into night; null none.
-        domains: photos of the target teach the backbone not to tell domains apart; null none.
-        target: photos of another domain, without labels; for `domains` and `night.fourier_beta`.
-        test_queries: that will be tested on: the target must not hold any of them, nor of `queries`.
-        start_from: a checkpoint whose tensors the network starts from, where names and shapes are the same, such as a
-            NetVLAD for a CRN.
-        photo_size_px: height and width that photos are squeezed into; null takes the tower's own pictures.
-        pca_dim: after training, vectors are projected on so many principal axes of the training photos' vectors.
+        photos: training photos.
+        network: network with the embedding "query", which street references share.
+        batch_size: photos or tuples of a batch, over all devices.
+        fine_tune: trainable parameters of the backbone.
+        database: validation database; null with `queries` null for no validation.
+        queries: validation queries.
+        recall: how validation recall is counted.
+        augment: augmentation of training photos.
+        night: night look of some training photos; null for none.
+        domains: domain adaptation to the target; null for none.
+        target: unlabelled photos of another domain, for `domains` and `night.fourier_beta`.
+        test_queries: test queries; a target that shares a photo with them or with `queries` is refused.
+        start_from: checkpoint whose tensors of equal name and shape initialise the network, as a NetVLAD for a CRN.
+        photo_size_px: height and width that photos are resized to; null takes the backbone's preprocessing.
+        pca_dim: dimensions of a PCA that is fitted on vectors of training photos after training; null for none.
     """
 
     photos: PhotoSet
@@ -127,13 +126,13 @@ class PlacesExperiment:
             )
         if set(self.network.embeddings) != {"query"} or not self.network.street_as_query:
             raise ConfigError(
-                "this recipe trains one embedding for photos and street references: network.embeddings has 'query' "
-                "alone, and network.street_as_query=true"
+                "this recipe trains one embedding for photos and street references: network.embeddings has only "
+                "'query', and network.street_as_query=true"
             )
         if self.network.cells or self.network.offsets or self.network.regression:
             raise ConfigError("this recipe trains an embedding only: leave cells, offsets and regression out")
         if (self.database is None) != (self.queries is None):
-            raise ConfigError("validation seeks queries in a database: give both or neither")
+            raise ConfigError("validation needs database and queries: give both or neither")
         if self.batch_size < 1 or (self.places is None and self.tuples is None and self.batch_size < 2):
             raise ConfigError(f"batch_size is {self.batch_size}: too small")
         if self.places is not None and self.batch_size % self.places.images_per_place:
@@ -146,13 +145,13 @@ class PlacesExperiment:
         )
         if needs_target != (self.target is not None):
             raise ConfigError(
-                "domains and night.fourier_beta need photos of a target domain, and nothing else does: give the target "
-                "with one of them, or leave all out"
+                "a target is needed by domains and night.fourier_beta only: give the target with one of them, or leave "
+                "all out"
             )
         if (self.target is None) != (self.test_queries is None):
             raise ConfigError(
-                "an adaptation target needs test_queries, the photos that will be tested on, so that a target that "
-                "holds some is refused: give both or neither"
+                "an adaptation target needs test_queries, so that a target that shares photos with them is refused: "
+                "give both or neither"
             )
         aggregation = self.network.embeddings["query"].aggregation
         if aggregation is not None and aggregation.pca:
@@ -160,14 +159,14 @@ class PlacesExperiment:
         height, width = self.photo_size_px or (0, 0)
         if height != width and aggregation is not None and aggregation.kind == "mixvpr":
             raise ConfigError(
-                f"photo_size_px is {height} x {width}, but 'mixvpr' mixes the positions of a square: leave it out"
+                f"photo_size_px is {height} x {width}, but 'mixvpr' needs square images: leave it out"
             )
         if self.pca_dim is not None:
-            with_projection(self.network, self.pca_dim)  # before the training that it is for
+            with_projection(self.network, self.pca_dim)  # raises before training instead of after it
 
 
 def with_projection(config: NetworkConfig, dim: int) -> NetworkConfig:
-    """The network with a projection behind its vectors."""
+    """The network's config with a PCA projection of `dim` dimensions after its embedding."""
     embedding = config.embeddings["query"]
     if embedding.aggregation is None:
         raise ConfigError("pca_dim is for embeddings that aggregate feature maps: give an aggregation")

@@ -1,4 +1,4 @@
-"""How a photo looks in training: cut out, at night, in another light. One at a time, in the process that loads it."""
+"""Augmented training photos for place recognition: random crop, night look, photometric changes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from geoloc.train.night import AFTER_FOURIER, at_night, fourier_styled
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to every training photo.
+    """Augmentation of every training photo.
 
     Attributes:
-        smallest_area: a window of the photo's own shape is cut out, uniform in area from this share to 1.
-        strength: of another light and other colours, see `photometric`; 0 leaves them alone.
+        smallest_area: a window of the photo's aspect ratio is cut out, with an area uniform in [smallest_area, 1].
+        strength: strength of `photometric`; 0 changes nothing.
     """
 
     smallest_area: float = 0.5
@@ -39,12 +39,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class NightConfig:
-    """Some training photos are turned into night before anything else is done to their colours.
+    """Turn some training photos into night photos, before the photometric augmentation.
 
     Attributes:
-        share: of the photos, at random.
-        fourier_beta: they take the low frequencies of a photo of the target, see `fourier_styled`; null takes none.
-        darkroom: they are developed as at night, see `at_night`.
+        share: share of the photos, chosen at random.
+        fourier_beta: replace their low frequencies by those of a target photo (`fourier_styled`); null does not.
+        darkroom: darken them with `at_night`.
     """
 
     share: float = 0.5
@@ -53,20 +53,22 @@ class NightConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ConfigError(f"night.share is {self.share}; it must be in (0, 1]: night=null is none at all")
+            raise ConfigError(
+                f"night.share is {self.share}; it must be in (0, 1]; set night=null for no night photos"
+            )
         if self.fourier_beta is None and not self.darkroom:
-            raise ConfigError("night does nothing: give fourier_beta, or set darkroom=true")
+            raise ConfigError("night changes nothing: set fourier_beta, or darkroom=true")
 
 
 @dataclass(frozen=True)
 class LoadPlacePhoto:
-    """From a sample to {"image": (3, S, S), "is_night": ()} for training.
+    """Loader from a sample to {"image": (3, S, S), "is_night": ()}.
 
     Attributes:
-        preprocess: the network's own.
-        augment: see `AugmentConfig`.
-        night: see `NightConfig`; None turns none.
-        styles: photos that `night.fourier_beta` takes its looks from.
+        preprocess: preprocessing of the network.
+        augment: augmentation of every photo.
+        night: night look of some photos; None for none.
+        styles: source photos of `night.fourier_beta`.
     """
 
     preprocess: Preprocess
@@ -75,10 +77,10 @@ class LoadPlacePhoto:
     styles: SampleTable | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        """Read, cut, preprocess, turn into night, change the light.
+        """Read, crop, preprocess and augment a photo.
 
         Raises:
-            BadImageError: there is no usable picture.
+            BadImageError: the image is missing or broken.
         """
         image = self._normalised(sample, rng)
         is_night = self.night is not None and rng.random() < self.night.share
@@ -110,7 +112,7 @@ class LoadPlacePhoto:
 
 
 def window(image: NDArray[np.uint8], smallest_area: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of a picture (h, w, 3) with its sides' ratio, uniform in area from a share of its own to all."""
+    """A random crop of an image (h, w, 3) with its aspect ratio; its share of the area is uniform up to 1."""
     if smallest_area == 1:
         return image
     side = np.sqrt(rng.uniform(smallest_area, 1))

@@ -1,4 +1,4 @@
-"""One model of place recognition from several: their weights' mean, of all or of those that help (CosPlace's fork)."""
+"""Model soups for place recognition: mean weights of several trained models (CosPlace's fork)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from geoloc.models.plain import to_plain
 from geoloc.train.photos import PhotoSet
 from geoloc.train.place_task import RecallConfig, Truth
 from geoloc.train.places import recall_of, validation_of
+from geoloc.train.recipes import metrics_table, register
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.settings import MachineConfig
 from geoloc.train.soups import GreedySoup, greedy_soup, uniform_soup
@@ -25,15 +26,15 @@ from geoloc.train.soups import GreedySoup, greedy_soup, uniform_soup
 
 @dataclass(frozen=True)
 class SoupExperiment:
-    """The whole experiment.
+    """Experiment of the recipe "places_soup".
 
     Attributes:
-        members: checkpoints of one form, or folders of runs that hold one.
-        kind: the mean of all, or "greedy": from the best on, each that does not make it worse.
-        database: of the validation, and
-        queries: which are sought in it; a greedy soup is chosen by them, so they should be no test queries.
-        recall: how validation counts.
-        choose_by: what a greedy soup must not lower, one of validation's metrics.
+        members: checkpoints of one architecture, or run folders that hold one.
+        kind: "uniform" averages all members; "greedy" adds members from the best on while validation does not fall.
+        database: photos of the validation database.
+        queries: validation queries. A greedy soup is chosen by them, so they must not be test queries.
+        recall: how validation recall is counted.
+        choose_by: validation metric of the greedy choice.
     """
 
     members: tuple[str, ...]
@@ -45,25 +46,26 @@ class SoupExperiment:
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
-            raise ConfigError(f"a soup has at least two members; found {len(self.members)}")
+            raise ConfigError(f"a soup needs at least two members; found {len(self.members)}")
         if (self.database is None) != (self.queries is None):
-            raise ConfigError("validation seeks queries in a database: give both or neither")
+            raise ConfigError("validation needs database and queries: give both or neither")
         if self.kind == "greedy" and self.database is None:
             raise ConfigError("a greedy soup is chosen by validation: give database and queries")
         if self.choose_by not in (known := [f"recall_at_{k}" for k in self.recall.at]):
             raise ConfigError(f"choose_by is {self.choose_by!r}; validation has {', '.join(known)}")
 
 
+@register("places_soup", SoupExperiment, "mean weights of several place recognition models")
 def run(
     experiment: SoupExperiment, name: str, run_folder: str | Path, machine: MachineConfig | None = None
 ) -> Geolocalizer:
-    """Make the soup, and measure it and its members.
+    """Average the members' weights, and validate the soup and each member.
 
-    The folder gets soup.json: the metrics of each member and of the soup, and which members are in it.
+    Writes soup.json: metrics of each member and of the soup, and the members in it.
 
     Raises:
-        ConfigError: members of different forms.
-        NotFoundError: a member or photos are not there.
+        ConfigError: members of different architecture.
+        NotFoundError: a member or photos are missing.
         OutputMismatchError: the folder holds another run.
     """
     machine = machine or MachineConfig()
@@ -73,8 +75,8 @@ def run(
     for member, other in models.items():
         if other.preprocess != model.preprocess:
             raise ConfigError(
-                f"{member!r} sees pictures as {other.preprocess}, and {experiment.members[0]!r} as {model.preprocess}: "
-                "a soup's members see them alike"
+                f"{member!r} preprocesses images with {other.preprocess}, and {experiment.members[0]!r} with "
+                f"{model.preprocess}: members of a soup need the same preprocessing"
             )
     states = {
         member: {key: tensor.clone() for key, tensor in other.network.state_dict().items()}
@@ -96,18 +98,18 @@ def run(
     else:
         soup = GreedySoup(uniform_soup(states), experiment.members, float("nan"), {})
     of_each = {member: measured(state) for member, state in states.items()}
-    of_the_soup = measured(soup.state)  # last, which leaves the soup in the network
+    of_the_soup = measured(soup.state)  # last, so that the network keeps the soup's weights
     found = {"members": list(soup.members), "of_each": of_each, "of_the_soup": of_the_soup}
     with atomic_write(folder.folder / "soup.json", "w") as file:
         file.write(json.dumps(found, indent=1) + "\n")
-    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in of_the_soup.items())
-    card = f"# {name}\n\nThe mean weights ({experiment.kind} soup) of {', '.join(soup.members)}.\n\n" + (
-        f"| held-out photos | |\n|---|---|\n{rows}" if rows else "Not validated.\n"
+    card = (
+        f"# {name}\n\nThe mean weights ({experiment.kind} soup) of {', '.join(soup.members)}.\n\n"
+        f"{metrics_table(of_the_soup)}"
     )
     return Geolocalizer(name, model.network, model.preprocess, None, card=card)
 
 
 def _checkpoint(member: str) -> str:
-    """The checkpoint that a member names, or that the folder of its run holds."""
+    """The checkpoint folder of a member, which may be a run folder."""
     inside = Path(member) / "checkpoint"
     return str(inside) if inside.is_dir() else member

@@ -1,7 +1,6 @@
-"""What place recognition minimises: a classifier over a group of places, pairs of a batch, or mined tuples.
+"""Place recognition task: a margin classifier per group, a loss over pairs of a batch, or over mined tuples.
 
-Beside that, photos of another domain (night) may teach the backbone not to tell the domains apart. Knows nothing about
-files.
+Unlabelled photos of a target domain may be used for domain adaptation.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ from geoloc.models.losses.margins import MARGIN_LOGITS
 from geoloc.models.losses.pairs import BATCH_LOSSES, MINERS, TUPLE_LOSSES
 from geoloc.models.network import GeoNetwork
 from geoloc.train.domains import DomainAutoencoder, DomainDiscriminator
-from geoloc.train.optimise import Role
-from geoloc.train.ranks import of_all_ranks
+from geoloc.train.optimise import Role, roles_of
+from geoloc.train.ranks import all_gather_rows
 
 PlaceLoss: TypeAlias = Callable[["PlaceTask", Tensor, Mapping[str, Any]], Tensor]
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """A loss or miner by its name, and its numbers where they are not the published ones.
+    """A loss or miner by name, with its options where they differ from the published ones.
 
     Attributes:
         kind: its name.
-        options: such as scale, margin or temperature.
+        options: keyword arguments such as scale, margin or temperature.
     """
 
     kind: str
     options: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, known: Mapping[str, Callable[..., Any]], where: str) -> Callable[..., Any]:
-        """The function with these numbers.
+        """The function with its options bound.
 
         Raises:
-            ConfigError: there is none of this name, or it has no such number.
+            ConfigError: unknown name or option.
         """
         if self.kind not in known:
             raise ConfigError(f"{where}.kind is {self.kind!r}; known are {', '.join(known)}")
@@ -59,7 +58,7 @@ class LossConfig:
         }
         if unknown := sorted(self.options.keys() - has.keys()):
             raise ConfigError(
-                f"{where} {self.kind!r} has no {unknown[0]!r}; it has {', '.join(has) or 'no numbers to set'}"
+                f"{where} {self.kind!r} has no option {unknown[0]!r}; it has {', '.join(has) or 'none'}"
             )
         options = {name: type(has[name])(value) for name, value in self.options.items()}
         return partial(known[self.kind], **options)
@@ -67,13 +66,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DomainsConfig:
-    """How photos of a target domain, such as night, take part; defaults are those of CosPlace's fork.
+    """Domain adaptation to target photos, such as night photos; defaults are those of CosPlace's fork.
 
     Attributes:
-        kind: "grl" is a discriminator whose gradient is reversed, "aada" an autoencoder with two aims.
-        images: of the target in every batch, of all devices together.
-        weight: of the discriminator's loss, or γ of the autoencoder's; null is 0.1 and 0.01.
-        margin: beyond which the autoencoder need rebuild target features no worse.
+        kind: "grl" (gradient reversal) or "aada" (autoencoder).
+        images: target photos in every batch, over all devices.
+        weight: weight of the discriminator's loss (default 0.1), or γ of the autoencoder (default 0.01).
+        margin: m of the autoencoder, see `DomainAutoencoder.losses`.
     """
 
     kind: Literal["grl", "aada"]
@@ -83,17 +82,17 @@ class DomainsConfig:
 
     def __post_init__(self) -> None:
         if self.images < 1 or (self.weight is not None and not self.weight > 0):
-            raise ConfigError(f"{self}: domains.images is at least 1, and a weight positive")
+            raise ConfigError(f"{self}: domains.images must be at least 1, and domains.weight positive")
 
 
 @dataclass(frozen=True)
 class RecallConfig:
-    """How validation counts.
+    """How validation recall is counted.
 
     Attributes:
-        radius_m: within which a photo of the database is right, on the ellipsoid.
-        at: k of recall@k.
-        without_positive: a query without any right photo is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
+        radius_m: a database photo within this distance (ellipsoid) of the query is a positive.
+        at: values k of recall@k.
+        without_positive: a query without positive is "left_out" (Deep VG benchmark) or a "miss" (CosPlace).
     """
 
     radius_m: float = 25.0
@@ -102,17 +101,17 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         if not self.radius_m > 0 or not self.at or min(self.at) < 1:
-            raise ConfigError(f"{self}: recall.radius_m is positive, and each of recall.at at least 1")
+            raise ConfigError(f"{self}: recall.radius_m must be positive, and each of recall.at at least 1")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What validation knows: D photos of the database come first, then Q queries.
+    """Ground truth of a validation set: D database photos, followed by Q queries.
 
     Attributes:
         num_database: D.
-        positives: of each query, rows of the database.
-        recall: how it counts.
+        positives: for each query, its rows of the database.
+        recall: how recall is counted.
     """
 
     num_database: int
@@ -120,25 +119,25 @@ class Truth:
     recall: RecallConfig
 
     def score(self, vectors: Tensor) -> dict[str, float]:
-        """Recall of the queries among the photos of the database, (D + Q, dim), and how many have no right one."""
+        """Recall from the vectors of database and queries, (D + Q, dim), and the number of queries without positive."""
         of_all, how = vectors.float().numpy(), self.recall
         queries, database = of_all[self.num_database :], of_all[: self.num_database]
         return retrieval_recall(queries, database, self.positives, how.at, how.without_positive)
 
 
 class PlaceTask(nn.Module):
-    """A network whose embeddings of one place are alike.
+    """Task that trains a network's "query" embedding for place recognition.
 
-    A batch is a dict: "image" (B, 3, S, S), "row" (B,), and what the loss reads; with domains "target" (T, 3, S, S) and
-    "is_night" (B,).
+    A batch is a dict: "image" (B, 3, S, S), "row" (B,), and the keys that the loss reads; with domain adaptation
+    "target" (T, 3, S, S) and "is_night" (B,).
 
     Args:
-        network: with the embedding "query".
-        fine_tune: which of its backbone's parameters train.
-        loss: see `group_loss`, `batch_loss` and `tuple_loss`.
-        class_counts: of each group's classifier; none for the other losses.
+        network: network with the embedding "query".
+        fine_tune: trainable parameters of its backbone.
+        loss: result of `group_loss`, `batch_loss` or `tuple_loss`.
+        class_counts: number of classes of each group's classifier; empty for the other losses.
         domains: see `DomainsConfig`.
-        truth: of the validation set.
+        truth: ground truth of the validation set.
     """
 
     def __init__(
@@ -159,25 +158,18 @@ class PlaceTask(nn.Module):
         self.classifiers = nn.ParameterList(
             nn.init.xavier_uniform_(torch.empty(count, dim)) for count in class_counts
         )
-        # A batch is of one group, so the others' classifiers have no gradient.
+        # A batch is of one group, so that other groups' classifiers get no gradient.
         self.leaves_out_parameters = len(class_counts) > 1
         width = int(network.backbone.feature_dim)  # type: ignore[arg-type]
         self.discriminator = DomainDiscriminator(width) if domains and domains.kind == "grl" else None
         self.autoencoder = DomainAutoencoder(width) if domains and domains.kind == "aada" else None
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
-        """Every parameter's name and role."""
-        of_backbone: Role = "last_blocks" if self._fine_tune.mode == "last_blocks" else "backbone"
-        for name, parameter in self.named_parameters():
-            if name.startswith("classifiers."):
-                yield name, parameter, "classifiers"
-            elif not name.startswith("network.backbone."):
-                yield name, parameter, "heads"
-            else:
-                yield name, parameter, "lora" if ".lora_" in name else of_backbone
+        """See `Task.roles`."""
+        return roles_of(self, self._fine_tune)
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Of the places, and of the domains."""
+        """Losses "places" and, with domain adaptation, "domains"."""
         images = batch["image"]
         if self.domains is None:
             return {"places": self._loss(self, self.network.embed_images(images, "query"), batch)}
@@ -189,7 +181,7 @@ class PlaceTask(nn.Module):
     def _domain_loss(self, own: Tensor, target: Tensor, is_night: Tensor) -> Tensor:
         assert self.domains is not None
         if self.discriminator is not None:
-            # Photos that were turned into night are of the domain that they look like.
+            # Photos with a night look count as target domain.
             domain = torch.cat(
                 [is_night.long(), torch.ones(len(target), dtype=torch.long, device=target.device)]
             )
@@ -200,7 +192,7 @@ class PlaceTask(nn.Module):
         return self.autoencoder.losses(own, target, margin=self.domains.margin, weight=weight).total()
 
     def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The "embedding", and "row" of the batch."""
+        """Vectors "embedding", and "row" of the batch."""
         return {"embedding": self.network.embed_images(batch["image"], "query"), "row": batch["row"]}
 
     def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
@@ -210,7 +202,7 @@ class PlaceTask(nn.Module):
 
 
 def group_loss(config: LossConfig) -> PlaceLoss:
-    """Cross-entropy of the classes of the batch's "group", by "class_id" (B,)."""
+    """Cross-entropy over the classes of the batch's "group", with "class_id" (B,)."""
     logits = config.of(MARGIN_LOGITS, "classes.loss")
 
     def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -221,12 +213,12 @@ def group_loss(config: LossConfig) -> PlaceLoss:
 
 
 def batch_loss(config: LossConfig, miner: LossConfig | None) -> PlaceLoss:
-    """Over the pairs of all ranks' batches, by "place" (B,); a miner says which of them count."""
+    """Loss over the pairs of all ranks' batches, with "place" (B,); a miner selects pairs."""
     of_pairs = config.of(BATCH_LOSSES, "places.loss")
     mine = None if miner is None else miner.of(MINERS, "places.miner")
 
     def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        all_embeddings, places = of_all_ranks(embeddings), of_all_ranks(batch["place"])
+        all_embeddings, places = all_gather_rows(embeddings), all_gather_rows(batch["place"])
         pairs = None if mine is None else mine(all_embeddings, places)
         value: Tensor = of_pairs(all_embeddings, places, pairs)
         return value
@@ -235,7 +227,7 @@ def batch_loss(config: LossConfig, miner: LossConfig | None) -> PlaceLoss:
 
 
 def tuple_loss(config: LossConfig, num_negatives: int) -> PlaceLoss:
-    """Over tuples: 2 + N rows of the batch after one another are a query, its positive and its negatives."""
+    """Loss over tuples: each 2 + N consecutive rows of a batch are a query, its positive and its negatives."""
     of_tuples = config.of(TUPLE_LOSSES, "tuples.loss")
 
     def loss(task: PlaceTask, embeddings: Tensor, batch: Mapping[str, Any]) -> Tensor:

@@ -1,12 +1,11 @@
-"""Place recognition: photos as vectors that are alike where the places are, in three families of training.
+"""Place recognition recipe: an embedding in which photos of one place are similar, trained in one of three families.
 
-    classes    CosPlace (Berton et al., CVPR 2022): classify squares of ground by heading, one group of them at a time
+    classes    CosPlace (Berton et al., CVPR 2022): classify squares of ground by heading, one group at a time
     places     GSV-Cities (Ali-bey et al., 2022): batches of P places x K photos, and a loss over their pairs
     tuples     Deep VG benchmark (Berton et al., CVPR 2022): queries with a positive and mined negatives
 
-What comes out is a checkpoint that embeds photos and street references alike. Photos of another domain may help: some
-training photos are turned into night, or a few photos of the target stand beside every batch. They must not be those
-that are tested on, and are refused if they are.
+The result is a checkpoint that embeds photos and street references alike. For domain adaptation some training photos
+get a night look, or every batch has photos of the target domain, which must not be test photos (`check_apart`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from geoloc.models.network import GeoNetwork
 from geoloc.models.plain import to_plain
 from geoloc.train.domains import KeyedPhoto, check_apart
 from geoloc.train.mining import MinedTuples, TupleMiner, rarity_weights
-from geoloc.train.osv5m import preprocess_of
 from geoloc.train.photos import PhotoSet
 from geoloc.train.place_batches import GroupBatches, with_target
 from geoloc.train.place_experiment import (
@@ -56,24 +54,25 @@ from geoloc.train.place_task import (
     tuple_loss,
 )
 from geoloc.train.ranks import is_first_rank, seed_of
+from geoloc.train.recipes import in_order, metrics_table, preprocess_of, register
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.settings import MachineConfig
 from geoloc.train.task import TrainingData
 from geoloc.train.trainer import fit
 
-_EMBED_BATCH = 64  # photos that go through the network together where nothing is learnt
-_VLAD_PHOTOS, _VLAD_PER_PHOTO = 500, 100  # what a NetVLAD starts from, as published
+_EMBED_BATCH = 64  # batch size without gradients
+_VLAD_PHOTOS, _VLAD_PER_PHOTO = 500, 100  # photos and descriptors for NetVLAD's clusters, as published
 
 
+@register("places", PlacesExperiment, "photos of one place as similar vectors (place recognition)")
 def run(
     experiment: PlacesExperiment, name: str, run_folder: str | Path, machine: MachineConfig | None = None
 ) -> Geolocalizer:
-    """Train, going on from a killed run of the same experiment in the folder.
+    """Train or resume the experiment.
 
     Raises:
-        ConfigError: parts of the experiment that do not go together, too few photos of a place or no positives, or a
-            target that holds test queries.
-        NotFoundError: photos are not there.
+        ConfigError: inconsistent settings, too few photos of a place, no positives, or a target with test queries.
+        NotFoundError: photos are missing.
         OutputMismatchError: the folder holds another run.
     """
     machine = machine or MachineConfig()
@@ -118,27 +117,28 @@ def run(
 
 @dataclass(frozen=True)
 class _Family:
-    """What differs between families.
+    """Data and loss of a family.
 
     Attributes:
-        data: the batches.
-        loss: of one.
-        table: that the batches are of.
-        class_counts: of each group's classifier.
-        told: of the data, for people.
+        data: training batches.
+        loss: loss of a batch.
+        table: samples of the batches.
+        class_counts: number of classes of each group's classifier.
+        description: sentence about the data for the model card.
     """
 
     data: Any
     loss: PlaceLoss
     table: SampleTable
     class_counts: tuple[int, ...] = ()
-    told: str = ""
+    description: str = ""
 
     def facts(self) -> str:
-        """What the card says of the data."""
+        """The description, with the work of mining."""
         if not isinstance(self.data, MinedTuples):
-            return self.told
-        return f"{self.told} Mining embedded {self.data.num_embedded:,} photos in {self.data.num_refreshes} refreshes."
+            return self.description
+        mined = f"{self.data.num_embedded:,} photos in {self.data.num_refreshes} refreshes"
+        return f"{self.description} Mining embedded {mined}."
 
 
 def _family(
@@ -173,8 +173,9 @@ def _of_classes(
             SampleStream(photos, load, order, batch_size=size, labels={"class_id": class_ids}, seed=seed)
         )
     data = GroupBatches(streams, config.steps_per_group * experiment.trainer.accumulate)
-    told = f"{sum(counts):,} classes in {len(chosen)} groups ({'; '.join(groups.names[group] for group in chosen)})."
-    return _Family(data, group_loss(config.loss), photos, counts, told)
+    names = "; ".join(groups.names[group] for group in chosen)
+    description = f"{sum(counts):,} classes in {len(chosen)} groups ({names})."
+    return _Family(data, group_loss(config.loss), photos, counts, description)
 
 
 def _of_places(
@@ -199,8 +200,8 @@ def _of_places(
         labels={"place": place_ids},
         seed=experiment.trainer.seed,
     )
-    told = f"{order.num_places:,} places, {config.images_per_place} photos of each in an epoch."
-    return _Family(stream, batch_loss(config.loss, config.miner), photos, told=told)
+    description = f"{order.num_places:,} places, {config.images_per_place} photos of each in an epoch."
+    return _Family(stream, batch_loss(config.loss, config.miner), photos, description=description)
 
 
 def _of_tuples(
@@ -218,12 +219,12 @@ def _of_tuples(
     data = MinedTuples(
         table, load, plain, miner, experiment.batch_size, seed, num_workers=machine.num_workers
     )
-    told = (
+    description = (
         f"{len(queries) - miner.num_without_positive:,} queries with a photo within "
         f"{config.mining.positive_radius_m:g} m, {miner.num_without_positive:,} without one; "
         f"{config.mining.kind} mining."
     )
-    return _Family(data, tuple_loss(config.loss, config.mining.negatives), table, told=told)
+    return _Family(data, tuple_loss(config.loss, config.mining.negatives), table, description=description)
 
 
 # --- Target and validation ----------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ def _opened_target(experiment: PlacesExperiment) -> SampleTable | None:
 
 def _keyed(table: SampleTable) -> Iterator[KeyedPhoto]:
     for row, key in enumerate(table.keys.to_pylist()):
-        yield KeyedPhoto(key, table.place(row).read())
+        yield KeyedPhoto(key, table.encoded(row).read())
 
 
 def _target_stream(experiment: PlacesExperiment, target: SampleTable, load: LoadPlacePhoto) -> SampleStream:
@@ -260,23 +261,21 @@ def _target_stream(experiment: PlacesExperiment, target: SampleTable, load: Load
 def validation_of(
     database: PhotoSet, queries: PhotoSet, recall: RecallConfig, plain: LoadImage, num_workers: int
 ) -> tuple[SampleStream, Truth]:
-    """The photos of both, and which are right for which.
+    """Stream over database and queries, and their ground truth.
 
     Raises:
         NotFoundError, BadTableError: as `PhotoSet.open`.
     """
     opened = database.open(), queries.open()
     table = SampleTable.joined(opened)
-    stream = SampleStream(
-        table, plain, InOrder(np.arange(len(table))), batch_size=_EMBED_BATCH, num_workers=num_workers
-    )
+    stream = in_order(table, plain, num_workers, _EMBED_BATCH)
     near = rows_within_m(opened[1].latlon_deg, opened[0].latlon_deg, recall.radius_m)
     return stream, Truth(len(opened[0]), near, recall)
 
 
 @torch.no_grad()
 def recall_of(model: Geolocalizer, validation: SampleStream, truth: Truth) -> dict[str, float]:
-    """Recall of a model, of what `validation_of` returned."""
+    """Validation recall of a model, from the result of `validation_of`."""
     vectors = [model.network.embed_images(batch["image"], "query") for batch in validation.batches()]
     return truth.score(torch.cat(vectors))
 
@@ -295,7 +294,7 @@ def _validation(
 
 
 def _start(network: GeoNetwork, experiment: PlacesExperiment, photos: SampleTable, plain: LoadImage) -> None:
-    """Weights that are there already, and a NetVLAD's clusters."""
+    """Initialise the network from `start_from`, and the clusters of a NetVLAD from local descriptors."""
     if experiment.start_from is not None:
         given, own = (
             Geolocalizer.from_pretrained(experiment.start_from).network.state_dict(),
@@ -304,7 +303,7 @@ def _start(network: GeoNetwork, experiment: PlacesExperiment, photos: SampleTabl
         same = {name: t for name, t in given.items() if name in own and own[name].shape == t.shape}
         if not any(name.startswith("backbone.") for name in same):
             raise ConfigError(
-                f"start_from={experiment.start_from} has no tensor of this backbone: name a checkpoint of the same one"
+                f"start_from={experiment.start_from} has no tensor of this backbone: take one with the same backbone"
             )
         network.load_state_dict(own | same)
         if any(name.startswith("embeddings.query.pool.centres") for name in same):
@@ -324,7 +323,7 @@ def _start(network: GeoNetwork, experiment: PlacesExperiment, photos: SampleTabl
 def _with_pca(
     network: GeoNetwork, experiment: PlacesExperiment, photos: SampleTable, plain: LoadImage
 ) -> GeoNetwork:
-    """The same network with a projection behind its vectors, fitted on training photos."""
+    """The network followed by a PCA projection, fitted on training photos."""
     assert experiment.pca_dim is not None
     found = GeoNetwork(with_projection(experiment.network, experiment.pca_dim), network.backbone).eval()
     found.load_state_dict(network.state_dict(), strict=False)
@@ -347,12 +346,11 @@ def _some_images(photos: SampleTable, plain: LoadImage, num: int, seed: int) -> 
 
 
 def _card(name: str, experiment: PlacesExperiment, metrics: Any, facts: str) -> str:
-    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in metrics.items())
-    table = f"| held-out photos | |\n|---|---|\n{rows}" if rows else "Not validated.\n"
     unit = "tuples" if experiment.tuples is not None else "photos"
     return (
-        f"# {name}\n\nPhotos of one place as vectors that are alike, trained with geoloc's recipe for place "
-        f"recognition on {experiment.photos.path}: {facts} {experiment.trainer.num_steps} steps of "
+        f"# {name}\n\nPhotos of one place as similar vectors, trained with geoloc's recipe for place recognition on "
+        f"{experiment.photos.path}: {facts} {experiment.trainer.num_steps} steps of "
         f"{experiment.batch_size * experiment.trainer.accumulate} {unit}. A photo of the database is right within "
-        f"{experiment.recall.radius_m:g} m; queries without one: {experiment.recall.without_positive}.\n\n{table}"
+        f"{experiment.recall.radius_m:g} m; queries without one: {experiment.recall.without_positive}.\n\n"
+        f"{metrics_table(metrics)}"
     )

@@ -1,4 +1,4 @@
-"""Each photo of a batch with another one of the same region, or city: what contrastive losses compare."""
+"""Positives for contrastive losses: for each photo another one of the same region or city."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from geoloc.train.ranks import seed_of
 
 
 class WithPositives:
-    """Batches that also have "positive": for each image another one of its label, or itself in another draw.
+    """Batches with "positive": for each image another image of its label, or a second view of itself.
 
     Args:
-        stream: the batches.
-        label_ids: (n,) of its table, -1 unknown.
+        stream: source of the batches.
+        label_ids: (n,) label of each row of the stream's table, -1 unknown.
     """
 
     def __init__(self, stream: SampleStream, label_ids: NDArray[np.int64]) -> None:
         self.stream, self.label_ids = stream, label_ids
 
     def batch(self, index: int, rank: int, world_size: int) -> Batch:
-        """This rank's part of a batch.
+        """This rank's part of batch `index`.
 
         Raises:
             BadImageError, ConfigError: as `SampleStream.batch`.

@@ -1,7 +1,4 @@
-"""What the processes of one training tell each other, and how their random numbers differ.
-
-Knows nothing about losses or models.
-"""
+"""Collective operations of distributed training, and per-rank random seeds."""
 
 from __future__ import annotations
 
@@ -18,20 +15,20 @@ Predict: TypeAlias = Callable[[Iterable[Any]], dict[str, Tensor]]
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes to talk to."""
+    """Whether torch.distributed is initialised."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process writes files: rank 0, or the only process."""
     return not is_distributed() or torch.distributed.get_rank() == 0
 
 
-def of_all_ranks(own: Tensor) -> Tensor:
-    """The rows of all ranks, (b, …) -> (n, …), with gradients back to each; the ranks may differ in b.
+def all_gather_rows(own: Tensor) -> Tensor:
+    """Rows of all ranks, (b, …) -> (n, …), with gradients back to each rank; b may differ between ranks.
 
-    A loss over all rows that every rank computes, averaged over the ranks by DDP, has the gradients that one
-    process with the whole batch has.
+    A loss over all rows that every rank computes, averaged over the ranks by DDP, has the gradients of one process
+    with the whole batch.
     """
     if not is_distributed():
         return own
@@ -50,8 +47,8 @@ def of_all_ranks(own: Tensor) -> Tensor:
     return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
 
 
-def gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Named tensors on the CPU of all ranks, one after another, on every rank; lengths may differ."""
+def all_gather_named(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors of all ranks, concatenated by name in the order of ranks, on every rank; lengths may differ."""
     if not is_distributed():
         return own
     parts: list[dict[str, Tensor]] = [{}] * torch.distributed.get_world_size()
@@ -61,5 +58,5 @@ def gathered(own: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed, 63 bits, that depends on every one of the numbers (NumPy's SeedSequence)."""
+    """A 63-bit seed that depends on every given number (NumPy's SeedSequence)."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,12 +1,10 @@
-"""The folder of a run: what it was asked for, with what it ran, what it measured, and where it stands.
+"""Run folder: config, environment, metrics and latest state of a training run.
 
-    config.json        everything that decides the run; another config is refused
-    environment.json   one entry for each start: versions, git state, machine
-    metrics.csv        step,name,value
-    state.ckpt         where it stands, with state.ckpt.sha256
-    best.ckpt          with early stopping: the weights that validated best
-
-Knows nothing about models.
+config.json        all settings that decide the result; a different config is refused
+environment.json   one entry per start: versions, git state, machine
+metrics.csv        step,name,value
+state.ckpt         latest state, with state.ckpt.sha256
+best.ckpt          with early stopping: the weights with the best validation
 """
 
 from __future__ import annotations
@@ -30,40 +28,40 @@ _PACKAGES = ("torch", "lightning", "numpy", "open_clip_torch", "timm", "torchvis
 
 
 class RunFolder:
-    """Opens a run's folder, or makes it.
+    """Opens a run's folder, or creates it.
 
     Args:
-        folder: of the run.
-        config: plain JSON values: everything that decides the run.
+        folder: path of the folder.
+        config: plain JSON values: all settings that decide the result.
 
     Raises:
-        OutputMismatchError: the folder holds the run of another config; the message names the first difference.
+        OutputMismatchError: the folder holds a run with another config; the message names the first difference.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
-        asked = json.loads(json.dumps(config))  # tuples become lists, as in the file
+        wanted = json.loads(json.dumps(config))  # tuples become lists, as in the file
         if path.exists():
             there = json.loads(path.read_text("utf-8"))
-            for key, before, now in _differences(there, asked):
+            for key, before, now in _differences(there, wanted):
                 raise OutputMismatchError(
-                    f"{self.folder} holds a run with {key} = {before}, and this one has {now}: choose another run "
-                    "folder, ask for the same, or delete that folder"
+                    f"{self.folder} holds a run with {key} = {before}, and this run has {now}: choose another run "
+                    "folder, use the same config, or delete that folder"
                 )
         else:
             with atomic_write(path, "w") as file:
-                file.write(json.dumps(asked, indent=1) + "\n")
+                file.write(json.dumps(wanted, indent=1) + "\n")
 
     @property
     def state_path(self) -> Path:
-        """Of the state that a killed run goes on from."""
+        """Path of the latest state."""
         return self.folder / "state.ckpt"
 
     @property
     def best_path(self) -> Path:
-        """Of the weights that validated best."""
+        """Path of the best weights."""
         return self.folder / "best.ckpt"
 
     def note_environment(self) -> None:
@@ -76,11 +74,11 @@ class RunFolder:
 
 
 class MetricsFile:
-    """`metrics.csv` of a run, whose rows after the step that a run goes on from are forgotten.
+    """`metrics.csv` of a run; rows after the resumed step are dropped.
 
     Args:
-        folder: of the run.
-        step: where the run goes on.
+        folder: run folder.
+        step: step at which the run starts or resumes.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -90,7 +88,7 @@ class MetricsFile:
             csv.writer(file, lineterminator="\n").writerows([("step", "name", "value"), *kept])
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Append what was measured after `step` steps."""
+        """Append the values of a step."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(
                 (step, name, value) for name, value in values.items()
@@ -98,7 +96,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a `metrics.csv`; a last line that a kill cut off is left out."""
+    """Rows of a `metrics.csv`; an incomplete last line is left out."""
     rows = []
     with path.open(newline="", encoding="utf-8") as file:
         for line in file:
@@ -109,7 +107,7 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs with: plain values."""
+    """Command, machine, package versions and git state of this process, as plain values."""
     versions = {"geoloc": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -127,7 +125,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the source that runs, and whether it was changed since; None outside of a checkout."""
+    """Commit of the source and number of changed files; None outside of a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
@@ -145,16 +143,16 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def _differences(there: Any, asked: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
-    """Each value that differs: its key, what is there, what is asked."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted(there.keys() | asked.keys()):
+def _differences(there: Any, wanted: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each differing value: its key, the stored value, the wanted value."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for key in sorted(there.keys() | wanted.keys()):
             name = f"{where}.{key}" if where else key
-            if key not in asked:
+            if key not in wanted:
                 yield name, json.dumps(there[key]), "no such key"
             elif key not in there:
-                yield name, "no such key", json.dumps(asked[key])
+                yield name, "no such key", json.dumps(wanted[key])
             else:
-                yield from _differences(there[key], asked[key], name)
-    elif there != asked:
-        yield where, json.dumps(there), json.dumps(asked)
+                yield from _differences(there[key], wanted[key], name)
+    elif there != wanted:
+        yield where, json.dumps(there), json.dumps(wanted)

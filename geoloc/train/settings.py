@@ -1,4 +1,4 @@
-"""What a training is told beside its task and data: what decides its result, and on what machine it runs."""
+"""Training settings: what decides the result (`TrainerConfig`), and where it runs (`MachineConfig`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from geoloc.train.optimise import OptimizerConfig, ScheduleConfig
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when validation no longer improves; the weights that validated best are the result.
+    """Stop when validation no longer improves; the best weights are the result.
 
     Attributes:
-        metric: a name that validation reports, larger is better: "geoscore", "recall_at_1", …
-        patience: so many validations in a row without improvement end the training.
-        min_gain: what counts as improvement must be larger by more than this.
+        metric: name of a validation metric, larger is better: "geoscore", "recall_at_1", …
+        patience: number of validations in a row without improvement that ends the training.
+        min_gain: smallest increase that counts as improvement.
     """
 
     metric: str
@@ -30,14 +30,14 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """What decides the result of a training, beside task and data.
+    """Settings that decide the result of a training, beside task and data.
 
     Attributes:
-        num_steps: of the optimiser.
-        seed: of everything random.
-        accumulate: batches whose gradients make one step; a contrastive loss sees only one batch at a time.
+        num_steps: number of optimiser steps.
+        seed: seed of all random numbers.
+        accumulate: batches per step; a contrastive loss sees one batch at a time.
         precision: "32"; "bf16-mixed" or "16-mixed" compute in half precision and keep float32 weights.
-        ema_decay: of the weights' moving average, which then validates and is the result; null has none.
+        ema_decay: decay of the weights' moving average, which is validated and is the result; null averages nothing.
         validate_every_steps: null validates at the end only.
     """
 
@@ -59,24 +59,22 @@ class TrainerConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1, or null")
         if self.early_stopping is not None and self.validate_every_steps is None:
-            raise ConfigError(
-                "early_stopping needs validate_every_steps: it stops by what validation reports"
-            )
+            raise ConfigError("early_stopping needs validate_every_steps: it decides by validation metrics")
 
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """Where and how a training runs; the same run may go on with another one.
+    """Where and how a training runs; a run may be resumed with other settings.
 
     Attributes:
         accelerator: "auto" takes a GPU if there is one.
-        devices: processes on each node, one a device.
+        devices: devices per node, with one process each.
         strategy: "ddp" copies the model to each device, "fsdp" shards it over them (GPUs only).
-        threads: of torch in each process; null leaves it to torch.
-        num_workers: processes that make batches ahead, for each device; 0 makes them in between.
-        save_every_steps: a killed run loses at most so many steps.
-        logger: "tensorboard" beside metrics.csv; "csv" has that alone; "none" has neither.
-        matmul: torch's float32 matrix products, "highest" precise; "high" is faster on GPUs (TF32).
+        threads: torch threads per process; null keeps torch's default.
+        num_workers: data loader processes per device; 0 loads in the training process.
+        save_every_steps: a killed run loses at most this many steps.
+        logger: "tensorboard" in addition to metrics.csv; "csv" for metrics.csv only; "none".
+        matmul: precision of float32 matrix products: "highest"; "high" is faster on GPUs (TF32).
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -97,6 +95,6 @@ class MachineConfig:
                 raise ConfigError(f"machine.{name} is {getattr(self, name)}; it must be at least 1")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             raise ConfigError(
-                f"machine.devices is {self.devices} on {self.num_nodes} nodes: say machine.strategy=ddp (or fsdp, for "
+                f"machine.devices is {self.devices} on {self.num_nodes} nodes: set machine.strategy=ddp (or fsdp, for "
                 "a model that does not fit one device)"
             )

@@ -1,4 +1,4 @@
-"""One model from several of the same form by averaging their weights (Wortsman et al., Model soups, ICML 2022)."""
+"""Model soups: averaged weights of models of one architecture (Wortsman et al., ICML 2022)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from geoloc.errors import ConfigError
 
 State = Mapping[str, Tensor]
 
-TRAINING_ONLY = ("discriminator", "autoencoder")  # parts of domain adaptation, which no answer needs
+TRAINING_ONLY = ("discriminator", "autoencoder")  # parts of domain adaptation, not used at inference
 
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """What `greedy_soup` made.
+    """Result of `greedy_soup`.
 
     Attributes:
-        state: the weights.
-        members: names of the models in it, best first.
-        score: of the soup.
-        scores: of each model alone, by name.
+        state: averaged weights.
+        members: names of the models in the soup, best first.
+        score: score of the soup.
+        scores: score of each single model, by name.
     """
 
     state: dict[str, Tensor]
@@ -35,14 +35,11 @@ class GreedySoup:
 def uniform_soup(
     models: Mapping[str, State], *, dropped: tuple[str, ...] = TRAINING_ONLY
 ) -> dict[str, Tensor]:
-    """The mean of all models' weights, summed in float64; whole numbers are the first model's.
+    """Mean of all models' weights, summed in float64; integer tensors are those of the first model.
 
     Args:
         models: state dicts by name.
-        dropped: parts that are left out, wherever they are in a tensor's name.
-
-    Returns:
-        A state dict.
+        dropped: name components whose tensors are left out.
 
     Raises:
         ConfigError: there is no model, or two differ in the names or shapes of their tensors.
@@ -73,13 +70,13 @@ def greedy_soup(
 
     Args:
         models: state dicts by name.
-        score: of a state dict on held-out photos; higher is better.
+        score: function of a state dict: validation score, higher is better.
         dropped: as for `uniform_soup`.
 
     Raises:
         ConfigError: as for `uniform_soup`.
     """
-    uniform_soup(models, dropped=dropped)  # what does not fit is refused before anything is scored
+    uniform_soup(models, dropped=dropped)  # check all models before anything is scored
     states = {name: dict(without_parts(state, dropped)) for name, state in models.items()}
     scores = {name: score(state) for name, state in states.items()}
     best, *rest = sorted(states, key=lambda name: -scores[name])
@@ -92,7 +89,7 @@ def greedy_soup(
 
 
 def without_parts(state: State, dropped: tuple[str, ...]) -> State:
-    """The tensors that are in none of the named parts."""
+    """The tensors whose names contain none of the dropped components."""
     return {key: tensor for key, tensor in state.items() if not set(key.split(".")) & set(dropped)}
 
 
@@ -104,13 +101,13 @@ def _check_same(first: str, base: State, name: str, state: State) -> None:
     missing, extra = sorted(base.keys() - state.keys()), sorted(state.keys() - base.keys())
     if missing or extra:
         raise ConfigError(
-            f"{name!r} does not go into a soup with {first!r}: "
-            f"it lacks {', '.join(missing[:3]) or 'nothing'} and has {', '.join(extra[:3]) or 'nothing'} "
-            f"besides ({len(missing)} and {len(extra)} tensors); take models of one form"
+            f"{name!r} and {first!r} cannot be averaged: {name!r} lacks {', '.join(missing[:3]) or 'nothing'} and "
+            f"adds {', '.join(extra[:3]) or 'nothing'} ({len(missing)} and {len(extra)} tensors); take models of one "
+            "architecture"
         )
     for key, tensor in base.items():
         if state[key].shape != tensor.shape:
             raise ConfigError(
-                f"{name!r} does not go into a soup with {first!r}: {key!r} is {tuple(state[key].shape)} there and "
-                f"{tuple(tensor.shape)} here; take models of one form"
+                f"{name!r} and {first!r} cannot be averaged: {key!r} is {tuple(state[key].shape)} in the first and "
+                f"{tuple(tensor.shape)} in the second; take models of one architecture"
             )

@@ -1,9 +1,7 @@
-"""The state of a training run as one file: whole or absent, verified, and loaded as data.
+"""State of a training run as one verified file.
 
-Lightning's own saving leaves the disk's cache unflushed and swallows some errors; loading trusts the bytes. Here the
-file is written beside its place, flushed, and renamed; its sha256 stands in `NAME.sha256`; nothing in it is
-unpickled but tensors and plain values. The file itself is torch's own, for those strategies (FSDP) that read it
-themselves.
+Written atomically (temporary file, fsync, rename) with its sha256 in `NAME.sha256`, and loaded with weights_only. The
+format is torch's own, because FSDP reads the file itself.
 """
 
 from __future__ import annotations
@@ -24,10 +22,10 @@ from lightning.fabric.plugins import CheckpointIO  # noqa: E402
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """How Lightning's Trainer writes and reads its checkpoints here."""
+    """Checkpoint input and output of Lightning's Trainer, atomic and verified."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace `path` by a checkpoint, at once and for good."""
+        """Write a checkpoint, replacing `path` atomically."""
         save_verified(checkpoint, Path(path))
 
     def load_checkpoint(
@@ -36,7 +34,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         """The checkpoint at `path`, verified.
 
         Raises:
-            IntegrityError: the file is not what was written.
+            IntegrityError: the file does not match its digest.
         """
         checkpoint: dict[str, Any] = load_verified(Path(path))
         return checkpoint
@@ -48,19 +46,19 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def save_verified(value: Any, path: Path) -> None:
-    """Write tensors and plain values; a kill at any moment leaves the old file or the new one, and either verifies."""
+    """Write tensors and plain values; after a kill either the old or the new file is there, and verifies."""
     notes = _digest_path(path)
     old = notes.read_text().split()[:1] if notes.exists() else []
     with atomic_write(path, "wb") as file:
         hashing = _HashingFile(file)
         torch.save(value, hashing)  # type: ignore[arg-type]
-        # Both digests, until the new file has its name: a kill in between must leave a file that is vouched for.
+        # Both digests until the rename: a kill in between leaves a file that one of them verifies.
         with atomic_write(notes, "w") as note:
             note.write("\n".join([hashing.digest.hexdigest(), *old]) + "\n")
 
 
 def load_verified(path: Path) -> Any:
-    """What `save_verified` wrote, on the CPU.
+    """The value that `save_verified` wrote, on the CPU.
 
     Raises:
         IntegrityError: the file, or its digest, is missing or was changed.
@@ -79,7 +77,7 @@ def verify(path: Path) -> None:
     if not path.is_file() or not notes.is_file():
         missing = notes if path.is_file() else path
         raise IntegrityError(
-            f"{missing} is missing, so {path.parent} cannot be gone on from: delete it and train anew"
+            f"{missing} is missing, so the run in {path.parent} cannot be resumed: delete it and train anew"
         )
     found = sha256_of(path)
     if found not in notes.read_text().split():
@@ -94,7 +92,7 @@ def _digest_path(path: Path) -> Path:
 
 
 class _HashingFile:
-    """Passes on what torch.save writes, in the order of the file, and digests it on the way."""
+    """File that hashes the bytes that torch.save writes to it."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.digest = file, hashlib.sha256()

@@ -1,11 +1,10 @@
-"""Statewide's recipe (Fervers et al., ECCV 2024): street photos and aerial views of their places as one embedding.
+"""Statewide's recipe (Fervers et al., ECCV 2024): a joint embedding of street photos and aerial views.
 
-One pair: a photo, and aerial views at several ground resolutions around a point near it, in any heading. The photo goes
-through one tower, the views together through another (or the same), and every batch is told apart by a contrastive
-loss that leaves out pairs within a cell of each other. What comes out is a checkpoint that embeds photos and the cells
-of a reference database.
+A pair is a photo, and aerial views at several ground resolutions around a point near it, in any heading. Photos and
+views have a tower each (or share one). The contrastive loss leaves out pairs within a cell of each other. The result is
+a checkpoint that embeds photos and the cells of a reference database.
 
-What is done otherwise than in the seed: weight decay follows the learning rate (AdamW).
+Difference from the published code: weight decay follows the learning rate (AdamW).
 """
 
 from __future__ import annotations
@@ -22,13 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoloc.data.sample import Sample
-from geoloc.data.samplers import InOrder, SpatialBuckets
+from geoloc.data.samplers import SpatialBuckets
 from geoloc.data.stream import SampleStream
 from geoloc.errors import ConfigError
 from geoloc.geo.wgs84 import offset_latlon_deg
 from geoloc.images.decode import decode_image
 from geoloc.images.preprocess import Preprocess
 from geoloc.localize.geolocalizer import Geolocalizer
+from geoloc.metrics.cells import statewide_recall
 from geoloc.models.aggregation import EmbeddingScale
 from geoloc.models.backbone import Backbone
 from geoloc.models.config import NetworkConfig
@@ -40,10 +40,10 @@ from geoloc.reference.aerial.cells import CellGrid
 from geoloc.reference.aerial.open import open_sources
 from geoloc.reference.aerial.source import AerialSource, read_patch
 from geoloc.train.hard_examples import HardExamples, HardExamplesConfig
-from geoloc.train.optimise import Role
-from geoloc.train.osv5m import preprocess_of
+from geoloc.train.optimise import Role, roles_of
 from geoloc.train.photos import PhotosConfig
-from geoloc.train.ranks import of_all_ranks
+from geoloc.train.ranks import all_gather_rows
+from geoloc.train.recipes import in_order, metrics_table, preprocess_of, register
 from geoloc.train.run_folder import RunFolder
 from geoloc.train.settings import MachineConfig, TrainerConfig
 from geoloc.train.trainer import fit
@@ -55,14 +55,14 @@ RECALL_RADIUS_M = 50.0
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """The aerial views of a place.
+    """Aerial views of a location.
 
     Attributes:
-        source: what `geoloc.reference.aerial.open_sources` opens, or several by priority.
+        source: sources for `geoloc.reference.aerial.open_sources`, by priority.
         gsd_m_per_px: ground resolution of each view.
-        shift_m: a training view's centre is uniform in a square of so many metres to each side of the photo.
-        cell_size_m: of the reference cells; validation sees the cell that holds the photo, north up.
-        jitter: of brightness, contrast and saturation in training; 0 leaves pictures as they are.
+        shift_m: half side of the square around the photo in which a training view's centre is uniform.
+        cell_size_m: size of the reference cells; validation uses the north-up cell that contains the photo.
+        jitter: strength of brightness, contrast and saturation jitter in training; 0 changes nothing.
     """
 
     source: tuple[str, ...]
@@ -77,18 +77,18 @@ class ViewsConfig:
                 f"gsd_m_per_px is {list(self.gsd_m_per_px)}; it needs a positive number for each view"
             )
         if not (self.shift_m >= 0 and self.cell_size_m > 0 and 0 <= self.jitter < 1):
-            raise ConfigError(f"{self}: shift_m is at least 0, cell_size_m positive, jitter in [0, 1)")
+            raise ConfigError(f"{self}: shift_m must be at least 0, cell_size_m positive, jitter in [0, 1)")
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
-    """The loss over the pairs of a batch; defaults are Statewide's.
+    """Loss over the pairs of a batch; defaults are Statewide's.
 
     Attributes:
-        kind: "decoupled" leaves a pair out of its own denominator; "info_nce"; "triplet" has a soft margin.
-        label_smoothing: share of the target that goes to the other pairs, of "decoupled".
-        scale: of both embeddings, so that cosines are divided by 1 / scale².
-        learnable_scale: whether it trains.
+        kind: "decoupled" leaves a pair out of its own denominator; "info_nce"; "triplet" with soft margin.
+        label_smoothing: share of the target that the other pairs get, for "decoupled".
+        scale: scale of both embeddings; the temperature is 1 / scale².
+        learnable_scale: whether the scale is trained.
     """
 
     kind: Literal["decoupled", "info_nce", "triplet"] = "decoupled"
@@ -99,16 +99,16 @@ class ContrastConfig:
 
 @dataclass(frozen=True)
 class StatewideExperiment:
-    """The whole experiment.
+    """Experiment of the recipe "statewide".
 
     Attributes:
         data: street photos.
-        network: with the embeddings "query" and "aerial".
-        batch_size: pairs of a batch, of all devices together.
-        bucket_size_m: an epoch shows one photo of each square of ground of this side.
-        hard_examples: batches are clusters of hard examples; null takes pairs as they come.
-        photo_size_px: height and width that whole photos are fitted into, with black around; null takes the tower's own
-            pictures.
+        network: network with the embeddings "query" and "aerial".
+        batch_size: pairs of a batch, over all devices.
+        bucket_size_m: an epoch has one photo of each square of this side.
+        hard_examples: hard example mining; null takes pairs in random order.
+        photo_size_px: height and width that photos are fitted into, padded with black; null takes the tower's
+            preprocessing.
     """
 
     data: PhotosConfig
@@ -139,7 +139,7 @@ class StatewideExperiment:
 
 @dataclass(frozen=True)
 class LoadPair:
-    """From a photo to a pair: {"image": (3, S, S), "aerial": (V, 3, S, S), "aerial_deg": (2,) float64}."""
+    """Loader from a photo to a pair: {"image": (3, S, S), "aerial": (V, 3, S, S), "aerial_deg": (2,) float64}."""
 
     views: ViewsConfig
     preprocess: Preprocess
@@ -151,10 +151,10 @@ class LoadPair:
         return open_sources(self.views.source)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Mapping[str, Tensor]:
-        """Read and decode the photo, and cut the views.
+        """Decode the photo and read its aerial views.
 
         Raises:
-            BadImageError: there is no usable photo.
+            BadImageError: the photo is missing or broken.
         """
         photo = decode_image(sample.image.read(), min_side_px=self.preprocess.decode_min_side_px)
         here, heading_deg = np.array(sample.latlon_deg), 0.0
@@ -166,7 +166,7 @@ class LoadPair:
             grid = CellGrid(self.views.cell_size_m)
             here = grid.center_latlon_deg(grid.cell_of(here[None]))[0]
         wanted = self.aerial_preprocess
-        colour = [255 * mean for mean in wanted.mean]  # to the network this is nothing
+        colour = [255 * mean for mean in wanted.mean]  # zero after normalisation
         patches = [
             read_patch(
                 self._sources, here, heading_deg=heading_deg, gsd_m_per_px=gsd, size_px=wanted.size_hw[0]
@@ -186,7 +186,7 @@ class LoadPair:
 def jittered(
     images: list[NDArray[np.uint8]], strength: float, rng: np.random.Generator
 ) -> list[NDArray[np.uint8]]:
-    """Pictures (h, w, 3) in another light, all the same: brightness, contrast and saturation times 1 ± strength."""
+    """Images (h, w, 3) with one random brightness, contrast and saturation for all, each 1 ± strength."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
     found = []
     for image in images:
@@ -199,15 +199,15 @@ def jittered(
 
 
 class CrossViewTask(nn.Module):
-    """Photos and aerial views that learn to be alike.
+    """Task that trains a joint embedding of photos and aerial views.
 
-    A batch is a dict: "image" (B, 3, S, S), "aerial" (B, V, 3, S, S), and where both are, "latlon_deg" and
-    "aerial_deg" (B, 2) float64.
+    A batch is a dict: "image" (B, 3, S, S), "aerial" (B, V, 3, S, S), and their locations "latlon_deg" and "aerial_deg"
+    (B, 2) float64.
 
     Args:
-        network: with the embeddings "query" and "aerial".
-        config: the loss.
-        min_distance_m: a photo and a view within it are no negatives of each other.
+        network: network with the embeddings "query" and "aerial".
+        config: loss settings.
+        min_distance_m: a photo and a view within this distance are no negatives of each other.
     """
 
     def __init__(self, network: GeoNetwork, config: ContrastConfig, min_distance_m: float) -> None:
@@ -216,14 +216,12 @@ class CrossViewTask(nn.Module):
         self.scale = EmbeddingScale(config.scale, learnable=config.learnable_scale)
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
-        """Every parameter's name and role."""
-        for name, parameter in self.named_parameters():
-            is_tower = name.startswith(("network.backbone.", "network.aerial_backbone."))
-            yield name, parameter, "backbone" if is_tower else "heads"
+        """See `Task.roles`."""
+        return roles_of(self)
 
     def losses(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The contrast over the pairs of all ranks."""
-        found = {name: of_all_ranks(value) for name, value in self._embedded(batch).items()}
+        """The contrastive loss over the pairs of all ranks."""
+        found = {name: all_gather_rows(value) for name, value in self._embedded(batch).items()}
         query, aerial = found["query"], found["aerial"]
         query_rad, aerial_rad = (torch.deg2rad(found[name]) for name in ("query_deg", "aerial_deg"))
         valid = 1000 * haversine_km(query_rad[:, None], aerial_rad) > self.min_distance_m
@@ -246,61 +244,72 @@ class CrossViewTask(nn.Module):
         }
 
     def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Embeddings of both, their places, and "row" of the batch."""
+        """Embeddings "query" and "aerial", their locations, and "row" of the batch."""
         return self._embedded(batch) | {"row": batch["row"]}
 
     def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
-        """Recall among the views of the whole validation set, each photo's own cell or any within 50 m."""
-        return recall(*(predicted[name] for name in ("query", "aerial", "query_deg", "aerial_deg")))
+        """Recall among the cells of the whole validation set, see `recall`."""
+        found = (predicted[name] for name in ("query", "aerial", "query_deg", "aerial_deg"))
+        return recall(*found)
 
 
 def recall(query: Tensor, aerial: Tensor, query_deg: Tensor, aerial_deg: Tensor) -> dict[str, float]:
-    """Share of photos with a right view among the k most similar, and the median rank of their own.
+    """Recall of cells by similarity, and the median rank of the cell that contains the photo.
+
+    Cells with equal similarity rank before the right one, as in Statewide's code.
 
     Args:
         query: (n, D) unit vectors of photos.
-        aerial: (n, D) unit vectors of the views of their cells; photos of one cell have equal views.
-        query_deg: (n, 2) where the photos were taken.
+        aerial: (n, D) unit vectors of their cells; photos of one cell have equal vectors.
+        query_deg: (n, 2) locations of the photos.
         aerial_deg: (n, 2) centres of the cells.
 
     Returns:
-        "recall_at_1" … are of the cell that holds the photo; "recall_at_1_within_50_m" … of any cell whose centre is
-        so near. As Statewide counts, a rank is the number of other cells that are at least as similar.
+        "recall_at_1" … of the containing cell; "recall_at_1_within_50_m" … of any cell whose centre is within 50 m;
+        "median_rank".
     """
-    places, first = np.unique(aerial_deg.numpy(), axis=0, return_index=True)
-    own = np.unique(aerial_deg.numpy(), axis=0, return_inverse=True)[1].ravel()
-    references = aerial[torch.from_numpy(first)].float()
-    ranks, near_ranks = np.empty(len(query), np.int64), np.empty(len(query), np.int64)
+    centres_deg, first, own = np.unique(aerial_deg.numpy(), axis=0, return_index=True, return_inverse=True)
+    own, references = own.ravel(), aerial[torch.from_numpy(first)].float()
+    width = min(max(RECALL_AT), len(centres_deg))
+    ranks, best = np.empty(len(query), np.int64), np.empty((len(query), width), np.int64)
     for start in range(0, len(query), 1024):
         part = slice(start, start + 1024)
-        similarity = (query[part].float() @ references.T).numpy()
-        truth = query_deg[part].numpy()
-        is_near = 1000 * distance_km(truth[:, None], places[None]) < RECALL_RADIUS_M
-        for of_photos, is_right in (
-            (ranks, own[part, None] == np.arange(len(places))),
-            (near_ranks, is_near),
-        ):
-            best = np.where(is_right, similarity, -np.inf).max(-1, keepdims=True)
-            of_photos[part] = ((similarity >= best) & ~is_right).sum(-1)
-            of_photos[part][~is_right.any(-1)] = len(places)  # no cell is near
-    of_own = {f"recall_at_{k}": float((ranks < k).mean()) for k in RECALL_AT}
-    of_near = {f"recall_at_{k}_within_50_m": float((near_ranks < k).mean()) for k in RECALL_AT}
-    return of_own | of_near | {"median_rank": float(np.median(ranks))}
+        similarity = query[part].float() @ references.T
+        of_own = similarity.gather(1, torch.from_numpy(own[part, None]))
+        ranks[part] = (similarity >= of_own).sum(-1).numpy() - 1
+        values, found = (x.numpy() for x in similarity.topk(width))
+        apart_km = distance_km(query_deg[part].numpy()[:, None], centres_deg[found])
+        best[part] = np.take_along_axis(found, np.lexsort((-apart_km, found == own[part, None], -values)), -1)
+    shares = statewide_recall(
+        query_deg.numpy(),
+        centres_deg[best],
+        best == own[:, None],
+        cell_size_m=0.0,  # report the radius for cells of any size
+        at=RECALL_AT,
+        within_m=(0.0, RECALL_RADIUS_M),
+    )
+    named = {
+        f"recall_at_{k}{'' if radius == '0' else f'_within_{radius}_m'}": share
+        for radius, by_k in shares.items()
+        for k, share in by_k.items()
+    }
+    return named | {"median_rank": float(np.median(ranks))}
 
 
+@register("statewide", StatewideExperiment, "street photos and aerial views as one embedding")
 def run(
     experiment: StatewideExperiment, name: str, run_folder: str | Path, machine: MachineConfig | None = None
 ) -> Geolocalizer:
-    """Train, going on from a killed run of the same experiment in the folder.
+    """Train or resume the experiment.
 
     Raises:
-        ConfigError: parts of the experiment that do not go together.
-        NotFoundError: photos or imagery are not there.
+        ConfigError: inconsistent settings.
+        NotFoundError: photos or imagery are missing.
         OutputMismatchError: the folder holds another run.
     """
     machine = machine or MachineConfig()
     training, held_out = experiment.data.open()
-    open_sources(experiment.views.source)  # before the work that it is for
+    open_sources(experiment.views.source)  # raises before the network is built
     torch.manual_seed(experiment.trainer.seed)
     config = experiment.network
     backbone = Backbone(config.backbone)
@@ -333,17 +342,13 @@ def run(
     validation = None
     if held_out is not None:
         load = LoadPair(views, preprocess, of_views, is_training=False)
-        order = InOrder(np.arange(len(held_out)))
-        validation = SampleStream(
-            held_out, load, order, batch_size=experiment.batch_size, num_workers=machine.num_workers
-        )
+        validation = in_order(held_out, load, machine.num_workers, experiment.batch_size)
     task = CrossViewTask(network, experiment.contrast, views.cell_size_m)
     fitted = fit(task, data, experiment.trainer, machine, folder, validation)
-    rows = "".join(f"| {key} | {value:.4g} |\n" for key, value in fitted.metrics.items())
     card = (
         f"# {name}\n\nPhotos and aerial views as one embedding, trained with geoloc's recipe for Statewide on "
         f"{experiment.data.path}. Views of {', '.join(f'{gsd:g}' for gsd in views.gsd_m_per_px)} m a pixel; "
         f"{experiment.trainer.num_steps} steps of {experiment.batch_size} pairs.\n\n"
-        f"| held-out photos | |\n|---|---|\n{rows}"
+        f"{metrics_table(fitted.metrics)}"
     )
     return Geolocalizer(name, task.network.cpu(), preprocess, None, card=card)

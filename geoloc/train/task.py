@@ -1,4 +1,4 @@
-"""What the trainer asks of the task that it trains, and of the data."""
+"""Protocols between the trainer, the trained task and its data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from geoloc.train.ranks import Predict
 
 
 class Task(Protocol):
-    """What is trained: an `nn.Module` with these methods.
+    """A trainable task: an `nn.Module` with these methods.
 
-    One whose batches leave out some of the parameters has a true attribute `leaves_out_parameters`, for DDP.
+    A task whose batches leave some parameters without gradient has a true attribute `leaves_out_parameters`, for DDP.
     """
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
@@ -22,46 +22,46 @@ class Task(Protocol):
         ...
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
-        """Every parameter's name and role, each once."""
+        """Name, parameter and role of every parameter, each once."""
         ...
 
     def predict(self, batch: Any) -> dict[str, Tensor]:
-        """What validation needs of a batch: named tensors, (b, …) each."""
+        """Predictions for validation: named tensors, (b, …) each."""
         ...
 
     def score(self, predicted: Mapping[str, Tensor]) -> dict[str, float]:
-        """Metrics of the whole validation set, whose predictions come in any order."""
+        """Metrics of the whole validation set; predictions come in any order."""
         ...
 
 
 class TrainingData(Protocol):
-    """Batches by their number."""
+    """Training batches by number."""
 
     def batch(self, index: int, rank: int, world_size: int) -> Any:
-        """This rank's part of batch `index`: a function of the three alone, in any order, from any process."""
+        """This rank's part of batch `index`; depends on the three arguments only."""
         ...
 
 
 @runtime_checkable
 class PlannedData(Protocol):
-    """Training data whose batches depend on what the task has learnt: they are planned some at a time."""
+    """Training data that depends on the current weights, so that batches are planned several at a time."""
 
     def plan(self, index: int, predict: Predict, rank: int, world_size: int) -> int:
-        """Plan batch `index` and some after it, unless they are; the number of the first that is not planned."""
+        """Plan batch `index` and those after it if needed; return the first batch number not planned."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What was planned: tensors and plain values."""
+        """The plan, as tensors and plain values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Restore a plan."""
         ...
 
 
 class ValidationData(Protocol):
-    """A finite set of samples."""
+    """A finite validation set."""
 
     def batches(self, rank: int, world_size: int) -> Iterable[Any]:
-        """This rank's part; over the ranks, every sample comes once."""
+        """This rank's batches; over all ranks, every sample comes once."""
         ...

@@ -1,15 +1,12 @@
-"""The training loop: Lightning's Trainer, made to go on from a kill at any step as if nothing had happened.
+"""Training loop: Lightning's Trainer with exact resume after a kill at any step.
 
-    fit(task, data, config, machine, run_folder, validation)
+A resumed run is bit-identical on a CPU, because
 
-What makes a resumed run the same run, bit for bit on a CPU:
+- batch `i` depends on its number, so the position in the data is a number;
+- the random numbers of a step (dropout, …) are seeded from (seed, step, rank);
+- weights, optimiser, schedule, average and early stopping are saved in one file, after a step and its validation.
 
-- batch `i` depends on its number alone, so the position in the data is a number;
-- the random numbers of a step (dropout, …) are seeded from (seed, step, rank), so there is no generator to save;
-- weights, optimiser, schedule, average and the early stopping's memory are one file, written after a step and all that
-  belongs to it, its validation included.
-
-The only file that knows Lightning beside `state_file`. Knows nothing about images or losses.
+With `state_file` the only module that imports Lightning.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from geoloc.errors import ConfigError, MissingDependencyError
 from geoloc.torchvision_cpu import ensure_importable
 from geoloc.train.average import WeightAverage
 from geoloc.train.optimise import build_optimizer, build_schedule
-from geoloc.train.ranks import gathered, seed_of
+from geoloc.train.ranks import all_gather_named, seed_of
 from geoloc.train.run_folder import MetricsFile, RunFolder
 from geoloc.train.settings import MachineConfig, TrainerConfig
 from geoloc.train.task import PlannedData, Task, TrainingData, ValidationData
@@ -50,11 +47,11 @@ from geoloc.train.state_file import VerifiedCheckpointIO, load_verified, save_ve
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training came to; the task has the resulting weights.
+    """Result of a training; the task has the resulting weights.
 
     Attributes:
-        step: the one that the weights are of.
-        metrics: of the last validation, or of the best one with early stopping.
+        step: step of the weights.
+        metrics: metrics of the last validation, or of the best one with early stopping.
     """
 
     step: int
@@ -69,18 +66,18 @@ def fit(
     run: RunFolder,
     validation: ValidationData | None = None,
 ) -> Fitted:
-    """Train, going on from the state in the run's folder if there is one.
+    """Train, or resume from the state in the run's folder.
 
-    Afterwards `task` has the weights to keep, on its original device: the best ones with early stopping, else the
+    Afterwards `task` has the resulting weights on its original device: the best ones with early stopping, else the
     averaged ones with `ema_decay`, else the last ones.
 
     Raises:
-        ConfigError: settings that do not go together.
-        IntegrityError: the state in the folder was damaged.
-        FloatingPointError: a loss is no longer finite.
+        ConfigError: inconsistent settings.
+        IntegrityError: the state in the folder is damaged.
+        FloatingPointError: a loss is not finite.
     """
     if config.early_stopping is not None and validation is None:
-        raise ConfigError("early_stopping needs validation data: name some, or leave early_stopping out")
+        raise ConfigError("early_stopping needs validation data: add some, or leave early_stopping out")
     if config.ema_decay is not None and machine.strategy == "fsdp":
         raise ConfigError(
             "ema_decay needs whole parameters, which fsdp shards: set ema_decay=null, or use ddp"
@@ -91,7 +88,7 @@ def fit(
     module = _Module(task, config)
     loop = _Loop(task, data, config, machine, run, validation)
     with warnings.catch_warnings():
-        # Lightning advises on what was decided here.
+        # Lightning's advice on settings that are intended here.
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated")
         trainer = _trainer(task, config, machine, run, loop)
@@ -100,7 +97,7 @@ def fit(
         feed = _Feed(data, trainer, config, machine)
         state = run.state_path if run.state_path.exists() else None
         if state is not None:
-            verify(state)  # here as well, since fsdp reads the file itself
+            verify(state)  # here as well, since fsdp reads the file without VerifiedCheckpointIO
         trainer.fit(module, train_dataloaders=feed, ckpt_path=state, weights_only=True)
     return loop.result()
 
@@ -124,13 +121,13 @@ def _trainer(
         strategy=strategy,
         precision="32-true" if config.precision == "32" else config.precision,
         max_steps=config.num_steps,
-        max_epochs=-1,  # steps count, and an epoch is the data's own business
+        max_epochs=-1,  # training counts steps; the data defines epochs
         accumulate_grad_batches=config.accumulate,
         callbacks=[loop],
         logger=logger,
         plugins=[VerifiedCheckpointIO()],
         default_root_dir=run.folder,
-        # All of these are done here, in an order that a resumed run repeats.
+        # The loop does all of these itself, in an order that a resumed run repeats.
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_checkpointing=False,
@@ -141,7 +138,7 @@ def _trainer(
 
 
 class _Module(LightningModule):
-    """The task as Lightning wants it."""
+    """LightningModule of a task."""
 
     def __init__(self, task: Task, config: TrainerConfig) -> None:
         super().__init__()
@@ -173,7 +170,7 @@ class _Module(LightningModule):
 
 
 class _Loop(Callback):
-    """All that happens around a step, in this order: average, record, validate, stop, save."""
+    """Callback for everything around a step, in this order: average, log, validate, stop, save."""
 
     def __init__(
         self,
@@ -207,7 +204,7 @@ class _Loop(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict  # the model may yet move to its device
+        self._loaded = state_dict  # restored later: the model may still move to its device
         self._metrics, self._best = state_dict["metrics"], state_dict["best"]
         self._num_worse = state_dict["num_worse"]
         if isinstance(self._data, PlannedData):
@@ -221,7 +218,7 @@ class _Loop(Callback):
             self._file = MetricsFile(self._run.folder, self._step)
         if trainer.is_global_zero and self._machine.progress:
             self._bar = tqdm(initial=self._step, total=self._config.num_steps, unit="step", mininterval=1.0)
-        self._stop_if_asked(trainer)
+        self._stop_without_gain(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -239,7 +236,7 @@ class _Loop(Callback):
         self._record(trainer, cast(_Module, pl_module))
         if self._validation is not None and self._due(self._config.validate_every_steps):
             self._validate(trainer, self._validation)
-            self._stop_if_asked(trainer)
+            self._stop_without_gain(trainer)
         if self._due(self._machine.save_every_steps) or trainer.should_stop:
             trainer.save_checkpoint(self._run.state_path)
 
@@ -248,7 +245,7 @@ class _Loop(Callback):
         self._close()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded:  # the run was at its end already, and there was no start
+        if self._loaded:  # the run was complete, so on_train_start was not called
             self._restore(trainer)
         if self._best:
             cast(nn.Module, self._task).load_state_dict(load_verified(self._run.best_path))
@@ -259,7 +256,7 @@ class _Loop(Callback):
         self._close()
 
     def result(self) -> Fitted:
-        """What the training came to."""
+        """The result of the training."""
         if self._best:
             return Fitted(self._best["step"], self._best["metrics"])
         return Fitted(self._step, self._metrics)
@@ -282,7 +279,7 @@ class _Loop(Callback):
             self._bar.update(self._step - self._bar.n)
         if not self._due(self._machine.log_every_steps):
             return
-        # Only now: reading a value waits for a GPU.
+        # Only for steps that are logged: reading a value waits for the GPU.
         values = {name: float(value) for name, value in module.latest.items()}
         if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
             raise FloatingPointError(
@@ -325,11 +322,11 @@ class _Loop(Callback):
             return
         self._num_worse = 0
         self._best = {"step": self._step, "metrics": dict(self._metrics)}
-        # The weights that were validated: inside the block that applies the average.
+        # The validated weights: this runs inside the context that applies the average.
         if trainer.is_global_zero:
             save_verified(cast(nn.Module, self._task).state_dict(), self._run.best_path)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _stop_without_gain(self, trainer: Trainer) -> None:
         if (
             self._config.early_stopping is not None
             and self._num_worse >= self._config.early_stopping.patience
@@ -343,7 +340,7 @@ class _Loop(Callback):
 
 
 class _Feed:
-    """The batches from where the trainer stands; without a length, so that Lightning leaves the epochs to us."""
+    """Iterable of batches from the trainer's step on; without a length, so that Lightning counts no epochs."""
 
     def __init__(
         self, data: TrainingData, trainer: Trainer, config: TrainerConfig, machine: MachineConfig
@@ -351,7 +348,7 @@ class _Feed:
         self._data, self._trainer, self._config, self._machine = data, trainer, config, machine
 
     def __iter__(self) -> Iterator[Any]:
-        """From the step that was restored to the last one."""
+        """Batches from the restored step to the last one."""
         accumulate = self._config.accumulate
         index, end = self._trainer.global_step * accumulate, self._config.num_steps * accumulate
         rank, world_size = self._trainer.global_rank, self._trainer.world_size
@@ -376,7 +373,7 @@ class _Feed:
 
 
 def predict_all(trainer: Trainer, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """The task's predictions of this rank's batches and all other ranks', on the CPU."""
+    """The task's predictions for the batches of all ranks, on the CPU."""
     module, was_training = trainer.lightning_module, trainer.lightning_module.training
     module.eval()
     own: dict[str, list[Tensor]] = {}
@@ -387,7 +384,7 @@ def predict_all(trainer: Trainer, batches: Iterable[Any]) -> dict[str, Tensor]:
             for name, values in predicted.items():
                 own.setdefault(name, []).append(values.cpu())
     module.train(was_training)
-    return gathered({name: torch.cat(values) for name, values in own.items()})
+    return all_gather_named({name: torch.cat(values) for name, values in own.items()})
 
 
 class _Numbered(Dataset[Any]):

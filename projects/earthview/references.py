@@ -20,7 +20,7 @@ from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.posterior.reranker import RerankerConfig
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
-from geoloc.train.augment import in_strange_looks, tinted
+from projects.earthview.looks import random_looks, tinted
 from projects.earthview.mosaics import (
     RELIEF,
     HeldOutPlaces,
@@ -44,8 +44,8 @@ class ReferenceRecipe:
         spacing_km: of the grid.
         footprint_km: of the views of one reference, all encoded into one vector.
         num_fitting: query views that the reranker is fitted on.
-        restyled_share: of them, how many get a random texture (`augment.restyled`).
-        recoloured_share: of them, how many get random colours (`augment.recoloured`).
+        restyled_share: of them, how many get a random texture (`looks.restyled`).
+        recoloured_share: of them, how many get random colours (`looks.recoloured`).
         views_of_calibration_place: different ones of each place; of one alone, how often a region holds the truth is
             known to a percent only.
         reranker: its size.
@@ -137,9 +137,7 @@ def fitting_batches(
         images = torch.stack([torch.from_numpy(p) for p in pictures]).permute(0, 3, 1, 2).float() / 255
         bare = torch.tensor([names[i % len(names)] == RELIEF for i in range(len(images))])
         images[bare] = tinted(images[bare], generator)
-        images = in_strange_looks(images, recipe.restyled_share, recipe.recoloured_share, generator).clamp(
-            0, 1
-        )
+        images = random_looks(images, recipe.restyled_share, recipe.recoloured_share, generator).clamp(0, 1)
         bytes_ = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         yield torch.stack([model.load(np.ascontiguousarray(picture)) for picture in bytes_]), latlon_deg
 

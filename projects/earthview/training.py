@@ -36,8 +36,8 @@ from geoloc.models.batch_norm import fold_batch_norm, unfolded_state_dict
 from geoloc.models.config import NetworkConfig
 from geoloc.models.losses import hierarchical_cell_loss, info_nce_on_the_ground, offset_loss
 from geoloc.models.network import GeoNetwork
-from geoloc.train.augment import in_strange_looks, photometric, tinted
-from geoloc.train.on_cpu import ThreadedTower, keep_freed_memory
+from geoloc.train.augment import photometric
+from projects.earthview.looks import random_looks, tinted
 from projects.earthview.mosaics import (
     RELIEF,
     HeldOutPlaces,
@@ -47,6 +47,7 @@ from projects.earthview.mosaics import (
     load_training_mosaics,
     render_mixed,
 )
+from projects.earthview.on_cpu import ThreadedTower, keep_freed_memory
 from projects.earthview.references import ReferenceRecipe, finish
 from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
@@ -61,8 +62,8 @@ class Stage:
     Attributes:
         share: of the steps.
         size_px: side of the pictures.
-        restyled: probability that a query gets a texture of no mosaic (`augment.restyled`).
-        recoloured: probability that a query gets colours of no mosaic (`augment.recoloured`).
+        restyled: probability that a query gets a texture of no mosaic (`looks.restyled`).
+        recoloured: probability that a query gets colours of no mosaic (`looks.recoloured`).
     """
 
     share: float
@@ -84,7 +85,7 @@ class EarthviewRecipe:
         reference_footprint_km: range of the reference views' footprints, log-uniform.
         reference_shift_km: a reference's centre lies within this square's half side of the place.
         same_place_km: the scale of the embedding's targets (`info_nce_on_the_ground`).
-        relief_share: of the queries that are drawn from the bare relief (`augment.tinted`); the other mosaics share
+        relief_share: of the queries that are drawn from the bare relief (`looks.tinted`); the other mosaics share
             the rest equally.
     """
 
@@ -208,7 +209,7 @@ class BatchMaker:
         share = np.where(blended, share, 1.0)
         queries_px = self._render(Views.random(places, rng), size, main, share, generator)
         references_px = self._render(references, size, other, np.ones((n, 3)), generator)
-        queries_px = in_strange_looks(queries_px, stage.restyled, stage.recoloured, generator)
+        queries_px = random_looks(queries_px, stage.restyled, stage.recoloured, generator)
         images = torch.cat([photometric(queries_px, generator), photometric(references_px, generator, 0.5)])
         return Batch(normalise(images), np.concatenate([places, reference_places]))
 

@@ -12,7 +12,6 @@ from geoloc.data.samplers import (
     RankBatches,
     Shuffled,
     SpatialBuckets,
-    Weighted,
     density_weights,
     draw_positives,
     ground_buckets,
@@ -24,6 +23,10 @@ from quadtree.sphere import destination_latlon_deg, haversine_km
 # --- Batches over ranks ---
 
 
+def epoch_of(batches: RankBatches, epoch: int = 0) -> list[list[int]]:
+    return [batches.indices(epoch, number) for number in range(len(batches))]
+
+
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
 def test_every_index_goes_to_one_rank_once_in_equally_many_batches(
     num: int, batch_size: int, num_ranks: int, epoch: int
@@ -32,9 +35,7 @@ def test_every_index_goes_to_one_rank_once_in_equally_many_batches(
         return
     order = Shuffled(num, seed=1)
     ranks = [RankBatches(order, batch_size, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
-    for rank in ranks:
-        rank.set_epoch(epoch)
-    batches = [list(rank) for rank in ranks]
+    batches = [epoch_of(rank, epoch) for rank in ranks]
     assert sorted(i for rank in batches for batch in rank for i in batch) == list(range(num))
     assert {len(rank) for rank in batches} == {len(ranks[0])}
     for parts in zip(*batches, strict=True):
@@ -47,13 +48,14 @@ def test_every_index_goes_to_one_rank_once_in_equally_many_batches(
 
 def test_two_ranks_see_together_what_one_sees_alone() -> None:
     order = Shuffled(50, seed=3)
-    alone = list(RankBatches(order, 8))
-    pairs = zip(*(RankBatches(order, 4, rank=r, num_ranks=2) for r in (0, 1)), strict=True)
+    alone = epoch_of(RankBatches(order, 8))
+    pairs = zip(*(epoch_of(RankBatches(order, 4, rank=r, num_ranks=2)) for r in (0, 1)), strict=True)
     assert [sorted(a + b) for a, b in pairs] == [sorted(batch) for batch in alone]
     weights = np.random.default_rng(0).random(50)
-    alone = list(RankBatches(order, 8, resampling_weights=weights))
+    alone = epoch_of(RankBatches(order, 8, resampling_weights=weights))
     pairs = zip(
-        *(RankBatches(order, 4, rank=r, num_ranks=2, resampling_weights=weights) for r in (0, 1)), strict=True
+        *(epoch_of(RankBatches(order, 4, rank=r, num_ranks=2, resampling_weights=weights)) for r in (0, 1)),
+        strict=True,
     )
     assert [sorted(a + b) for a, b in pairs] == [sorted(batch) for batch in alone]
 
@@ -63,21 +65,14 @@ def test_a_resumed_run_goes_on_as_the_unkilled_one(weights: np.ndarray | None) -
     def batches() -> RankBatches:
         return RankBatches(Shuffled(40, seed=5), 4, rank=1, num_ranks=2, resampling_weights=weights)
 
-    whole, resumed = batches(), batches()
-    whole.set_epoch(7)
-    unkilled = list(whole)
-    for position in range(len(whole) + 1):
-        resumed.resume(7, position)
-        resumed.set_epoch(7)  # as a trainer does at the start of an epoch, which must not rewind
-        assert list(resumed) == unkilled[position:]
-    assert list(resumed) == unkilled  # the next pass begins at the beginning
-    resumed.resume(7, 3)
-    resumed.set_epoch(8)
-    assert len(list(resumed)) == len(whole)
+    unkilled = epoch_of(batches(), 7)
+    for position in range(len(unkilled)):
+        resumed = batches()
+        assert [resumed.indices(7, n) for n in range(position, len(resumed))] == unkilled[position:]
 
 
 def test_a_last_batch_too_small_for_all_ranks_is_taken_in() -> None:
-    found = [list(RankBatches(InOrder(range(10)), 1, rank=r, num_ranks=3)) for r in range(3)]
+    found = [epoch_of(RankBatches(InOrder(range(10)), 1, rank=r, num_ranks=3)) for r in range(3)]
     assert found == [[[0], [3], [6, 9]], [[1], [4], [7]], [[2], [5], [8]]]
 
 
@@ -86,8 +81,7 @@ def test_resampling_draws_a_batch_from_itself_in_proportion() -> None:
     batches = RankBatches(InOrder(range(6)), 4, resampling_weights=weights, seed=2)
     counts: Counter[int] = Counter()
     for epoch in range(2000):
-        batches.set_epoch(epoch)
-        first, second = batches
+        first, second = epoch_of(batches, epoch)
         assert set(first) <= {0, 1, 2, 3}
         assert set(second) <= {4, 5}
         assert (len(first), len(second)) == (4, 2)
@@ -104,10 +98,6 @@ def test_impossible_batches() -> None:
         RankBatches(order, 1, rank=2, num_ranks=2)
     with pytest.raises(ConfigError, match="4 ranks cannot share 3 samples: start fewer"):
         RankBatches(order, 1, rank=0, num_ranks=4)
-    with pytest.raises(
-        ConfigError, match="resume at batch 4, but an epoch has 3: the data, the batch size or"
-    ):
-        RankBatches(order, 1).resume(0, 4)
 
 
 # --- Orders ---
@@ -117,7 +107,6 @@ def test_impossible_batches() -> None:
     "order",
     [
         Shuffled(100, seed=1),
-        Weighted(np.arange(100), seed=1),
         SpatialBuckets(np.random.default_rng(0).uniform(-1e-3, 1e-3, (100, 2)), seed=1),
     ],
 )
@@ -127,17 +116,11 @@ def test_orders_are_new_in_every_epoch_and_the_same_again(order: Shuffled) -> No
     assert not np.array_equal(order(4), order(5))
 
 
-def test_weighted_draws_in_proportion() -> None:
-    drawn = Weighted([1, 0, 3, 4], seed=6, num_draws=40_000)(0)
-    assert np.bincount(drawn, minlength=4) / 40_000 == pytest.approx([1 / 8, 0, 3 / 8, 4 / 8], abs=0.01)
-
-
-@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, np.nan], [1.0, np.inf]])
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -0.5], [1.0, np.nan], [1.0, np.inf]])
 def test_weights_without_a_meaning(weights: list[float]) -> None:
-    with pytest.raises(
-        ConfigError, match=f"weights must be finite, not negative .* found {len(weights)} from"
-    ):
-        Weighted(weights, seed=0)
+    batches = RankBatches(InOrder(range(2)), 2, resampling_weights=weights)
+    with pytest.raises(ConfigError, match=r"weights must be finite, not negative .* found 2 from"):
+        batches.indices(0, 0)
 
 
 def test_buckets_show_all_their_photos_before_one_again() -> None:

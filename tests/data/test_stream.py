@@ -15,7 +15,7 @@ from tiny import tiny_image
 
 from geoloc.data.sample import Sample, SampleTable
 from geoloc.data.samplers import InOrder, RankBatches, Shuffled
-from geoloc.data.stream import LoadImage, SampleStream, ShuffledNearby
+from geoloc.data.stream import LoadImage, SampleStream
 from geoloc.errors import BadImageError, ConfigError
 from geoloc.images.decode import decode_image
 from geoloc.images.preprocess import Preprocess
@@ -45,18 +45,17 @@ def photos(tmp_path: Path) -> SampleTable:
     world_size=st.integers(1, 5),
     num_workers=st.integers(1, 5),
     epoch=st.integers(0, 3),
-    window=st.sampled_from([None, 1, 7, 1000]),
 )
 def test_no_sample_is_seen_twice_or_lost(
-    num: int, batch_size: int, world_size: int, num_workers: int, epoch: int, window: int | None
+    num: int, batch_size: int, world_size: int, num_workers: int, epoch: int
 ) -> None:
-    order = Shuffled(num, seed=3) if window is None else ShuffledNearby(num, seed=3, window=window, block=4)
+    order = Shuffled(num, seed=3)
     assume(num >= world_size)
     seen: Counter[int] = Counter()
     for rank in range(world_size):
         for worker in range(num_workers):  # a process of its own: it shares no state with the others
             stream = SampleStream(table_of(num), draw, order, batch_size=batch_size * world_size)
-            num_batches = len(list(RankBatches(order, batch_size, rank=rank, num_ranks=world_size)))
+            num_batches = len(RankBatches(order, batch_size, rank=rank, num_ranks=world_size))
             first = epoch * num_batches
             for index in range(first + worker, first + num_batches, num_workers):
                 rows = stream.batch(index, rank, world_size)["row"].tolist()
@@ -103,16 +102,6 @@ def test_a_row_that_comes_twice_is_drawn_twice() -> None:
     batch = stream_of(8, batch_size=8, resampling_weights=weights).batch(0)
     assert batch["row"].tolist() == [0] * 8
     assert len(set(batch["draw"].tolist())) == 8
-
-
-def test_nearby_keeps_neighbours_together() -> None:
-    order = ShuffledNearby(10_000, seed=1, window=2000, block=500)
-    rows = order(0)
-    assert len(order) == len(rows)
-    for start in range(0, 10_000, 2000):
-        assert len(np.unique(rows[start : start + 2000] // 500)) == 4
-    assert (np.diff(rows) == 1).mean() < 0.05
-    assert not np.array_equal(rows, order(1))
 
 
 def test_images_are_decoded_and_labels_come_along(photos: SampleTable) -> None:

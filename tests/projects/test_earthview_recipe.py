@@ -24,7 +24,8 @@ from geoloc.models.config import (
 )
 from geoloc.models.network import GeoNetwork
 from geoloc.models.plain import from_plain
-from geoloc.train.augment import in_strange_looks, photometric, recoloured, restyled, tinted
+from geoloc.train.augment import photometric
+from projects.earthview.looks import random_looks, recoloured, restyled, tinted
 from projects.earthview.mosaics import Mosaic
 from projects.earthview.training import (
     BatchMaker,
@@ -142,12 +143,12 @@ def test_chosen_images_keep_their_shapes_and_lose_their_colours(look):
 
 def test_no_image_is_in_two_strange_looks_and_shares_are_kept():
     images = torch.rand(2000, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = in_strange_looks(images, 0.2, 0.3, torch.Generator().manual_seed(1))
+    drawn = random_looks(images, 0.2, 0.3, torch.Generator().manual_seed(1))
     changed = (drawn != images).flatten(1).any(1)
     assert changed.float().mean() == pytest.approx(0.5, abs=0.04)
-    restyled_alone = in_strange_looks(images, 0.2, 0.0, torch.Generator().manual_seed(1))
+    restyled_alone = random_looks(images, 0.2, 0.0, torch.Generator().manual_seed(1))
     assert ((restyled_alone != images).flatten(1).any(1)).float().mean() == pytest.approx(0.2, abs=0.03)
-    assert torch.equal(in_strange_looks(images, 0.0, 0.0, torch.Generator()), images)
+    assert torch.equal(random_looks(images, 0.0, 0.0, torch.Generator()), images)
 
 
 def test_tinted_land_differs_from_sea_and_no_two_maps_are_alike():

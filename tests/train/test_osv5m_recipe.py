@@ -54,7 +54,7 @@ def test_an_experiment_trains_and_saves_a_checkpoint(name, table_path, tmp_path)
 @pytest.mark.parametrize("hierarchical", [False, True])
 def test_every_target_of_the_classification(target, hierarchical, table_path, tmp_path):
     if target == "country" and hierarchical:
-        with pytest.raises(ConfigError, match="nothing is wider than a country"):
+        with pytest.raises(ConfigError, match="no unit is coarser than a country"):
             train_experiment(classification(target, hierarchical, table_path, tmp_path))
         return
     train_experiment(classification(target, hierarchical, table_path, tmp_path))

@@ -33,7 +33,7 @@ def loaded(load, sample, seed=0):
 
 def test_without_anything_it_is_the_photo_itself(table):
     day, is_night = loaded(LoadPlacePhoto(PREPROCESS, PLAIN), table[0])
-    image = np.asarray(Image.open(table.place(0).path))
+    image = np.asarray(Image.open(table.encoded(0).path))
     expected = PREPROCESS(image) * torch.tensor(PREPROCESS.std)[:, None, None]
     torch.testing.assert_close(day, expected + torch.tensor(PREPROCESS.mean)[:, None, None])
     assert not is_night

@@ -225,14 +225,14 @@ TWICE = "experiment.classes.groups.min_images_per_class=9"
         (
             "cosplace_r18_512",
             ["experiment.classes.loss.options={marign: 1}"],
-            "classes.loss 'cosface' has no 'marign'; it has scale, margin",
+            "classes.loss 'cosface' has no option 'marign'; it has scale, margin",
         ),
         ("gsv_cosplace", ["experiment.batch_size=6"], "choose a multiple of it"),
         ("gsv_cosplace", ["experiment.classes={}"], "found classes and places"),
         ("gsv_cosplace", ["experiment.network.street_as_query=false"], "street_as_query=true"),
-        ("gsv_cosplace", ["experiment.domains={kind: grl}"], "need photos of a target domain"),
-        ("gsv_cosplace", ["experiment.night={darkroom: false}"], "night does nothing"),
-        ("gsv_mixvpr", ["experiment.photo_size_px=[32, 48]"], "'mixvpr' mixes the positions of a square"),
+        ("gsv_cosplace", ["experiment.domains={kind: grl}"], "a target is needed by domains"),
+        ("gsv_cosplace", ["experiment.night={darkroom: false}"], "night changes nothing"),
+        ("gsv_mixvpr", ["experiment.photo_size_px=[32, 48]"], "'mixvpr' needs square images"),
     ],
 )
 def test_what_cannot_be_trained(name, overrides, message, world, tmp_path):

@@ -1,4 +1,4 @@
-"""Data sets as they lie on the disk: one module for each layout, and all of them give a `SampleTable`."""
+"""Layouts of data sets on disk; each module reads one layout into a `SampleTable`."""
 
 from geoloc.data.layouts.open import LAYOUTS, Layout, check_layout, open_layout
 

@@ -1,6 +1,6 @@
-"""From the columns of any layout to a `SampleTable`: the checks that all layouts share.
+"""Checks that all layouts share: from columns to a `SampleTable`.
 
-Rows that cannot be used are left out and become findings; nothing is repaired in silence.
+Unusable rows are left out and become findings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from geoloc.data.sample import NUMBERS, SampleTable
 from geoloc.errors import BadTableError
 from geoloc.files.tables import NULL_TEXTS, PointTable, where_rows_are
 
-# What we call a column -> what data sets call it, the first that is there counts.
+# Our name of a column -> its names in data sets; the first that exists is taken.
 ALIASES: Final[Mapping[str, Sequence[str]]] = {
     "heading_deg": ("heading_deg", "heading", "compass_angle"),
     "captured_at": ("captured_at", "timestamp"),
@@ -30,11 +30,11 @@ ALIASES: Final[Mapping[str, Sequence[str]]] = {
 }
 TARGETS: Final = (
     *("land_cover", "road_index", "drive_side", "climate", "soil", "dist_sea"),  # OSV-5M's
-    *("is_night", "is_sideways"),  # 1 or 0: MSLS's, of which weighted mining shows more
+    *("is_night", "is_sideways"),  # MSLS's, 1 or 0; used by weighted mining
 )
 KNOWN_COLUMNS: Final = (*(name for names in ALIASES.values() for name in names), *TARGETS)
 
-_LEAST_MS: Final = 1e11  # such a time is in milliseconds: as seconds it would be the year 5138
+_LEAST_MS: Final = 1e11  # larger times are in milliseconds: in seconds this is the year 5138
 
 
 def assemble(
@@ -47,21 +47,21 @@ def assemble(
     where: Where | None = None,
     remedy: Callable[[int], str] = lambda row: "",
 ) -> SampleTable:
-    """Check the rows of a layout, and make the table of those that are good.
+    """Check the rows of a layout, and make a table of the usable ones.
 
     Args:
         root: folder of the data set.
-        points: ids, positions and further columns, as they were read.
-        image_files: (n,) paths below the root, null where there is no file.
-        findings: gets a finding for every row that is left out.
+        points: ids, locations and further columns.
+        image_files: (n,) paths below the root, null if there is no file.
+        findings: receives a finding for every row that is left out.
         stretches: `image_offset` and `image_num_bytes`, for members of tars.
-        where: names rows; None says the lines of the points' file.
-        remedy: what more there is to say of a row without an image, beginning with its own punctuation.
+        where: describes rows; None names the lines of the points' file.
+        remedy: text that is added to the finding of a row without image.
 
     Raises:
-        BadTableError: a column of numbers holds something else; names the line.
+        BadTableError: a numeric column contains something else; names the line.
     """
-    where = where or (lambda rows: [f"{points.path} {place}" for place in where_rows_are(points.path, rows)])
+    where = where or (lambda rows: [f"{points.path} {line}" for line in where_rows_are(points.path, rows)])
     good = np.ones(len(points), np.bool_)
 
     def leave_out(kind: Any, bad: NDArray[np.bool_], what: Callable[[int], str]) -> None:
@@ -93,7 +93,7 @@ def assemble(
 
 
 def _described(points: PointTable) -> dict[str, Any]:
-    """What is known of the samples, under our names."""
+    """Metadata columns under our names."""
     found: dict[str, Any] = {}
     for ours, names in ALIASES.items():
         name = next((name for name in names if name in points.others), None)
@@ -126,10 +126,10 @@ def _seconds(points: PointTable, name: str) -> pa.Array:
         moments = texts.cast(pa.timestamp("ms", "UTC"))
     except pa.ArrowInvalid:
         try:
-            moments = texts.cast(pa.timestamp("ms"))  # without a zone: taken as UTC
+            moments = texts.cast(pa.timestamp("ms"))  # without a time zone: UTC
         except pa.ArrowInvalid as error:
             raise BadTableError(
-                f"{points.path}: the column {name!r} holds no times, in seconds, milliseconds or ISO 8601: {error}"
+                f"{points.path}: the column {name!r} has no times in seconds, milliseconds or ISO 8601: {error}"
             ) from error
     return pc.divide(moments.cast(pa.int64()).cast(pa.float64()), 1000.0)
 

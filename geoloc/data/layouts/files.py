@@ -1,4 +1,4 @@
-"""What loaders of layouts ask a folder: where its table is, and what that calls its columns."""
+"""Tables of data set folders: their paths, and their names of columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,10 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 def find_table(folder: Path, *names: str) -> Path:
-    """The first of these files in a folder or one right below it.
+    """The first of these files in a folder or in a folder directly below it.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: none exists.
     """
     for name in names:
         for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
@@ -25,7 +25,7 @@ def find_table(folder: Path, *names: str) -> Path:
 
 
 def only_table(folder: Path) -> Path | None:
-    """The one table right in a folder; None if there is none.
+    """The only table directly in a folder; None if there is none.
 
     Raises:
         NotFoundError: there are several.
@@ -37,7 +37,7 @@ def only_table(folder: Path) -> Path | None:
 
 
 def usual_columns(path: Path) -> Columns:
-    """GWS-like tables call their columns by one of a few names."""
+    """Names of the id, latitude and longitude columns of a table, among the usual ones."""
     names = column_names(path)
     wanted = {
         "id": ("id", "IMG_ID", "image_id", "img_id", "image", "filename", "name", "path"),
@@ -50,10 +50,10 @@ def usual_columns(path: Path) -> Columns:
 
 
 def points_of(path: Path, rows: Iterator[tuple[str, str, str]]) -> PointTable:
-    """A table of ids, latitudes and longitudes that were read as text.
+    """A table of ids, latitudes and longitudes given as text.
 
     Raises:
-        BadTableError: a text is no number; names the entry.
+        BadTableError: a text is not a number; names the entry.
     """
     ids, latlon_deg = [], []
     for number, (name, latitude, longitude) in enumerate(rows, start=1):

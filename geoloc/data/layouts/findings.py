@@ -1,4 +1,4 @@
-"""What is wrong with a data set, counted and named by file and row."""
+"""Problems of a data set, counted and located by file and row."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ Where: TypeAlias = Callable[[Sequence[int]], list[str]]  # rows -> "train.csv li
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-        kind: what sort of thing.
-        text: where, and what: "train.csv line 17: (95.0, 3.0) is no place on Earth".
+        kind: kind of the problem.
+        text: location and problem: "train.csv line 17: (95.0, 3.0) is no place on Earth".
     """
 
     kind: Kind
@@ -26,11 +26,11 @@ class Finding:
 
 
 class Findings:
-    """A list of findings: all are counted, the first ones of each kind are named.
+    """Counted problems; the first ones of each kind are kept.
 
     Attributes:
-        counts: of each kind that there is.
-        named: at most `num_named` of each kind.
+        counts: number of problems of each kind.
+        named: the first `num_named` problems of each kind.
     """
 
     def __init__(self, num_named: int = 20) -> None:
@@ -42,18 +42,16 @@ class Findings:
         return self.counts.total()
 
     def add(self, kind: Kind, text: str) -> None:
-        """Note one."""
+        """Add one problem."""
         if self.counts[kind] < self.num_named:
             self.named.append(Finding(kind, text))
         self.counts[kind] += 1
 
     def add_rows(self, kind: Kind, rows: NDArray[np.int64], where: Where, what: Callable[[int], str]) -> None:
-        """Note many rows, (m,) ascending; `what` says of a row what is wrong with it."""
+        """Add a problem per row, (m,) ascending; `what` describes the problem of a row."""
         left = max(0, self.num_named - self.counts[kind])
         named = rows[:left].tolist()
         texts = where(named) if named else []
-        self.named += [
-            Finding(kind, f"{place}: {what(row)}") for place, row in zip(texts, named, strict=True)
-        ]
+        self.named += [Finding(kind, f"{at}: {what(row)}") for at, row in zip(texts, named, strict=True)]
         if len(rows):
             self.counts[kind] += len(rows)

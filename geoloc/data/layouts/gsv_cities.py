@@ -1,10 +1,9 @@
-"""GSV-Cities: a table of each city, and photos whose names repeat its values to the last digit.
+"""GSV-Cities' layout: a table per city, and photos whose names repeat its values to the last digit.
 
     Dataframes/London.csv     place_id, year, month, northdeg, city_id, lat, lon, panoid
     Images/London/London_0000012_2015_06_312_51.5_-0.12_PANOID.JPG
 
-A split is a city, or several with commas between them; the empty one is all. A place is called "London/0000012", so
-cities may have as many places as they like.
+A split is a city, several cities separated by commas, or "" for all. Place ids are "London/0000012".
 """
 
 import re
@@ -33,7 +32,7 @@ _LATLON: Final = re.compile(r"^(.*?_\d{7,}_\d{4}_\d{2}_\d{3,}_)[^_]*_[^_]*_")
 def gsv_cities_stem(
     city: str, place: int, year: int, month: int, heading_deg: int, lat: str, lon: str, panoid: str
 ) -> str:
-    """What a photo is called, without its suffix; latitude and longitude as the table writes them.
+    """File name of a photo without suffix; latitude and longitude as written in the table.
 
     >>> gsv_cities_stem("London", 12, 2015, 6, 7, "51.50", "-0.12", "a_b")
     'London_0000012_2015_06_007_51.50_-0.12_a_b'
@@ -42,10 +41,10 @@ def gsv_cities_stem(
 
 
 def read(folder: Path, split: str, findings: Findings) -> SampleTable:
-    """The samples of the cities that a split names.
+    """The samples of the cities of a split.
 
     Raises:
-        NotFoundError: there are no tables, or none of a city.
+        NotFoundError: there are no tables, or no table of a city.
         BadTableError: a table is broken; names the line.
     """
     paths = _tables(folder, split)
@@ -62,26 +61,26 @@ def read(folder: Path, split: str, findings: Findings) -> SampleTable:
     stops = np.cumsum([len(city) for city in cities])
 
     def where(rows: Sequence[int]) -> list[str]:
-        places = []
+        lines = []
         for path, start, stop in zip(paths, [0, *stops[:-1].tolist()], stops.tolist(), strict=True):
             own = [row - start for row in rows if start <= row < stop]
-            places += [f"{path} {place}" for place in where_rows_are(path, own)]
-        return places
+            lines += [f"{path} {line}" for line in where_rows_are(path, own)]
+        return lines
 
     tree = ImageTree(folder, "Images")
     files = tree.find(pa.array(points.ids, pa.string()))
 
     @cache
-    def by_all_but_position() -> dict[str, str]:
+    def by_all_but_location() -> dict[str, str]:
         return {_LATLON.sub(r"\1", Path(name).stem): name for name in tree.files.to_pylist()}
 
     def remedy(row: int) -> str:
-        name = by_all_but_position().get(_LATLON.sub(r"\1", points.ids[row]))
+        name = by_all_but_location().get(_LATLON.sub(r"\1", points.ids[row]))
         if name is None:
-            return ": bring it, or take the row out of the table"
+            return ": add it, or remove the row from the table"
         return (
-            f", but there is {name}: latitude or longitude were written anew, and names repeat them to the last digit; "
-            "take the table as it came"
+            f", but there is {name}: its name has other digits of latitude or longitude than the table; use the "
+            "original table"
         )
 
     return assemble(folder, points, files, findings, where=where, remedy=remedy)
@@ -99,7 +98,7 @@ def _tables(folder: Path, split: str) -> list[Path]:
 
 
 def _read_city(path: Path) -> PointTable:
-    """The rows of one city; ids are stems of photos."""
+    """The rows of one city, with file name stems as ids."""
     table = read_texts(path, COLUMNS)
     columns = {name: table[name] for name in COLUMNS}
     ids = np.array(columns["panoid"].to_pylist(), np.object_)
@@ -132,14 +131,12 @@ def _integers(points: PointTable, name: str) -> NDArray[np.int64]:
     if len(bad):
         (line,) = where_rows_are(points.path, [int(bad[0])])
         found = points.others[name][int(bad[0])].as_py()
-        raise BadTableError(
-            f"{points.path} {line}: {name} is {found!r}, and photos are named by whole numbers from 0: give it one"
-        )
+        raise BadTableError(f"{points.path} {line}: {name} is {found!r}, and must be a whole number from 0")
     return values.astype(np.int64)
 
 
 def _first_of_month(year: NDArray[np.int64], month: NDArray[np.int64]) -> pa.Array:
-    """Seconds since 1970 (UTC), null where there is no such month."""
+    """Seconds since 1970 (UTC) of the first of a month, null for invalid months."""
     months = ((year - 1970) * 12 + month - 1).astype("datetime64[M]")
     seconds = pa.array(months.astype("datetime64[s]").astype(np.float64))
     is_known = (year >= 1800) & (month >= 1) & (month <= 12)

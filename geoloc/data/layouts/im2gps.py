@@ -18,10 +18,10 @@ ISN_COLUMNS = Columns(id="IMG_ID", latitude="LAT", longitude="LON")
 
 
 def read_truth(folder: Path) -> PointTable:
-    """Ids and positions.
+    """Ids and locations.
 
     Raises:
-        NotFoundError, BadTableError: the table is not there, or broken.
+        NotFoundError, BadTableError: the table is missing or broken.
     """
     info = folder / "info.json"
     if info.is_file():
@@ -33,11 +33,11 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     try:
         entries = json.loads(path.read_bytes())
         for name, lines in sorted(entries.items()):
-            if lines:  # an image whose position was lost has an empty list, and no evaluation counts it
+            if lines:  # an image whose location was lost has an empty list, and is not evaluated
                 yield name, lines[-4].replace("latitude: ", ""), lines[-3].replace("longitude: ", "")
     except (ValueError, AttributeError, IndexError) as error:
         raise BadTableError(
-            f"{path} is not Im2GPS's info.json (image name -> lines, the position in the 4th and 3rd from the end)"
+            f"{path} is not Im2GPS's info.json (image name -> lines, the location in the 4th and 3rd from the end)"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The images below a folder, found by name: walked once, joined with millions of ids as columns."""
+"""Index of the images below a folder by name, for joins with many ids."""
 
 import os
 from pathlib import Path
@@ -14,14 +14,14 @@ class ImageTree:
     """The images below a folder, by their suffixes; names that begin with a dot are left out.
 
     Args:
-        root: what paths are relative to.
-        below: the folder in it that is walked.
+        root: folder that paths are relative to.
+        below: folder below the root that is searched.
 
     Attributes:
         files: (n,) paths relative to the root, "images/train/00/17.jpg"; sorted.
 
     Raises:
-        ConfigError: a name that is not UTF-8.
+        ConfigError: a file name is not UTF-8.
     """
 
     def __init__(self, root: str | Path, below: str = ".") -> None:
@@ -37,10 +37,10 @@ class ImageTree:
             ) from None
 
     def find(self, ids: pa.Array) -> pa.Array:
-        """The file of each id, (n,) -> (n,), null where there is none.
+        """The file of each id, (n,) -> (n,), null if there is none.
 
-        An id is the path below the root, the name, or the name without its suffix; folders in an id that the disk
-        does not have are ignored. Of several files with one name the first counts.
+        An id is the path below the root, the file name, or the name without its suffix; missing folders in an id are
+        ignored. Of several files with one name the first is taken.
         """
         names = _last_part(self.files)
         stems = strip_suffix(names)

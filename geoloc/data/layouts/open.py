@@ -1,7 +1,7 @@
 """Open a data set by the name of its layout.
 
-table = open_layout("osv5m", "datasets/osv5m", "train")     # or an error that names the first bad row
-table, findings = check_layout("osv5m", "datasets/osv5m")   # the good rows, and what is wrong with the others
+table = open_layout("osv5m", "datasets/osv5m", "train")     # an error names the first bad row
+table, findings = check_layout("osv5m", "datasets/osv5m")   # the usable rows, and the problems of the others
 queries = open_layout("vg", "datasets/pitts30k", "test/queries")
 """
 
@@ -19,13 +19,13 @@ from geoloc.errors import BadTableError, ConfigError, NotFoundError
 
 @dataclass(frozen=True)
 class Layout:
-    """A way in which data sets lie on the disk.
+    """A layout of data sets on disk.
 
     Attributes:
-        holds: what is there, for people.
-        read: from a path and a split to the good samples; what is wrong with the others goes to the findings.
-        splits: their names, the first is the default; () where there is one only; "*" stands for any other.
-        takes_utm_zone: whether `read` also takes `utm_epsg`, a zone for points that do not say theirs.
+        holds: description of its files.
+        read: from a path and a split to the usable samples; problems of others are added to the findings.
+        splits: names of the splits, the default first; () if there is one only; "*" stands for any other name.
+        takes_utm_zone: whether `read` also takes `utm_epsg`, a UTM zone for points without one.
     """
 
     holds: str
@@ -37,15 +37,15 @@ class Layout:
 LAYOUTS: Final[Mapping[str, Layout]] = MappingProxyType(
     {
         "osv5m": Layout("train.csv, test.csv and images/", osv5m.read, osv5m.SPLITS),
-        "statewide": Layout("dataset.json, latlons.npz and images/", statewide.read),
+        "statewide": Layout("dataset.json, latlons.npz and images/", statewide.read, statewide.SPLITS),
         "im2gps": Layout("info.json or im2gps_places365.csv, and images/", im2gps.read),
         "im2gps3k": Layout("info.json or im2gps3k_places365.csv, and images/", im2gps.read),
         "yfcc4k": Layout("info.txt or yfcc4k_places365.csv, and images/", yfcc.read),
         "yfcc26k": Layout("yfcc25600_places365.csv and images", yfcc.read),
-        "photos": Layout("photos beside a table, or with a position in their EXIF", photos.read),
+        "photos": Layout("photos beside a table, or with a location in their EXIF", photos.read),
         "gsv_cities": Layout("Dataframes/CITY.csv and Images/CITY/", gsv_cities.read, gsv_cities.SPLITS),
-        "vg": Layout("folders of images that are called @east@north@zone@…@.jpg", vg.read, vg.SPLITS, True),
-        "webdataset": Layout(".tar shards with a JSON beside each picture", webdataset.read, ("", "*")),
+        "vg": Layout("folders of images named @east@north@zone@…@.jpg", vg.read, vg.SPLITS, True),
+        "webdataset": Layout(".tar shards with a JSON per image", webdataset.read, ("", "*")),
     }
 )
 
@@ -53,18 +53,11 @@ LAYOUTS: Final[Mapping[str, Layout]] = MappingProxyType(
 def open_layout(
     name: str, path: str | Path, split: str | None = None, *, utm_epsg: int | None = None
 ) -> SampleTable:
-    """All samples of a data set.
-
-    Args:
-        name: of the layout, see `LAYOUTS`.
-        path: of the data set.
-        split: None takes the layout's first.
-        utm_epsg: of "vg", the EPSG code of the zone of images that do not say theirs.
+    """All samples of a data set; see `check_layout` for the arguments.
 
     Raises:
-        ConfigError: no such layout or split, or no such zone.
-        NotFoundError: there is no such data set.
-        BadTableError: a row cannot be used; names the first, how many there are and how to see them all.
+        ConfigError, NotFoundError: as `check_layout`.
+        BadTableError: a row is unusable; names the first, their number and the command that lists them.
     """
     table, findings = check_layout(name, path, split, utm_epsg=utm_epsg)
     if findings:
@@ -78,15 +71,18 @@ def open_layout(
 def check_layout(
     name: str, path: str | Path, split: str | None = None, *, utm_epsg: int | None = None
 ) -> tuple[SampleTable, Findings]:
-    """The samples of a data set that can be used, and what is wrong with the others.
+    """The usable samples of a data set, and the problems of the others.
 
     Args:
-        name, path, split, utm_epsg: as of `open_layout`.
+        name: name of the layout, see `LAYOUTS`.
+        path: path of the data set.
+        split: name of the split; None takes the layout's first.
+        utm_epsg: for "vg", the EPSG code of the UTM zone of images without zone.
 
     Raises:
-        ConfigError: no such layout or split, or no such zone.
+        ConfigError: unknown layout, split or zone.
         NotFoundError: there is no such data set.
-        BadTableError: its table cannot be read at all.
+        BadTableError: its table cannot be read.
     """
     if name not in LAYOUTS:
         known = "; ".join(f"{known} ({layout.holds})" for known, layout in LAYOUTS.items())
@@ -102,7 +98,7 @@ def check_layout(
         )
     if utm_epsg is not None and not layout.takes_utm_zone:
         taking = ", ".join(known for known, layout in LAYOUTS.items() if layout.takes_utm_zone)
-        raise ConfigError(f"the points of {name} are in no UTM zone: utm_epsg is for {taking} alone")
+        raise ConfigError(f"the layout {name} does not use UTM: utm_epsg is for {taking} only")
     zone = {"utm_epsg": utm_epsg} if layout.takes_utm_zone else {}
     findings = Findings()
     return layout.read(path, splits[0] if split is None else split, findings, **zone), findings

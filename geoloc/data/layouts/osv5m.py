@@ -1,4 +1,4 @@
-"""OSV-5M as its Hub has it: train.csv and test.csv, and images/SPLIT/…/ID.jpg in folders of any depth."""
+"""OSV-5M's layout: train.csv and test.csv, and images/SPLIT/…/ID.jpg in folders of any depth."""
 
 from pathlib import Path
 from typing import Final
@@ -16,10 +16,10 @@ SPLITS: Final = ("train", "test")
 
 
 def truth_file(folder: Path, split: str) -> Path:
-    """The table of a split.
+    """Path of a split's table.
 
     Raises:
-        NotFoundError: it is not there.
+        NotFoundError: it does not exist.
     """
     return find_table(folder, f"{split}.csv", f"{split}/{split}.csv")
 
@@ -28,7 +28,7 @@ def read(folder: Path, split: str, findings: Findings) -> SampleTable:
     """The samples of a split.
 
     Raises:
-        NotFoundError, BadTableError: the table is not there, or broken.
+        NotFoundError, BadTableError: the table is missing or broken.
     """
     points = read_points(truth_file(folder, split), others=KNOWN_COLUMNS)
     images = f"images/{split}"

@@ -1,4 +1,4 @@
-"""One's own photos: a folder with one table (CSV, TSV or Parquet), the table itself, or positions in the EXIF."""
+"""Own photos: a folder with one table (CSV, TSV or Parquet), the table itself, or EXIF locations."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def read(path: Path, split: str, findings: Findings) -> SampleTable:
     """The samples; there is one split.
 
     Raises:
-        NotFoundError, BadTableError: there are several tables, or no image; the table is broken.
+        NotFoundError, BadTableError: there are several tables, no image, or a broken table.
     """
     table = only_table(path) if path.is_dir() else path
     folder = path if path.is_dir() else path.parent
@@ -28,11 +28,11 @@ def read(path: Path, split: str, findings: Findings) -> SampleTable:
         points = read_points(table, usual_columns(table), KNOWN_COLUMNS)
         return assemble(folder, points, tree.find(pa.array(points.ids, pa.string())), findings)
     if not len(tree.files):
-        raise NotFoundError(f"{folder} has no table and no photo; name the folder that has")
+        raise NotFoundError(f"{folder} has no table and no photo; name the folder that has them")
     files = [folder / name for name in tree.files.to_pylist()]
     latlon_deg = np.array([read_exif_latlon_deg(file) or (np.nan, np.nan) for file in files])
     headings = pa.chunked_array([pa.array([read_exif_heading_deg(file) for file in files], pa.float64())])
     ids = np.asarray(tree.files.to_numpy(zero_copy_only=False), np.object_)
     points = PointTable(folder, ids, latlon_deg, {"heading_deg": headings})
-    where = lambda rows: [f"the EXIF of {files[row]}" for row in rows]  # noqa: E731  shorter than a function
+    where = lambda rows: [f"the EXIF of {files[row]}" for row in rows]  # noqa: E731
     return assemble(folder, points, tree.files, findings, where=where)

@@ -1,16 +1,15 @@
-"""Evaluation sets as GSV-Cities ships them: names of photos, and of each query the references that show its place.
+"""Evaluation sets in GSV-Cities' format: file names, and the positives of each query.
 
     pitts30k_test_dbImages.npy    (m,) paths below the folder of photos
-    pitts30k_test_qImages.npy     (n,) likewise
-    pitts30k_test_gt.npy          (n,) rows of references for each query, in arrays of different lengths, or (n, k)
-    msls_val_pIdx.npy             MSLS's name for the same
-    msls_val_qIdx.npy             where there is one: the (n,) rows of qImages that are queries, and no others
+    pitts30k_test_qImages.npy     (n,) paths of the queries
+    pitts30k_test_gt.npy          (n,) database rows for each query, in arrays of different lengths, or (n, k)
+    msls_val_pIdx.npy             MSLS's name of gt
+    msls_val_qIdx.npy             optional: the rows of qImages that are queries
 
     test = read_retrieval_set("datasets/Pittsburgh", "pitts30k_test", images="photos/Pittsburgh")
     test.database[row].read(), test.queries[row].read(), test.positives[row]
 
-There are no coordinates: what counts as found is what the set says. Arrays of different lengths are pickles, which
-could run code; nothing is taken from them but arrays of numbers.
+There are no coordinates. Arrays of different lengths are pickles; only arrays of numbers are unpickled.
 """
 
 import pickle
@@ -37,12 +36,12 @@ _ARRAYS_ALONE: Final[dict[tuple[str, str], Any]] = {
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Queries, the references to search, and what is to be found.
+    """Database, queries and positives.
 
     Attributes:
         database: m photos.
         queries: n photos.
-        positives: n arrays of rows of the database, each ascending; an empty one can never be found.
+        positives: n ascending arrays of database rows; may be empty.
     """
 
     database: tuple[EncodedImage, ...]
@@ -54,13 +53,13 @@ def read_retrieval_set(folder: str | Path, name: str, images: str | Path | None 
     """A set by its name, such as "pitts30k_val", "msls_val" or "SPED".
 
     Args:
-        folder: of the .npy files.
-        name: what the files' names begin with.
-        images: folder of the photos; None says the same.
+        folder: folder of the .npy files.
+        name: prefix of their names.
+        images: folder of the photos; None is the same folder.
 
     Raises:
-        NotFoundError: a file or photo is not there; names it, and counts the photos.
-        BadTableError: the files do not fit each other, or hold something else than names and numbers.
+        NotFoundError: a file or photo is missing; names the first, and counts the photos.
+        BadTableError: the files do not fit each other, or contain something else than names and numbers.
     """
     folder = Path(folder)
     images = folder if images is None else Path(images)
@@ -71,8 +70,8 @@ def read_retrieval_set(folder: str | Path, name: str, images: str | Path | None 
     lists = _read(truth)
     if len(lists) != len(queries):
         raise BadTableError(
-            f"{truth} has positives of {len(lists):,} queries, and there are {len(queries):,}: take the files of one "
-            "release, and of MSLS qIdx with them"
+            f"{truth} has positives of {len(lists):,} queries, and there are {len(queries):,}: use the files of one "
+            "release, including qIdx for MSLS"
         )
     positives = tuple(np.unique(_rows(truth, rows, len(database), "dbImages")) for rows in lists)
     missing = [file for file in (*database, *queries) if not (images / file).is_file()]
@@ -81,10 +80,8 @@ def read_retrieval_set(folder: str | Path, name: str, images: str | Path | None 
             f"{len(missing):,} of {len(database) + len(queries):,} photos of {name} are not in {images}, the first is "
             f"{missing[0]}: name the folder that these paths begin in"
         )
-    references, asked = (
-        tuple(EncodedImage(str(images / file)) for file in files) for files in (database, queries)
-    )
-    return RetrievalSet(references, asked, positives)
+    encoded = [tuple(EncodedImage(str(images / file)) for file in files) for files in (database, queries)]
+    return RetrievalSet(encoded[0], encoded[1], positives)
 
 
 def _one_of(folder: Path, name: str, *parts: str) -> Path:
@@ -121,14 +118,14 @@ def _rows(path: Path, values: Any, num: int, of: str) -> IntArray:
         raise BadTableError(f"{path} holds {values!r}, where rows of {of} are expected")
     if rows.min() < 0 or rows.max() >= num:
         raise BadTableError(
-            f"{path} speaks of row {rows.min() if rows.min() < 0 else rows.max()} of {of}, which has {num:,}: take the "
+            f"{path} has row {rows.min() if rows.min() < 0 else rows.max()} of {of}, which has {num:,} rows: use the "
             "files of one release"
         )
     return rows.astype(np.int64)
 
 
 def _read(path: Path) -> NDArray[Any]:
-    """An array of a .npy file; one of objects holds arrays of numbers and nothing else."""
+    """The array of a .npy file; an object array may contain arrays of numbers only."""
     try:
         with path.open("rb") as file:
             return _read_open(file)
@@ -159,7 +156,7 @@ def _read_open(file: IO[bytes]) -> NDArray[Any]:
 
 class _ArraysAlone(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle asks for by name, if that is a part of an array."""
+        """The class or function of that name, if it is part of an array."""
         if (module, name) not in _ARRAYS_ALONE:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is no array")
         return _ARRAYS_ALONE[module, name]

@@ -1,22 +1,24 @@
-"""Statewide's folder of street photos: dataset.json, columns as .npz, images by the reversed digits of their index.
+"""Statewide's layout of street photos: dataset.json, columns as .npz, images by the reversed digits of their index.
 
     dataset.json        images-num, images-directory-levels, …
     latlons.npz         latlons (n, 2) degrees
     timestamps.npz      timestamps (n,), optional
     sequence-idxs.npz   sequence_idxs (n,), optional
     images/4/3/2100000000-480.jpg
+    boston100.npz       image_ids: differences of the ascending ids of the split "boston100"
 
-Its tiles are a folder that `geoloc.reference.aerial` opens.
+`geoloc.reference.aerial` reads its tiles.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from geoloc.data.layouts.assemble import assemble
 from geoloc.data.layouts.files import find_table
@@ -24,8 +26,9 @@ from geoloc.data.layouts.findings import Findings
 from geoloc.data.layouts.image_tree import ImageTree
 from geoloc.data.sample import SampleTable
 from geoloc.errors import BadTableError
-from geoloc.files import atomic_write
 from geoloc.files.tables import PointTable
+
+SPLITS: Final = ("", "*")  # all images, or the images of a list of ids
 
 _OPTIONAL = {
     "captured_at": ("timestamps.npz", "timestamps"),
@@ -34,7 +37,7 @@ _OPTIONAL = {
 
 
 def statewide_stem(index: int, levels: int) -> str:
-    """Where Statewide keeps an image: twelve digits, reversed, the first `levels` of them as folders.
+    """Path of an image without suffix: twelve digits, reversed, the first `levels` of them as folders.
 
     >>> statewide_stem(1234, 2)
     '4/3/2100000000'
@@ -44,15 +47,15 @@ def statewide_stem(index: int, levels: int) -> str:
 
 
 def directory_levels(num_images: int) -> int:
-    """How many levels of folders Statewide makes for so many images: never more than 100 names in one."""
+    """Number of folder levels for a number of images: at most 100 names in each folder."""
     return max(len(str(num_images)) - 2, 0)
 
 
 def read_truth(folder: Path) -> tuple[PointTable, Path, int]:
-    """Ids (the indices) and positions with times and sequences; the folder that it really is; its levels.
+    """Ids (the indices), locations, times and sequences; the folder of dataset.json; the number of folder levels.
 
     Raises:
-        NotFoundError, BadTableError: a file is not there, or does not fit the others.
+        NotFoundError, BadTableError: a file is missing, or does not fit the others.
     """
     facts_path, points_path = find_table(folder, "dataset.json"), find_table(folder, "latlons.npz")
     try:
@@ -60,11 +63,9 @@ def read_truth(folder: Path) -> tuple[PointTable, Path, int]:
         num, levels = int(facts["images-num"]), int(facts["images-directory-levels"])
         latlon_deg = np.asarray(_read_npz(points_path, "latlons"), np.float64)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadTableError(f"{folder} is no data set of Statewide's: {error!r}") from error
+        raise BadTableError(f"{folder} is not a Statewide data set: {error!r}") from error
     if latlon_deg.shape != (num, 2):
-        raise BadTableError(
-            f"{points_path} has shape {latlon_deg.shape}, and dataset.json promises {num} images"
-        )
+        raise BadTableError(f"{points_path} has shape {latlon_deg.shape}, but dataset.json has {num} images")
     others = {
         ours: pa.chunked_array([pa.array(values)])
         for ours, values in _optional_columns(facts_path.parent, num).items()
@@ -94,9 +95,9 @@ def _read_npz(path: Path, key: str) -> NDArray[np.generic]:
 
 
 def image_files(folder: Path, num: int, levels: int) -> pa.Array:
-    """The file of each index, (num,) paths below the folder, null where there is none.
+    """The file of each index, (num,) paths below the folder, null if there is none.
 
-    There may be one for each stored resolution, "…-480.jpg": then the first by name counts.
+    Of files for several resolutions, "…-480.jpg", the first by name is taken.
     """
     tree = ImageTree(folder, "images")
     stems = pc.replace_substring_regex(tree.files, r"-\d+\.jpg$", "")
@@ -105,25 +106,32 @@ def image_files(folder: Path, num: int, levels: int) -> pa.Array:
 
 
 def read(folder: Path, split: str, findings: Findings) -> SampleTable:
-    """The samples; there is one split.
+    """The samples of a split: all images, or those of the list of ids SPLIT.npz in the folder.
 
     Raises:
-        NotFoundError, BadTableError: as `read_truth`.
+        NotFoundError, BadTableError: as `read_truth`, and for the list of ids.
     """
     points, base, levels = read_truth(folder)
     files = image_files(base, len(points), levels)
-    where = lambda rows: [f"{points.path} row {row}" for row in rows]  # noqa: E731  the index is the row
-    return assemble(base, points, files, findings, where=where)
+    ids = np.arange(len(points))
+    if split:
+        ids = read_image_ids(find_table(base, f"{split}.npz"))
+        if len(ids) and not 0 <= ids[0] <= ids[-1] < len(points):
+            raise BadTableError(f"the ids of {split}.npz are {ids[0]} to {ids[-1]} of {len(points)} images")
+        others = {name: column.take(pa.array(ids)) for name, column in points.others.items()}
+        points = PointTable(points.path, points.ids[ids], points.latlon_deg[ids], others)
 
+    def where(rows: Sequence[int]) -> list[str]:
+        return [f"{points.path} row {ids[row]}" for row in rows]
 
-# --- Lists of image ids -----------------------------------------------------------------------------------
+    return assemble(base, points, files.take(pa.array(ids)), findings, where=where)
 
 
 def read_image_ids(path: str | Path) -> NDArray[np.int64]:
-    """The ids of a list such as boston100.npz, (n,) ascending; it stores their differences.
+    """Ascending image ids, (n,), of a list such as boston100.npz, which stores their differences.
 
     Raises:
-        BadTableError: it is no such list.
+        BadTableError: it is not such a list.
     """
     try:
         deltas = _read_npz(Path(path), "image_ids")
@@ -134,10 +142,3 @@ def read_image_ids(path: str | Path) -> NDArray[np.int64]:
         raise BadTableError(
             f"{path} is no list of image ids: {error!r}; expected 'image_ids' in an .npz"
         ) from error
-
-
-def write_image_ids(path: str | Path, ids: ArrayLike) -> None:
-    """Write a list of ids, (n,) integers, in ascending order, as `read_image_ids` wants it."""
-    deltas = np.diff(np.sort(np.asarray(ids, np.int64)), prepend=np.int64(0))
-    with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, image_ids=deltas)

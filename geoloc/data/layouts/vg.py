@@ -1,11 +1,13 @@
-"""SF-XL and the sets of the Deep VG benchmark (Pitts, Tokyo 24/7, MSLS, St Lucia, Nordland, …): the name says it all.
+"""Layout of SF-XL and the Deep VG benchmark's sets (Pitts, Tokyo 24/7, MSLS, St Lucia, Nordland, …).
+
+Coordinates are parsed from the file name, below `images/` or not:
 
     images/test/queries/@UTM_east@UTM_north@zone@letter@latitude@longitude@panorama@tile@heading@pitch@roll@height@time@note@.jpg
 
-with or without `images/`. A split is a folder: "train/database", "val/queries", "test/queries_v1", …; "train" takes
-all below it, and "" the folder itself. Fields may be empty, and trailing ones missing, as long as the position is
-there: UTM with zone and letter, or latitude and longitude. Where both are, they must agree, and UTM counts, which names
-write to the centimetre. The letter is a band of latitude (N to X are north), so S lies in the north.
+A split is a folder: "train/database", "val/queries", "test/queries_v1", …; "train" takes all below it, and "" the
+folder itself. Fields may be empty, and trailing ones missing, except for the coordinates: UTM with zone and letter, or
+latitude and longitude. If both are given, they must agree, and UTM is used, precise to the centimetre. The letter
+is a latitude band (N to X are north), so S is in the north.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,8 +37,8 @@ FIELDS: Final = (
     *("roll", "height", "time", "note"),
 )
 PATTERN: Final = "@UTM_east@UTM_north@zone@letter@latitude@longitude@…@.jpg"
-MAX_DISAGREEMENT_M: Final = 5.0  # between UTM and degrees; five decimals of a degree are good to 0.8 m
-_BAND_SLACK_DEG: Final = 0.5  # towns are kept in one band as they are in one zone
+MAX_DISAGREEMENT_M: Final = 5.0  # between UTM and degrees; five decimals of a degree are precise to 0.8 m
+_BAND_SLACK_DEG: Final = 0.5  # towns at a border of bands may be kept in one band
 
 Texts = NDArray[np.object_]
 BoolArray = NDArray[np.bool_]
@@ -51,14 +53,14 @@ def vg_stem(
     time: str = "",
     note: str = "",
 ) -> str:
-    """What an image is called, without its suffix: position in UTM and degrees, the other fields where they are known.
+    """File name without suffix: coordinates in UTM and degrees, and the other fields that are known.
 
     Args:
-        latlon_deg: where it was taken.
-        panorama: its name there.
+        latlon_deg: location.
+        panorama: name of the panorama.
         heading_deg: in [0, 360).
         time: YYYYMMDD_hhmmss, or its beginning.
-        note: anything without "@".
+        note: any text without "@".
 
     >>> vg_stem((37.7, -122.4), panorama="p1", heading_deg=90)
     '@0552892.52@4172699.61@10@S@37.70000@-122.40000@p1@@090@@@@@@'
@@ -76,14 +78,14 @@ def read(folder: Path, split: str, findings: Findings, utm_epsg: int | None = No
     """The samples of a split's folder.
 
     Args:
-        folder: of the data set.
+        folder: folder of the data set.
         split: a folder below it or below its `images`.
-        findings: gets what cannot be used.
-        utm_epsg: the zone of images that say neither theirs nor degrees.
+        findings: receives the problems.
+        utm_epsg: UTM zone of images with neither zone nor degrees.
 
     Raises:
         NotFoundError: there is no such folder, or no image in it.
-        ConfigError: `utm_epsg` is no zone's code.
+        ConfigError: `utm_epsg` is not the code of a UTM zone.
     """
     zone = None if utm_epsg is None else zone_of_epsg(utm_epsg)
     tree = ImageTree(folder, _split_folder(folder, split))
@@ -91,7 +93,7 @@ def read(folder: Path, split: str, findings: Findings, utm_epsg: int | None = No
         raise NotFoundError(f"{folder} has no image of the split {split!r}: expected names such as {PATTERN}")
     names = _Names(folder, tree.files, findings, zone)
     points, files = names.points(), tree.files.filter(pa.array(names.is_good))
-    where = lambda rows: [f"{folder / points.ids[row]}" for row in rows]  # noqa: E731  shorter than a function
+    where = lambda rows: [f"{folder / points.ids[row]}" for row in rows]  # noqa: E731
     return assemble(folder, points, files, findings, where=where)
 
 
@@ -113,7 +115,7 @@ def _split_folder(folder: Path, split: str) -> str:
 
 
 class _Names:
-    """The names of images, field by field; what is wrong with one is noted, and it is no longer good."""
+    """Fields of the images' names; images with problems are added to the findings and marked as unusable."""
 
     def __init__(
         self, folder: Path, files: pa.Array, findings: Findings, zone: tuple[int, bool] | None
@@ -127,7 +129,7 @@ class _Names:
             ~is_like,
             lambda row: (
                 f"its name is not like {PATTERN}: "
-                "rename it, or put its position into a table and use the layout 'photos'"
+                "rename it, or put its location into a table and use the layout 'photos'"
             ),
         )
         padded = pc.binary_join_element_wise(stems, "@" * (len(FIELDS) + 1), "")
@@ -138,14 +140,14 @@ class _Names:
         }
 
     def points(self) -> PointTable:
-        """The images that can be used: ids are paths below the data set's folder."""
+        """The usable images; ids are paths below the data set's folder."""
         latlon_deg = self._positions()
         heading = self._numbers("heading")
         others = {
             "heading_deg": pa.array(heading % 360, from_pandas=True),
             "captured_at": _seconds(self.texts["time"]),
-            "is_night": _said(self.texts["note"], "night", "day"),
-            "is_sideways": _said(self.texts["note"], "sideways", "forward|backward"),
+            "is_night": _flag(self.texts["note"], "night", "day"),
+            "is_sideways": _flag(self.texts["note"], "sideways", "forward|backward"),
         }
         good = pa.array(self.is_good)
         return PointTable(
@@ -171,9 +173,9 @@ class _Names:
             "bad coordinate",
             has_metres & ~has_zone & ~has_degrees,
             lambda row: (
-                "its name says neither the UTM zone (number and letter) nor latitude and longitude: give the zone of "
+                "its name has neither a UTM zone (number and letter) nor latitude and longitude: give the zone of "
                 "all such images as --utm-epsg, 326 and its number in the north, 327 and its number in the south; "
-                "where the metres are in no true zone, any one will do, but for this set alone"
+                "if the metres are in no real zone, any zone works within this set"
                 + (
                     f"; if {east[row]:g} and {north[row]:g} are degrees, they belong after the fifth @"
                     if abs(east[row]) <= 90 and abs(north[row]) <= 180
@@ -185,21 +187,20 @@ class _Names:
             "bad coordinate",
             ~has_metres & ~has_degrees,
             lambda row: (
-                "its name has neither UTM east and north nor latitude and longitude: add one of the two, or take it "
-                "out of the folder"
+                "its name has neither UTM east and north nor latitude and longitude: add one of the two, or remove it"
             ),
         )
         rows = np.flatnonzero(self.is_good & has_metres & has_zone)
         found = np.full_like(degrees, np.nan)
         found[rows] = from_utm(east[rows], north[rows], zone[rows].astype(np.int64), is_north[rows])
-        is_nowhere = np.zeros(len(east), np.bool_)
-        is_nowhere[rows] = np.isnan(found[rows]).any(-1)
+        is_invalid = np.zeros(len(east), np.bool_)
+        is_invalid[rows] = np.isnan(found[rows]).any(-1)
         self._leave_out(
             "bad coordinate",
-            is_nowhere,
+            is_invalid,
             lambda row: (
-                f"UTM has no east {east[row]:.2f}, north {north[row]:.2f}, the first being up to 1,000,000 m and the "
-                "second up to 10,000,000: correct them, or empty them where latitude and longitude are given"
+                f"UTM has no east {east[row]:.2f}, north {north[row]:.2f} (east is at most 1,000,000 m and north at "
+                "most 10,000,000 m): correct them, or empty them if latitude and longitude are given"
             ),
         )
         self._check_bands(found, has_degrees)
@@ -210,14 +211,14 @@ class _Names:
             "bad coordinate",
             apart_m > MAX_DISAGREEMENT_M,
             lambda row: (
-                f"its UTM coordinates are {apart_m[row]:,.0f} m from its latitude and longitude: empty those fields "
-                "that are wrong, or correct the zone"
+                f"its UTM coordinates are {apart_m[row]:,.0f} m from its latitude and longitude: empty the wrong "
+                "fields, or correct the zone"
             ),
         )
         return np.where(np.isfinite(found).all(-1, keepdims=True), found, degrees)
 
     def _zones(self, zone: FloatArray, latitude: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray]:
-        """Zone, side of the equator, and whether both are known, of each image."""
+        """Zone, whether it is in the north, and whether both are known, of each image."""
         letters = np.asarray(self.texts["letter"].to_numpy(zero_copy_only=False), np.object_).astype(np.str_)
         letters = np.char.upper(letters)
         is_empty = letters == ""
@@ -229,7 +230,7 @@ class _Names:
             is_wrong | ~(is_band | is_empty),
             lambda row: (
                 f"there is no UTM zone {self.texts['zone'][row].as_py()}{letters[row]}: zones are 1 to {NUM_ZONES}, "
-                f"letters are {BANDS[0]} to {BANDS[-1]} without I and O; correct it, or empty both where latitude and "
+                f"letters are {BANDS[0]} to {BANDS[-1]} without I and O; correct it, or empty both if latitude and "
                 "longitude are given"
             ),
         )
@@ -237,17 +238,17 @@ class _Names:
         has_zone = np.isfinite(zone) & (is_band | np.isfinite(latitude)) & ~is_wrong
         if self.zone is None:
             return zone, is_north, has_zone
-        is_asked = ~has_zone & ~np.isfinite(latitude)
+        is_default = ~has_zone & ~np.isfinite(latitude)
         return (
-            np.where(is_asked, self.zone[0], zone),
-            np.where(is_asked, self.zone[1], is_north),
-            has_zone | is_asked,
+            np.where(is_default, self.zone[0], zone),
+            np.where(is_default, self.zone[1], is_north),
+            has_zone | is_default,
         )
 
     def _check_bands(self, found: FloatArray, has_degrees: BoolArray) -> None:
-        """Letters of bands far from where the metres lead: most often an S that was to say "south".
+        """Reject letters of bands far from the metres' latitude, most often an S that means "south".
 
-        N passes, which says "north" in either sense; so does what the degrees in the name confirm or refute.
+        N is accepted, since it means "north" in either sense. Images with degrees are checked by those.
         """
         rows = np.flatnonzero(self.is_good & np.isfinite(found).all(-1) & ~has_degrees)
         letters = np.char.upper(
@@ -261,14 +262,14 @@ class _Names:
             "bad coordinate",
             ~fits,
             lambda row: (
-                f"its letter {letters[row]} is the band of latitudes from {8 * BANDS.index(letters[row]) - 80} on, and "
-                f"its metres would lie at {found[row, 0]:.1f}: correct the metres, or the letter, which is M or an "
-                "earlier one in the south"
+                f"its letter {letters[row]} is the band of latitudes from {8 * BANDS.index(letters[row]) - 80} on, but "
+                f"its metres are at {found[row, 0]:.1f}: correct the metres, or the letter, which is M or an earlier "
+                "one in the south"
             ),
         )
 
     def _numbers(self, name: str) -> FloatArray:
-        """A field as numbers, NaN where empty."""
+        """A field as numbers, NaN if empty."""
         texts = self.texts[name]
         is_number = pc.match_substring_regex(texts, r"^[-+]?(\d+\.?\d*|\.\d+)$")
         is_empty = pc.equal(texts, "")
@@ -276,8 +277,7 @@ class _Names:
             "bad metadata",
             ~pc.or_(is_number, is_empty).to_numpy(zero_copy_only=False),
             lambda row: (
-                f"the {name} in its name is {texts[row].as_py()!r}, which is no number; "
-                "leave it empty if it is not known"
+                f"the {name} in its name is {texts[row].as_py()!r}, which is no number; leave it empty if it is unknown"
             ),
         )
         unsigned = pc.replace_substring_regex(texts, r"^\+", "")
@@ -295,7 +295,7 @@ class _Names:
 
 
 def _seconds(times: pa.Array) -> pa.Array:
-    """Seconds since 1970 of YYYYMMDD_hhmmss or its beginning; null where it is none, as empty or all zeros."""
+    """Seconds since 1970 of YYYYMMDD_hhmmss or its beginning; null if it is empty or invalid."""
     parts = pc.extract_regex(
         times,
         r"^(?P<year>\d{4})(?P<month>\d{2})?(?P<day>\d{2})?(?:_(?P<hour>\d{2})?(?P<minute>\d{2})?(?P<second>\d{2})?)?$",
@@ -313,7 +313,7 @@ def _seconds(times: pa.Array) -> pa.Array:
     return moments.cast(pa.int64()).cast(pa.float64())
 
 
-def _said(notes: pa.Array, yes: str, no: str) -> pa.Array:
-    """1.0 where a note has the word, 0.0 where it has one of the opposite, else null; words end at an underscore."""
-    says = [pc.match_substring_regex(notes, rf"(?i)(^|_)({word})(_|$)") for word in (yes, no)]
-    return pc.case_when(pc.make_struct(*says), pa.scalar(1.0), pa.scalar(0.0))
+def _flag(notes: pa.Array, yes: str, no: str) -> pa.Array:
+    """1.0 for notes with the word `yes`, 0.0 for notes with `no`, else null; words are separated by underscores."""
+    has = [pc.match_substring_regex(notes, rf"(?i)(^|_)({word})(_|$)") for word in (yes, no)]
+    return pc.case_when(pc.make_struct(*has), pa.scalar(1.0), pa.scalar(0.0))

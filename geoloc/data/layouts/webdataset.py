@@ -1,6 +1,6 @@
-"""Webdataset shards: our own with their index, osv5m-wds, and any others with a JSON beside each picture.
+"""Webdataset shards: our own with an index, osv5m-wds, and others with a JSON per image.
 
-Read as data and in place: nothing in a tar is decoded but pictures and JSON, and no name is ever a command.
+Only images and JSON are decoded, and images stay in the tars.
 """
 
 import json
@@ -25,12 +25,12 @@ _MAX_JSON_BYTES: Final = 2**20
 
 
 def read(path: Path, split: str, findings: Findings) -> SampleTable:
-    """The samples of some shards.
+    """The samples of shards.
 
     Args:
-        path: a folder with shards of `geoloc data shard`, a folder with tars anywhere below it, or one tar.
-        split: "" takes all tars, otherwise those in a folder of that name, or whose names begin with it.
-        findings: gets what cannot be used.
+        path: a folder of `geoloc data shard`, a folder with tars at any depth, or one tar.
+        split: "" takes all tars; else those in a folder of that name, or with a name that begins with it.
+        findings: receives the problems.
 
     Raises:
         NotFoundError: there are no shards.
@@ -74,10 +74,10 @@ def read(path: Path, split: str, findings: Findings) -> SampleTable:
 
 
 def find_tars(path: Path, split: str = "") -> list[Path]:
-    """The tars that a path and a split mean, in the order of their names.
+    """The tars of a path and a split, sorted.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is no tar.
     """
     if path.is_file():
         return [path]
@@ -93,7 +93,7 @@ def find_tars(path: Path, split: str = "") -> list[Path]:
 
 
 def _indexed(folder: Path, tars: list[Path], findings: Findings) -> SampleTable:
-    """The samples of our own shards; their index is believed as far as the tars are as long as it says."""
+    """The samples of an index; rows past the end of their tar are rejected."""
     table = SampleTable.read(folder / INDEX_NAME)
     sizes = {tar.name: tar.stat().st_size for tar in tars}
     files = table.columns["image_file"].combine_chunks()
@@ -105,12 +105,12 @@ def _indexed(folder: Path, tars: list[Path], findings: Findings) -> SampleTable:
     def where(rows: Sequence[int]) -> list[str]:
         return [f"{folder / INDEX_NAME} row {row + 1}" for row in rows]
 
-    findings.add_rows("missing image", bad, where, lambda row: f"{table.place(row)} does not exist")
+    findings.add_rows("missing image", bad, where, lambda row: f"{table.encoded(row)} does not exist")
     return table.take(np.setdiff1d(np.arange(len(table)), bad))
 
 
 def _about(tar: Path, sample: TarSample, findings: Findings) -> Mapping[str, Any]:
-    """The JSON object beside a picture; an empty one where there is none that can be read."""
+    """The JSON object of a sample; empty if there is none or it is invalid."""
     if sample.about is None:
         return {}
     try:
@@ -125,11 +125,11 @@ def _about(tar: Path, sample: TarSample, findings: Findings) -> Mapping[str, Any
 
 
 def _columns(folder: Path, tar: Path, samples: list[TarSample], known: list[Mapping[str, Any]]) -> pa.Table:
-    places = [sample.picture for sample in samples]
+    pictures = [sample.picture for sample in samples]
     columns: dict[str, Any] = {
         "image_file": pa.array([tar.relative_to(folder).as_posix()] * len(samples), pa.string()),
-        "image_offset": pa.array([place.offset for place in places], pa.int64()),
-        "image_num_bytes": pa.array([place.num_bytes for place in places], pa.int64()),
+        "image_offset": pa.array([picture.offset for picture in pictures], pa.int64()),
+        "image_num_bytes": pa.array([picture.num_bytes for picture in pictures], pa.int64()),
         "sample": pa.array([sample.key for sample in samples], pa.string()),
     }
     for name in dict.fromkeys(KNOWN_COLUMNS):

@@ -16,10 +16,10 @@ from geoloc.files.tables import PointTable, read_points
 
 
 def read_truth(folder: Path) -> PointTable:
-    """Ids and positions.
+    """Ids and locations.
 
     Raises:
-        NotFoundError, BadTableError: the table is not there, or broken.
+        NotFoundError, BadTableError: the table is missing or broken.
     """
     info = folder / "info.txt"
     if info.is_file():

@@ -13,7 +13,7 @@ from tiny import tiny_image
 
 from geoloc.data.layouts import LAYOUTS, check_layout, open_layout
 from geoloc.data.layouts.image_tree import ImageTree
-from geoloc.data.layouts.statewide import directory_levels, read_image_ids, statewide_stem, write_image_ids
+from geoloc.data.layouts.statewide import directory_levels, read_image_ids, statewide_stem
 from geoloc.data.sample import SampleTable
 from geoloc.errors import BadTableError, ConfigError, NotFoundError
 from geoloc.images.decode import decode_image
@@ -145,6 +145,13 @@ def test_statewide(tmp_path):
     assert np.array_equal(decode_image(table[104].image.read()), decode_image(jpeg(104 % 5)))
     assert table[104].captured_at == 1_600_000_104
     assert table.codes("sequence")[1] == ["0", "1", "2"]
+    np.savez(folder / "boston.npz", image_ids=[3, 101])  # differences: the images 3 and 104
+    part = open_layout("statewide", folder, "boston")
+    assert [sample.key for sample in (part[0], part[1])] == ["3", "104"]
+    assert part[1] == table[104]
+    np.savez(folder / "far.npz", image_ids=[3, 200])
+    with pytest.raises(BadTableError, match=r"ids of far.npz are 3 to 203 of 123 images"):
+        open_layout("statewide", folder, "far")
     (folder / "images" / "4" / "01000000000-480.jpg").unlink()
     assert texts("statewide", folder) == [
         f"missing image: {folder / 'latlons.npz'} row 104: there is no image file for the id '104' in {folder}"
@@ -156,10 +163,8 @@ def test_statewide(tmp_path):
 
 def test_lists_of_image_ids(tmp_path):
     ids = [5, 1_000_000_000_007, 5_000_000_000, 6]
-    write_image_ids(tmp_path / "ids.npz", ids)
+    np.savez(tmp_path / "ids.npz", image_ids=np.diff(sorted(ids), prepend=0))
     assert read_image_ids(tmp_path / "ids.npz").tolist() == sorted(ids)
-    with np.load(tmp_path / "ids.npz") as stored:
-        assert stored["image_ids"][:2].tolist() == [5, 1]
     np.savez(tmp_path / "other.npz", ids=ids)
     with pytest.raises(BadTableError, match="is no list of image ids"):
         read_image_ids(tmp_path / "other.npz")
@@ -251,8 +256,8 @@ def test_unknown_layouts_and_splits(tmp_path):
         open_layout("osv", tmp_path)
     with pytest.raises(ConfigError, match="osv5m has no split 'val'; it has train, test"):
         open_layout("osv5m", tmp_path, "val")
-    with pytest.raises(ConfigError, match="statewide has no split 'train'; it has one only"):
-        open_layout("statewide", tmp_path, "train")
+    with pytest.raises(ConfigError, match="im2gps has no split 'train'; it has one only"):
+        open_layout("im2gps", tmp_path, "train")
     for name in LAYOUTS:
         with pytest.raises(NotFoundError, match="should contain"):
             open_layout(name, tmp_path / "nowhere")

@@ -286,9 +286,7 @@ def test_vg_metres_without_a_zone(tmp_path):
     assert (open_layout("vg", folder, utm_epsg=32710).latlon_deg[:, 0] < 0).all()
     with pytest.raises(ConfigError, match="EPSG:4326 is no zone of WGS 84 / UTM"):
         open_layout("vg", folder, utm_epsg=4326)
-    with pytest.raises(
-        ConfigError, match="the points of photos are in no UTM zone: utm_epsg is for vg alone"
-    ):
+    with pytest.raises(ConfigError, match="the layout photos does not use UTM: utm_epsg is for vg only"):
         open_layout("photos", folder, utm_epsg=32610)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from geoloc.train.on_cpu import ThreadedTower, keep_freed_memory
+from projects.earthview.on_cpu import ThreadedTower, keep_freed_memory
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

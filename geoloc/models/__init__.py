@@ -1,1 +1,1 @@
-"""From pictures to numbers: the image tower, the heads that read its features, and their losses."""
+"""Networks: image tower, heads, aggregations, losses, and their ONNX export."""

@@ -1,6 +1,6 @@
-"""AlexNet in its form of one tower (Krizhevsky, 2014, arXiv:1404.5997), which timm does not have.
+"""AlexNet with one tower (Krizhevsky, 2014, arXiv:1404.5997), which timm lacks; modules are numbered as in torchvision.
 
-Its parts are counted as torchvision counts them. Has what `geoloc.models.backbone` asks of a trunk of timm.
+It has the interface of a timm trunk that `geoloc.models.backbone` uses.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class AlexNet(nn.Module):
-    """The five convolutions; the classifier is left out.
+    """The five convolutions, without the classifier.
 
     Attributes:
-        head: the mean over positions; without it, the map is the output.
+        head: mean over positions; with an identity the map is the output.
     """
 
     num_features = 256
@@ -44,4 +44,4 @@ class AlexNet(nn.Module):
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Nothing: it classifies nothing."""
+        """Do nothing, because there is no classifier (interface of timm)."""

@@ -1,7 +1,6 @@
-"""The backbone: a tower cut to the features that are wanted, so pictures to features.
+"""Backbone: an image tower reduced to the wanted features.
 
-Parts of the tower that the chosen features do not pass through are removed, so every parameter of a Backbone is one
-that its output needs.
+Parts of the tower that do not contribute to the features are removed, so its output needs every parameter.
 """
 
 from __future__ import annotations
@@ -22,27 +21,26 @@ from geoloc.models.lora import merged
 
 
 class Backbone(nn.Module):
-    """A vision tower that returns one feature vector a picture, not normalised.
+    """A vision tower that returns one feature vector per image, not normalised.
 
     Args:
-        config: what to build.
-        load_pretrained: load the weights that `config` names. False when a checkpoint will overwrite them;
-            then nothing is downloaded but the description of an "hf-hub:" architecture.
+        config: config of the tower.
+        load_pretrained: load the weights that `config` names. False before a checkpoint is loaded; then only the
+            description of an "hf-hub:" architecture is downloaded.
 
     Attributes:
-        config: the given one in self-contained form: an "hf-hub:" name is replaced by the description found
-            there, so that a checkpoint saved with it needs no network.
+        config: the config in self-contained form: an "hf-hub:" name is replaced by its description, so that a
+            checkpoint needs no network.
         feature_dim: D, the length of a feature vector.
-        map_size: H and W of the feature maps, for pictures of the tower's own size; None where the features
-            are no map.
-        num_tokens: T, the tokens of the maps that are no positions.
-        norms_folded: `geoloc.models.batch_norm.fold_batch_norm` was applied.
-        preprocess_defaults: the pictures that the weights expect.
+        map_size: H and W of the feature maps for the tower's image size; None if the features are no map.
+        num_tokens: T, number of tokens of the maps without position.
+        norms_folded: whether `geoloc.models.batch_norm.fold_batch_norm` was applied.
+        preprocess_defaults: preprocessing that the weights expect.
 
     Raises:
-        ConfigError: an unknown architecture, tag or key, or features that this tower does not have.
-        CheckpointError: a local state dict that does not fit the tower exactly.
-        NotFoundError: open_clip could not fetch what the config names.
+        ConfigError: an unknown architecture, tag or key, or features that this tower lacks.
+        CheckpointError: a local state dict does not fit the tower exactly.
+        NotFoundError: open_clip could not download what the config names.
     """
 
     def __init__(self, config: BackboneConfig, *, load_pretrained: bool = True) -> None:
@@ -62,10 +60,10 @@ class Backbone(nn.Module):
         self.num_tokens = 0
         try:
             output = _output_shapes(tower, source.preprocess.size_px)
-        except Exception as error:  # each architecture has its own way to miss a part of itself
+        except Exception as error:  # the errors depend on the architecture
             raise ConfigError(
-                f"{type(trunk_of(tower)).__name__} does not run on pictures of {source.preprocess.size_px} px as it is "
-                f"cropped and sized here: {error}"
+                f"{type(trunk_of(tower)).__name__} does not run on images of {source.preprocess.size_px} px with this "
+                f"cropping and size: {error}"
             ) from error
         if config.features == "map":
             maps = _as_map(tower, output)
@@ -76,24 +74,24 @@ class Backbone(nn.Module):
         self._freeze_batch_norm = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pictures -> (B, D) features."""
+        """(B, 3, S, S) normalised images -> (B, D) features."""
         return self.feature_map(images).mean() if self.config.features == "map" else self.tower(images)
 
     def feature_map(self, images: Tensor) -> FeatureMap:
-        """(B, 3, S, S) normalised pictures -> their features by position, (B, D, H, W).
+        """(B, 3, S, S) normalised images -> feature maps, (B, D, H, W).
 
         Raises:
             ConfigError: this backbone's features are no map.
         """
         if self.config.features != "map":
             raise ConfigError(
-                f"asked for a feature map, but the backbone's features are {self.config.features!r}: "
-                "build it with 'map'"
+                f"a feature map is needed, but the backbone's features are {self.config.features!r}: build it with "
+                "'map'"
             )
         return _as_map(self.tower, self.tower(images))
 
     def fine_tune(self, strategy: FineTune) -> None:
-        """Let exactly the parameters train that `strategy` names; the others also run as in evaluation.
+        """Set the trainable parameters; frozen parts also run in evaluation mode.
 
         Raises:
             ConfigError: this tower has no such blocks or attentions, or has LoRA already.
@@ -103,11 +101,11 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def merge_lora(self) -> dict[str, Tensor]:
-        """The state dict of a backbone without LoRA and with the same outputs."""
+        """State dict of the backbone without LoRA, with the same outputs."""
         return merged(self)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Training mode for what trains; frozen parts and, if asked for, batch norms stay in eval mode."""
+        """Set the training mode; frozen parts and, on request, batch norms stay in evaluation mode."""
         super().train(mode)
         if mode:
             eval_frozen(self.tower, freeze_batch_norm=self._freeze_batch_norm)
@@ -118,7 +116,7 @@ class Backbone(nn.Module):
 
 
 def _output_shapes(tower: nn.Module, size_px: int) -> Tensor:
-    """Run shapes through the tower: on the meta device nothing is computed and nothing copied."""
+    """Run the tower on the meta device, which computes shapes only."""
     state = dict(tower.named_parameters()) | dict(tower.named_buffers())
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
     images = torch.empty(2, 3, size_px, size_px, device="meta")  # batch norm in training mode needs two
@@ -138,8 +136,8 @@ def _reduce_to(
         isinstance(getattr(trunk_of(tower), name, None), nn.LayerNorm) for name in _LAST_NORMS
     ):
         raise ConfigError(
-            f"backbone.final_norm was asked for, but {type(trunk_of(tower)).__name__} has no layer norm after its "
-            "blocks: leave it out"
+            f"backbone.final_norm is true, but {type(trunk_of(tower)).__name__} has no layer norm after its blocks: "
+            "leave it out"
         )
     if isinstance(tower, ClipTransformer):
         tower.proj = None
@@ -173,7 +171,7 @@ _LAST_NORMS = ("ln_post", "norm")  # open_clip's and timm's transformers
 
 
 def _crop(tower: nn.Module, config: BackboneConfig) -> None:
-    """Remove, in place, what comes after the last part that is kept."""
+    """Remove the parts after the last one to keep, in place."""
     after, trunk = config.crop_after, trunk_of(tower)
     if config.crop_blocks is not None:
         names = block_names(tower)
@@ -191,7 +189,7 @@ def _crop(tower: nn.Module, config: BackboneConfig) -> None:
             elif parent is not trunk:
                 raise ConfigError(
                     f"{after!r} lies inside a {type(parent).__name__}, "
-                    f"which goes on with {child!r}: crop after a whole block"
+                    f"and is followed there by {child!r}: crop after a whole block"
                 )
             elif not (config.final_norm and child in _LAST_NORMS):
                 setattr(parent, child, nn.Identity())
@@ -199,7 +197,7 @@ def _crop(tower: nn.Module, config: BackboneConfig) -> None:
 
 def _reduce_trunk_to_map(trunk: nn.Module, *, final_norm: bool) -> None:
     trunk.reset_classifier(0, "")  # type: ignore[operator]
-    # A transformer's last norm goes, as in open_clip's own; a trunk's head may hold one, too.
+    # A transformer's last norm is removed, as in open_clip's towers; a trunk's head may contain one as well.
     unwanted = ["head", "pre_logits"]
     if hasattr(trunk, "cls_token"):
         unwanted += ["fc_norm"] if final_norm else ["norm", "fc_norm"]
@@ -208,7 +206,7 @@ def _reduce_trunk_to_map(trunk: nn.Module, *, final_norm: bool) -> None:
             setattr(trunk, name, nn.Identity())
     if getattr(trunk, "attn_pool", None) is not None:
         setattr(trunk, "attn_pool", None)  # noqa: B010  mypy takes it for a module
-    # Without a pool some heads would still pick tokens.
+    # Without a pool some heads would still select tokens.
     trunk.forward_head = _unchanged  # type: ignore[assignment]
 
 
@@ -217,12 +215,12 @@ def _unchanged(x: Tensor, pre_logits: bool = False) -> Tensor:
 
 
 def _as_map(tower: nn.Module, output: Tensor) -> FeatureMap:
-    """What a tower that was reduced to its map returns: a map, or tokens of which the first are no positions."""
+    """Feature map from the output of a tower that was reduced to its map: a map, or tokens."""
     trunk = getattr(tower, "trunk", tower)
     if output.ndim == 4:
         grid = output.permute(0, 3, 1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else output
         return FeatureMap(grid, output.new_zeros(len(output), 0, grid.shape[1]))
-    prefix = int(getattr(trunk, "num_prefix_tokens", 1))  # open_clip's own has a class token
+    prefix = int(getattr(trunk, "num_prefix_tokens", 1))  # open_clip's towers have a class token
     positions = output[:, prefix:]
     side = math.isqrt(positions.shape[1])
     if side * side != positions.shape[1]:

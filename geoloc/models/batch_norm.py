@@ -1,7 +1,7 @@
-"""Batch norm with frozen statistics is a scale and a shift: fold it into the convolution before it, and back.
+"""Fold batch norms with frozen statistics into the convolutions before them, and unfold them in a state dict.
 
-Folded, a trunk of depthwise convolutions runs and trains about twice as fast on a CPU, and gives the same
-numbers. Folding keeps the module tree, so the unfolded state dict fits the tower's own definition again.
+A folded trunk of depthwise convolutions runs and trains about twice as fast on a CPU, with equal outputs. Folding keeps
+the module tree, so the unfolded state dict fits the original tower.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 def fold_batch_norm(backbone: Backbone) -> None:
     """Move the normalisation of every `Conv2d -> BatchNorm2d` pair into the convolution, in place.
 
-    Pairs are found as neighbours in the module tree, in the order of definition. Some trunks do not run their
-    modules in that order, or do not apply their weights as they are (RepViT; weight standardisation): so
-    features are compared before and after, and a backbone that does not keep them stays as it was.
+    Pairs are neighbours in the module tree. Some trunks run their modules in another order or reparametrise their
+    weights (RepViT; weight standardisation): if features change, the backbone is restored.
     """
     backbone.norms_folded = True
     pairs = [
@@ -42,7 +41,7 @@ def fold_batch_norm(backbone: Backbone) -> None:
         setattr(parent, name, FoldedNorm(norm, conv_had_bias=conv.bias is not None))
         conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         conv.bias = nn.Parameter(bias, requires_grad=norm.bias.requires_grad)
-    # Rounding stays below a tenth of this, and folding what must not be folded is far above it.
+    # Rounding errors are below a tenth of this, and errors of wrong folding far above.
     if not (_probe(backbone) - before).abs().max() <= 1e-4 * before.abs().max():
         for (parent, name, conv, norm), original in zip(pairs, originals, strict=True):
             setattr(parent, name, norm)
@@ -50,11 +49,11 @@ def fold_batch_norm(backbone: Backbone) -> None:
 
 
 def unfolded_state_dict(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state dict in the keys of the module before folding: norms carry what folding put into biases.
+    """State dict with the keys of the module before folding: norms carry the folded biases.
 
     Args:
-        module: with folded pairs or without.
-        state: of the module, where it is not its own `state_dict()`.
+        module: module with or without folded pairs.
+        state: state dict of the module, if not its own `state_dict()`.
     """
     result = dict(module.state_dict() if state is None else state)
     names = {id(part): name for name, part in module.named_modules()}
@@ -72,7 +71,7 @@ def unfolded_state_dict(module: nn.Module, state: Mapping[str, Tensor] | None = 
 
 
 class FoldedNorm(nn.Module):
-    """Stands where a batch norm was: only the activation that timm keeps inside its norms is left."""
+    """Replacement of a folded batch norm: only the activation that timm keeps inside its norms."""
 
     def __init__(self, norm: nn.BatchNorm2d, *, conv_had_bias: bool) -> None:
         super().__init__()
@@ -82,11 +81,11 @@ class FoldedNorm(nn.Module):
         self.act = act if isinstance(act, nn.Module) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply what is left: the activation."""
+        """Apply the activation."""
         return self.act(x)  # type: ignore[no-any-return]
 
     def state_of_shift(self, bias: Tensor) -> dict[str, Tensor]:
-        """The state of a batch norm that adds `bias` and does nothing else: its variance is 1 - eps."""
+        """State of a batch norm that only adds `bias`: its variance is 1 - eps."""
         ones = torch.ones_like(bias)
         return {
             "weight": ones,
@@ -98,7 +97,7 @@ class FoldedNorm(nn.Module):
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, nn.Module]]:
-    """Each convolution and the module defined right after it: parent, the latter's name, conv, the latter."""
+    """Each convolution and the module defined after it: parent, name of the latter, convolution, the latter."""
     for parent in module.modules():
         children = list(parent.named_children())
         for (_, conv), (name, after) in pairwise(children):
@@ -107,7 +106,7 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d, nn.Mo
 
 
 def _probe(backbone: Backbone) -> Tensor:
-    """Features of one picture of noise, in evaluation mode."""
+    """Features of a noise image, in evaluation mode."""
     like = next(backbone.parameters())
     size_px = backbone.preprocess_defaults.size_px
     noise = torch.randn(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
@@ -120,7 +119,7 @@ def _probe(backbone: Backbone) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    # In float64: then the norm that unfolding makes folds back into exactly the same float32 weights.
+    # In float64, so that the unfolded norm folds back into the same float32 weights.
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight.detach().double() / torch.sqrt(norm.running_var.double() + norm.eps)

@@ -1,7 +1,7 @@
-"""CCT, the Compact Convolutional Transformer (Hassani et al., 2021, arXiv:2104.05704), which timm does not have.
+"""CCT, the Compact Convolutional Transformer (Hassani et al., 2021, arXiv:2104.05704), which timm lacks.
 
-Convolutions and poolings cut the picture into tokens that overlap, a transformer reads them, and SeqPool weighs them
-into one vector; there is no class token. Has what `geoloc.models.backbone` asks of a trunk of timm.
+Convolutions and poolings make overlapping tokens, a transformer processes them, and SeqPool weights them into one
+vector; there is no class token. It has the interface of a timm trunk that `geoloc.models.backbone` uses.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch.nn import functional
 
 
 class CompactTransformer(nn.Module):
-    """A CCT with learned positions; the defaults are CCT-14/7x2.
+    """A CCT with learned position embeddings; the defaults are CCT-14/7x2.
 
     Args:
-        depth: transformer blocks.
-        dim: of a token.
-        num_heads: of an attention.
-        mlp_ratio: of a block's hidden layer to `dim`.
-        kernel_px: of the tokenizer's two convolutions, which halve the sides, as the poolings after them do.
-        image_size_px: side of the pictures that the positions are for.
+        depth: number of transformer blocks.
+        dim: width of a token.
+        num_heads: number of attention heads.
+        mlp_ratio: hidden width of a block relative to `dim`.
+        kernel_px: kernel size of the tokenizer's two convolutions; these and the poolings halve the sides.
+        image_size_px: side of the images.
 
     Attributes:
-        head: SeqPool, the softmax of a learned score over the tokens; without it, the tokens are the output.
+        head: SeqPool, the softmax of a learned score over the tokens; with an identity the tokens are the output.
     """
 
     cls_token = None
@@ -52,16 +52,16 @@ class CompactTransformer(nn.Module):
         self.head: nn.Module = _SequencePooling(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, dim), or the tokens, row by row, (B, N, dim), where the head is gone."""
+        """(B, 3, S, S) -> (B, dim), or the tokens, row by row, (B, N, dim), without head."""
         tokens = self.tokenizer(images).flatten(2).transpose(1, 2)
         x: Tensor = self.head(self.norm(self.blocks(tokens + self.pos_embed)))
         return x
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Nothing: it classifies nothing."""
+        """Do nothing, because there is no classifier (interface of timm)."""
 
     def set_input_size(self, image_size_px: int) -> None:
-        """Positions for other pictures, interpolated."""
+        """Interpolate the position embeddings for another image size."""
         side, before = self._side(image_size_px), math.isqrt(self.pos_embed.shape[1])
         if side != before:
             grid = self.pos_embed.detach().transpose(1, 2).unflatten(-1, (before, before))
@@ -83,7 +83,7 @@ def _halved_twice(inputs: int, outputs: int, kernel_px: int) -> nn.Sequential:
 
 
 class _Block(nn.Module):
-    """Attention after a norm; the second norm lies on the way itself, so that what follows adds to what it returns."""
+    """Transformer block; the second norm is on the residual path."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""What a model is made of, as plain typed values: `config.json` and nothing else decides the network.
-
-No value is ever a class path. Knows nothing about torch.
-"""
+"""Config of a network as plain typed values, stored in `config.json`; no value is a class path."""
 
 from __future__ import annotations
 
@@ -14,38 +11,37 @@ from geoloc.errors import ConfigError
 from geoloc.models.plain import LATER
 
 SCHEMA_VERSION = 1
-GROUPS = 4  # of the group norms in the heads' hidden layers (OSV-5M)
+GROUPS = 4  # groups of the group norms in the heads' hidden layers (OSV-5M)
 
-# What a head's layers are: "group_norm" is OSV-5M's form, a layer norm, then linear - group norm - GELU; "gelu" is that
-# without the group norms (its multi-task models); "relu" is linear - ReLU without any norm (GeoCLIP); "identity" is no
-# layer at all: the features are the output (CLIP).
+# Layers of a head: "group_norm" is OSV-5M's form, a layer norm, then linear - group norm - GELU; "gelu" is that without
+# group norms (its multi-task models); "relu" is linear - ReLU without any norm (GeoCLIP); "identity" has no layer: the
+# features are the output (CLIP).
 Layers = Literal["group_norm", "gelu", "relu", "identity"]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """The image tower: a model that open_clip or timm knows by name, or a custom open_clip vision tower.
+    """The image tower: an open_clip or timm model by name, or a custom open_clip vision tower.
 
     Attributes:
         architecture: an open_clip model name ("ViT-B-32", "ViT-L-14", …) or "hf-hub:org/name".
-        custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers;
-            a timm trunk under one of open_clip's heads goes here (`vision_cfg.timm_model_name`).
+        custom: instead of a name, `{"embed_dim": …, "vision_cfg": {…}}` as open_clip describes vision towers, also a
+            timm trunk under one of open_clip's heads (`vision_cfg.timm_model_name`).
         pretrained: open_clip's or timm's tag of pretrained weights, or a local state dict. Ignored when a
             checkpoint is loaded.
-        features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output
-            before the projection; "cls_before_norm" the class token before the last layer norm (what OSV-5M
-            uses); "map" the last feature map, before any norm or head that follows it, for embeddings that
-            aggregate it. Where one vector is wanted, that is the map's mean.
+        features: "projected" is the CLIP image embedding before normalisation; "pooled" the pooled output before the
+            projection; "cls_before_norm" the class token before the last layer norm (OSV-5M); "map" the last feature
+            map before any norm or head, for embeddings that aggregate it (heads read its mean).
         image_size_px: overrides the tower's input size.
-        timm: instead of the first two, a timm model alone: "resnet18", "vgg16", "vit_base_patch14_dinov2", …; or what
-            geoloc adds to these, "alexnet" and "cct_14_7x2".
-        crop_after: of a "map", by name: the last part of the trunk that is kept, such as "layer3" (a ResNet's conv4),
+        timm: instead of the first two, a timm model without open_clip's head: "resnet18", "vgg16", …; or our "alexnet"
+            and "cct_14_7x2".
+        crop_after: for "map": name of the last part of the trunk that is kept, such as "layer3" (a ResNet's conv4),
             "features.28" (VGG-16 without its last ReLU and pooling) or "blocks.7".
-        crop_blocks: the same by depth: how many blocks, or stages of a convolutional trunk, are kept.
-        final_norm: of a "map": a transformer's last layer norm is kept, which is otherwise left out.
-        batch_norm_eps: overrides that of all batch norms: torchvision's EfficientNet-B5 to B7 have 1e-3, timm's 1e-5.
-        layer_norm_eps: overrides that of all layer norms: transformers' ViTs have 1e-12, timm's 1e-6.
-        tanh_gelu: all GELUs are the tanh approximation, as Flax has it: for weights that were trained so.
+        crop_blocks: for "map": number of blocks, or stages of a convolutional trunk, that are kept.
+        final_norm: for "map": keep a transformer's last layer norm.
+        batch_norm_eps: overrides eps of all batch norms: torchvision's EfficientNet-B5 to B7 have 1e-3, timm's 1e-5.
+        layer_norm_eps: overrides eps of all layer norms: transformers' ViTs have 1e-12, timm's 1e-6.
+        tanh_gelu: use the tanh approximation in all GELUs, as Flax does.
     """
 
     architecture: str | None = None
@@ -72,7 +68,7 @@ class BackboneConfig:
             raise ConfigError(f"backbone.image_size_px is {self.image_size_px}; it must be positive")
         if self.timm is not None and self.features == "projected":
             raise ConfigError(
-                "backbone.features is 'projected', but a timm model alone projects nothing: use 'pooled'"
+                "backbone.features is 'projected', but a timm model has no projection: use 'pooled'"
             )
         if self.crop_after is not None and self.crop_blocks is not None:
             raise ConfigError(
@@ -92,7 +88,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class CellHeadConfig:
-    """Classifier over the quadtree's cells. `hidden_dims=()` is a linear layer after a layer norm."""
+    """Classifier over the quadtree's cells; `hidden_dims=()` is a linear layer after a layer norm."""
 
     hidden_dims: tuple[int, ...] = ()
 
@@ -102,12 +98,12 @@ class CellHeadConfig:
 
 @dataclass(frozen=True)
 class OffsetHeadConfig:
-    """Where inside a cell (OSV-5M's hybrid head, Astruc et al., CVPR 2024).
+    """Offset inside a cell (OSV-5M's hybrid head, Astruc et al., CVPR 2024).
 
     Attributes:
-        origin: what offset 0 means: the cell's "representative" point (OSV-5M's default) or its "box" centre.
-        shared: one offset for all cells instead of one a cell.
-        tanh_scale: the largest offset; what it is above 1, a prediction may leave its cell by.
+        origin: location of offset 0: the cell's "representative" point (OSV-5M's default) or its "box" centre.
+        shared: one offset for all cells instead of one per cell.
+        tanh_scale: largest offset; above 1, predictions can be outside of their cell.
     """
 
     hidden_dims: tuple[int, ...] = (512,)
@@ -126,11 +122,10 @@ class RegressionHeadConfig:
     """Coordinates without cells.
 
     Attributes:
-        kind: "unit_vector" is the direction of three numbers; "tanh" is OSV-5M's latitude / 90, longitude /
-            180, which tears the Earth apart at the antimeridian; "angles" is a cosine and a sine for either
-            angle; "squared_angles" squares the four numbers first and so reaches a quarter of a turn only: it is
-            there to read OSV-5M's checkpoints, not to train with.
-        layers: see `Layers`; no "identity".
+        kind: "unit_vector" is the direction of three numbers; "tanh" is OSV-5M's latitude / 90, longitude / 180, with a
+            jump at the antimeridian; "angles" is cosine and sine of both angles; "squared_angles" squares these four
+            numbers, which reaches a quarter turn only, and is for reading OSV-5M's checkpoints.
+        layers: see `Layers`; not "identity".
     """
 
     hidden_dims: tuple[int, ...] = (64,)
@@ -145,33 +140,31 @@ class RegressionHeadConfig:
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """From the feature maps of a picture, or of several aerial views of one place, to one vector.
+    """Aggregation of the feature maps of an image, or of several aerial views of a location, into one vector.
 
     Attributes:
-        kind: of Statewide, for views of a place: "spatial_softmax" weighs every position of every view; "mean",
-            "smd", "safa", "sample4geo" and "two_tokens" are its alternatives. For one street photo: "gem", "spoc",
-            "mac", "rmac", "rrm", "netvlad", "crn", "convap", "mixvpr", "cls", "first" (position), "seqpool",
-            "optimal_transport" (SALAD), and "cosplace", which is GeM of normalised positions and a linear layer. All
-            are described in `geoloc.models.aggregation`.
-        heads: of "spatial_softmax", "smd" and "safa"; the embedding's dim is a multiple of it.
-        num_views: pictures of one place, such as 4 aerial views at growing ground resolution.
-        normalize_positions: of "gem", "spoc", "mac" and "rmac": each position at length 1 before pooling, the VG
+        kind: Statewide's, for views of a location: "spatial_softmax", "mean", "smd", "safa", "sample4geo" and
+            "two_tokens". For one street photo: "gem", "spoc", "mac", "rmac", "rrm", "netvlad", "crn", "convap",
+            "mixvpr", "cls", "first" (position), "seqpool", "optimal_transport" (SALAD), and "cosplace" (GeM of
+            normalised positions and a linear layer). See `geoloc.models.aggregation`.
+        heads: for "spatial_softmax", "smd" and "safa"; divides the embedding's dim.
+        num_views: images of one location, such as 4 aerial views at growing ground resolution.
+        normalize_positions: for "gem", "spoc", "mac" and "rmac": normalise each position before pooling, the VG
             benchmark's default.
-        normalize_channels: of "gem": each channel at length 1 over all positions before pooling, which is what the VG
-            benchmark does to a transformer's tokens.
-        clusters: of "netvlad", "crn" and "optimal_transport".
-        pooled_size: rows and columns that "convap" leaves.
-        out_channels: that "convap" and "mixvpr" project to; None makes what the embedding's dim needs. Of a cluster of
-            "optimal_transport"; None is 128.
-        out_rows: that "mixvpr" leaves of all positions.
-        mix_depth: mixers of "mixvpr".
-        token_dim: of the class token's part of "optimal_transport".
-        hidden_dim: of the perceptrons of "optimal_transport".
-        mlp_ratio: of a mixer's hidden layer to the number of positions.
-        normalize_pooled: the pooled vector at length 1 before the linear layer of `fc_dim`.
-        fc_dim: width of a linear layer that follows a kind for street photos; "cosplace" has one of the embedding's
-            dim by itself.
-        pca: whether a linear layer ends it that `fit_pca` makes, after training.
+        normalize_channels: for "gem": normalise each channel over all positions before pooling, as the VG benchmark
+            does with a transformer's tokens.
+        clusters: for "netvlad", "crn" and "optimal_transport".
+        pooled_size: rows and columns of the output of "convap".
+        out_channels: channels of "convap" and "mixvpr", None for those that the embedding's dim needs; width of a
+            cluster of "optimal_transport", None for 128.
+        out_rows: rows of the output of "mixvpr".
+        mix_depth: number of mixers of "mixvpr".
+        token_dim: width of the class token's projection in "optimal_transport".
+        hidden_dim: hidden width of the perceptrons of "optimal_transport".
+        mlp_ratio: hidden width of a mixer relative to the number of positions.
+        normalize_pooled: normalise the pooled vector before the linear layer of `fc_dim`.
+        fc_dim: width of a linear layer after a kind for street photos; "cosplace" always has one.
+        pca: whether a PCA layer follows, see `fit_pca`.
     """
 
     kind: Literal[
@@ -217,10 +210,10 @@ class AggregationConfig:
             raise ConfigError(f"heads is {self.heads} and num_views {self.num_views}; both must be positive")
         if self.num_views != 1 and self.kind not in _OF_VIEWS:
             raise ConfigError(
-                f"num_views is {self.num_views}, but {self.kind!r} reads one picture: use 'spatial_softmax'"
+                f"num_views is {self.num_views}, but {self.kind!r} reads one image: use 'spatial_softmax'"
             )
         if self.normalize_channels and (self.kind != "gem" or self.normalize_positions):
-            raise ConfigError("normalize_channels is for 'gem' alone, and not beside normalize_positions")
+            raise ConfigError("normalize_channels is for 'gem' only, and not with normalize_positions")
         counts = [self.clusters, *self.pooled_size, self.out_rows, self.out_channels or 1, self.fc_dim or 1]
         counts += [self.token_dim, self.hidden_dim]
         if min(counts) < 1 or self.mix_depth < 0 or not self.mlp_ratio > 0:
@@ -229,9 +222,9 @@ class AggregationConfig:
                 "token_dim and hidden_dim must be positive, mix_depth not negative"
             )
         if self.normalize_pooled and self.fc_dim is None:
-            raise ConfigError("normalize_pooled is about the linear layer of fc_dim: give that, too")
+            raise ConfigError("normalize_pooled is for the linear layer of fc_dim: set fc_dim as well")
         if (self.fc_dim is not None or self.pca) and self.kind in (*_OF_VIEWS, "two_tokens"):
-            raise ConfigError(f"{self.kind!r} projects by itself: leave fc_dim and pca out")
+            raise ConfigError(f"{self.kind!r} has its own projection: leave fc_dim and pca out")
 
 
 _OF_VIEWS = ("spatial_softmax", "mean", "smd", "safa", "sample4geo")
@@ -239,11 +232,10 @@ _OF_VIEWS = ("spatial_softmax", "mean", "smd", "safa", "sample4geo")
 
 @dataclass(frozen=True)
 class EmbeddingHeadConfig:
-    """Projection of the features to a unit vector for retrieval.
+    """Projection to a unit vector for retrieval.
 
     Attributes:
-        aggregation: if given, the vector is made from the backbone's feature maps instead of from its features;
-            then there are no hidden layers.
+        aggregation: if given, the vector is computed from the backbone's feature maps, without hidden layers.
         layers: see `Layers`.
     """
 
@@ -264,13 +256,13 @@ class EmbeddingHeadConfig:
             return
         if self.hidden_dims:
             raise ConfigError(
-                f"hidden_dims is {list(self.hidden_dims)}, but an aggregation makes the vector itself: leave it out"
+                f"hidden_dims is {list(self.hidden_dims)}, but an aggregation has no hidden layers: leave it out"
             )
         self._check_width(self.aggregation)
 
     @property
     def fc_dim(self) -> int | None:
-        """Width of the linear layer that follows the aggregation, if one does."""
+        """Width of the linear layer after the aggregation, or None."""
         if self.aggregation is None:
             return None
         return self.aggregation.fc_dim or (self.dim if self.aggregation.kind == "cosplace" else None)
@@ -285,20 +277,18 @@ class EmbeddingHeadConfig:
             if self.fc_dim is not None or aggregation.pca or self.dim % parts:
                 raise ConfigError(
                     f"{kind!r} makes {parts} numbers of each of its out_channels: give out_channels, or a dim that is "
-                    f"a multiple of {parts} and no layer that follows; found dim {self.dim}"
+                    f"a multiple of {parts} without fc_dim and pca; found dim {self.dim}"
                 )
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """A backbone and the heads that read its features; a head that is None does not exist.
+    """A backbone and its heads; heads that are None do not exist.
 
     Attributes:
         embeddings: projections by role: "query" for the photo, "aerial" and "street" for references.
-        aerial_backbone: a tower of its own for what the "aerial" embedding reads (Statewide); the backbone
-            sees aerial views, too, if there is none.
-        street_as_query: the embedding "query" serves the role "street", too: photos and street references are made
-            vectors by the very same layers, as in place recognition.
+        aerial_backbone: a separate tower for the "aerial" embedding (Statewide); None uses the backbone.
+        street_as_query: the embedding "query" is also used for the role "street", as in place recognition.
     """
 
     backbone: BackboneConfig
@@ -311,18 +301,14 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if self.offsets is not None and self.cells is None:
-            raise ConfigError(
-                "'offsets' was asked for without 'cells': offsets are inside cells; add a cell head"
-            )
+            raise ConfigError("'offsets' needs 'cells', because offsets are inside cells: add a cell head")
         if unknown := sorted(set(self.embeddings) - {"query", "aerial", "street"}):
             raise ConfigError(f"unknown embedding {unknown[0]!r}: known are 'query', 'aerial' and 'street'")
         if self.aerial_backbone is not None and "aerial" not in self.embeddings:
-            raise ConfigError(
-                "'aerial_backbone' was asked for without an 'aerial' embedding that would read it"
-            )
+            raise ConfigError("'aerial_backbone' needs an 'aerial' embedding, which reads it")
         if self.street_as_query and ("query" not in self.embeddings or "street" in self.embeddings):
             raise ConfigError(
-                "'street_as_query' lets the embedding 'query' serve 'street': "
+                "'street_as_query' uses the embedding 'query' for 'street': "
                 "give an embedding 'query', and none for 'street'"
             )
         for role, embedding in self.embeddings.items():

@@ -1,6 +1,6 @@
-"""Which parameters of a tower train: none, all, its last blocks, or low-rank updates of its attentions.
+"""Trainable parameters of a tower: none, all, the last blocks, or low-rank updates of the attentions.
 
-Works by structure, on any depth: blocks are what the tower itself keeps as a sequence, open_clip's or timm's.
+Blocks are found by structure, in open_clip's and timm's towers of any depth.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from geoloc.models.lora import LoraQkvLinear, LoraSelfAttention
 
 @dataclass(frozen=True)
 class FineTune:
-    """Which of a backbone's parameters train.
+    """Trainable parameters of a backbone.
 
     Attributes:
-        mode: "frozen": none; "full": all; "last_blocks": the last blocks and all that comes after them;
+        mode: "frozen": none; "full": all; "last_blocks": the last blocks and all parts after them;
             "lora": low-rank updates of the attentions' query, key and value projections.
         num_blocks: for "last_blocks": transformer blocks, or stages of a convolutional trunk.
-        lora_rank: for "lora", like the next two, whose defaults are OSV-5M's.
+        lora_rank: rank of the update; this and the next two are for "lora", with OSV-5M's defaults.
         lora_alpha: the update is scaled by lora_alpha / lora_rank.
-        lora_dropout: on the input of the update, while training.
-        freeze_batch_norm: batch norms keep their statistics even under `.train()`, while scale and shift
-            train as `mode` says: batches of fine-tuning are smaller than the pretraining's and unlike them.
-        freeze_before: for "full", by name: everything that comes before this part of the trunk stays as it is, such as
-            "layer3", "features.24" or "blocks.4".
-        freeze_blocks: the same by depth: so many blocks, or stages, and everything before them.
+        lora_dropout: dropout on the input of the update.
+        freeze_batch_norm: whether batch norms keep their statistics in training mode; scale and shift train as `mode`
+            says.
+        freeze_before: for "full": everything before this part of the trunk is frozen, such as "layer3", "features.24"
+            or "blocks.4".
+        freeze_blocks: for "full": number of first blocks, or stages, that are frozen with everything before them.
 
     Raises:
-        ConfigError: a part to freeze before under another mode, or named twice.
+        ConfigError: freeze_before or freeze_blocks with another mode, or both.
     """
 
     mode: Literal["frozen", "full", "last_blocks", "lora"]
@@ -54,11 +54,11 @@ class FineTune:
                 f"freeze_before and freeze_blocks are for fine-tuning in 'full'; found the mode {self.mode!r}"
             )
         if self.freeze_before is not None and self.freeze_blocks is not None:
-            raise ConfigError("freeze by name (freeze_before) or by depth (freeze_blocks), not by both")
+            raise ConfigError("freeze by name (freeze_before) or by depth (freeze_blocks), not both")
 
 
 def let_train(tower: nn.Module, strategy: FineTune) -> None:
-    """Let exactly the parameters of `tower` train that `strategy` names; modes are eval_frozen's business.
+    """Set `requires_grad` of a tower's parameters; `eval_frozen` sets the modes.
 
     Raises:
         ConfigError: the tower has no such blocks or attentions, or has LoRA already.
@@ -72,8 +72,8 @@ def let_train(tower: nn.Module, strategy: FineTune) -> None:
         names = block_names(tower)
         if not 0 <= strategy.freeze_blocks < len(names):
             raise ConfigError(
-                f"asked to freeze {strategy.freeze_blocks} blocks, but this tower has {len(names)}; to train none of "
-                "them, leave it 'frozen'"
+                f"freeze_blocks is {strategy.freeze_blocks}, but this tower has {len(names)} blocks; use the mode "
+                "'frozen' to train none of them"
             )
         _freeze_before(trunk_of(tower), names[strategy.freeze_blocks])
     if strategy.mode == "last_blocks":
@@ -84,12 +84,12 @@ def let_train(tower: nn.Module, strategy: FineTune) -> None:
 
 
 def trunk_of(tower: nn.Module) -> nn.Module:
-    """The module that names of parts are relative to: a timm trunk under open_clip's head, or the tower itself."""
+    """The module that part names are relative to: a timm trunk under open_clip's head, or the tower itself."""
     return cast(nn.Module, getattr(tower, "trunk", tower))
 
 
 def path_to(trunk: nn.Module, name: str) -> Iterator[tuple[nn.Module, list[str], int]]:
-    """The way down to a named part: each parent with its children's names in order, and which of them to take.
+    """The path to a named part: each parent, its children's names in order, and the index of the next one.
 
     Raises:
         ConfigError: there is no such part.
@@ -118,7 +118,7 @@ def block_names(tower: nn.Module) -> list[str]:
     """Names of the tower's blocks in order: transformer blocks, or stages of a convolutional trunk.
 
     Raises:
-        ConfigError: the tower shows no blocks.
+        ConfigError: no blocks were found.
     """
     trunk = trunk_of(tower)
     children = dict(trunk.named_children())
@@ -130,12 +130,14 @@ def block_names(tower: nn.Module) -> list[str]:
     # ResNets, open_clip's and timm's, have no container around layer1 … layer4.
     names = [name for name in children if name.startswith("layer") and name[5:].isdigit()]
     if not names:
-        raise ConfigError(f"{type(trunk).__name__} shows no blocks: fine-tune it 'full' or leave it 'frozen'")
+        raise ConfigError(
+            f"{type(trunk).__name__} has no known blocks: fine-tune it 'full' or leave it 'frozen'"
+        )
     return names
 
 
 def _split_at_blocks(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Module | nn.Parameter]]:
-    """The tower's blocks in order, and everything that comes after them."""
+    """The tower's blocks in order, and all parts after them."""
     trunk, names = trunk_of(tower), block_names(tower)
     children = dict(trunk.named_children())
     order = list(children)
@@ -151,13 +153,13 @@ def _split_at_blocks(tower: nn.Module) -> tuple[list[nn.Module], list[nn.Module 
 def _last_parts(tower: nn.Module, num_blocks: int) -> Iterator[nn.Module | nn.Parameter]:
     blocks, after = _split_at_blocks(tower)
     if not 1 <= num_blocks <= len(blocks):
-        raise ConfigError(f"asked for the last {num_blocks} blocks, but this tower has {len(blocks)}")
+        raise ConfigError(f"num_blocks is {num_blocks}, but this tower has {len(blocks)} blocks")
     yield from blocks[-num_blocks:]
     yield from after
 
 
 def _add_lora(tower: nn.Module, strategy: FineTune) -> None:
-    """Adapt every self-attention inside the blocks; a pooling attention after them stays as it is."""
+    """Adapt every self-attention in the blocks; a pooling attention after them is not adapted."""
     options = (strategy.lora_rank, strategy.lora_alpha, strategy.lora_dropout)
     blocks, _ = _split_at_blocks(tower)
     found = 0
@@ -165,7 +167,7 @@ def _add_lora(tower: nn.Module, strategy: FineTune) -> None:
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.MultiheadAttention):
                 setattr(parent, name, LoraSelfAttention(layer, *options))
-            # timm's EVA keeps biases beside its qkv and calls neither bias nor module: leave it out.
+            # timm's EVA keeps q and v biases beside its qkv layer and does not call the layer: skip it.
             elif name == "qkv" and isinstance(layer, nn.Linear) and getattr(parent, "q_bias", None) is None:
                 setattr(parent, name, LoraQkvLinear(layer, *options))
             else:
@@ -179,7 +181,7 @@ def _add_lora(tower: nn.Module, strategy: FineTune) -> None:
 
 
 def eval_frozen(module: nn.Module, *, freeze_batch_norm: bool) -> None:
-    """Put what has parameters but trains none of them into evaluation mode, and batch norms if asked for."""
+    """Set fully frozen modules to evaluation mode, and batch norms on request."""
     parameters = list(module.parameters())
     if parameters and not any(parameter.requires_grad for parameter in parameters):
         module.eval()

@@ -78,13 +78,13 @@ class OffsetHead(nn.Module):
         self.register_buffer("cell_reach", torch.from_numpy(np.array(reach, np.float64)), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, C, 2), or (B, 1, 2) when shared, in [-tanh_scale, tanh_scale]."""
+        """(B, D) -> (B, C, 2), or (B, 1, 2) if shared, in [-tanh_scale, tanh_scale]."""
         bounded: Tensor = self.config.tanh_scale * torch.tanh(self.mlp(features))
         in_pairs: Tensor = bounded.unflatten(-1, (-1, 2))
         return in_pairs
 
     def of_cells(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
-        """The offsets of chosen cells: (B, C or 1, 2), (B, K) -> (B, K, 2)."""
+        """Offsets of the given cells: (B, C or 1, 2), (B, K) -> (B, K, 2)."""
         if self.config.shared:
             return offsets.expand(-1, cell_ids.shape[1], -1)
         return offsets.gather(1, cell_ids[..., None].expand(-1, -1, 2))
@@ -92,7 +92,7 @@ class OffsetHead(nn.Module):
     def to_latlon_deg(self, offsets: Tensor, cell_ids: Tensor) -> Tensor:
         """Coordinates of offsets in cells, (…, 2), (…) -> (…, 2) float64.
 
-        Beyond a pole the latitude is the pole's; beyond the antimeridian the longitude goes on from -180.
+        Latitudes are clamped at the poles, and longitudes wrapped.
         """
         r = offsets.double()
         reach = self.cell_reach[cell_ids]
@@ -101,17 +101,16 @@ class OffsetHead(nn.Module):
         return torch.stack([latitude.clamp(-90.0, 90.0), _wrap_deg(longitude)], -1)
 
     def target(self, latlon_deg: Tensor, cell_ids: Tensor) -> Tensor:
-        """The offset that would give these coordinates: (…, 2), (…) -> (…, 2) float32.
+        """Offset of given coordinates in their cells: (…, 2), (…) -> (…, 2) float32.
 
-        The side is chosen by the target's own sign, so the target stands still while the prediction moves
-        (OSV-5M chooses by the prediction's sign). Longitudes go the short way around the Earth. A point
-        outside of its cell (assigned from an empty leaf) has a target beyond ±1, without limit. An axis on
-        which the cell has no extent on that side has target 0.
+        The side is chosen by the target's sign, so that the target does not change with the prediction (OSV-5M chooses
+        by the prediction's sign). Longitudes go the short way around the Earth. A point outside of its cell (assigned
+        from an empty leaf) has a target beyond ±1. On an axis on which the cell has no extent the target is 0.
         """
         latitude, longitude = (latlon_deg.double() - self.cell_origin[cell_ids]).unbind(-1)
         reach = self.cell_reach[cell_ids]
         longitude = _wrap_deg(longitude)
-        # Half a turn is as far either way: it goes to the side on which the cell reaches farther.
+        # Half a turn can go either way: it goes to the side on which the cell extends farther.
         goes_east = (longitude == -180.0) & (reach[..., 1, 1] > reach[..., 1, 0])
         step = torch.stack([latitude, torch.where(goes_east, 180.0, longitude)], -1)
         side = torch.where(step > 0, reach[..., 1], reach[..., 0])
@@ -119,13 +118,13 @@ class OffsetHead(nn.Module):
 
 
 def _wrap_deg(longitude: Tensor) -> Tensor:
-    """Longitudes in [-180, 180), as `quadtree.sphere.wrap_longitude_deg` does it: without rounding."""
+    """Longitudes in [-180, 180), equal to `quadtree.sphere.wrap_longitude_deg`."""
     turn = torch.fmod(longitude, 360.0)
     return turn - 360.0 * (turn >= 180.0) + 360.0 * (turn < -180.0)
 
 
 class RegressionHead(nn.Module):
-    """Coordinates straight from the features."""
+    """Coordinates from the features, without cells."""
 
     def __init__(self, feature_dim: int, config: RegressionHeadConfig) -> None:
         super().__init__()
@@ -134,7 +133,7 @@ class RegressionHead(nn.Module):
         self.mlp = mlp(feature_dim, config.hidden_dims, width, config.layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, 2) latitude and longitude in radians; a float32 pi may exceed the real one."""
+        """(B, D) -> (B, 2) latitude and longitude in radians; float32 pi may exceed pi."""
         raw = self.mlp(features)
         if self.config.kind == "tanh":
             scaled = torch.tanh(raw)
@@ -153,12 +152,11 @@ _REGRESSION_WIDTHS = {"unit_vector": 3, "tanh": 2, "angles": 4, "squared_angles"
 
 
 def angles_to_latlon_rad(raw: Tensor) -> Tensor:
-    """Two angles, each a cosine and a sine of any common length, to a place: (..., 4) -> (..., 2) radians.
+    """Coordinates from two angles, each as cosine and sine of any common length: (..., 4) -> (..., 2) radians.
 
     Args:
-        raw: cosine and sine of the latitude, then of the longitude. A latitude beyond a pole goes over it: down
-            the other side, half a turn of longitude away. So every place can be reached, and neighbours in
-            angle are neighbours on the sphere.
+        raw: cosine and sine of the latitude, then of the longitude. A latitude beyond a pole continues on the other
+            side, half a turn of longitude away, so that neighbouring angles are neighbours on the sphere.
     """
     cos_lat, sin_lat, cos_lon, sin_lon = raw.unbind(-1)
     side = torch.where(cos_lat < 0, -1.0, 1.0)

@@ -1,8 +1,7 @@
-"""The image tower as open_clip builds it. The only file that knows timm, and open_clip beside `text_tower`.
+"""Image towers built by open_clip and timm; with `text_tower` the only module that imports them.
 
 A tower is named (open_clip's "ViT-B-32" or "hf-hub:org/name", timm's "resnet18") or described (`custom`: open_clip's
-own vision_cfg, over timm trunks too). The text tower is not built, or dropped at once where pretrained weights come
-with one. Which of a tower's features are wanted, and what of it they need, is the business of the backbone.
+vision_cfg, also over timm trunks). Text towers are not built, or dropped when pretrained weights come with one.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ from open_clip.factory import _get_hf_config  # noqa: E402
 from open_clip.model import _build_vision_tower, resize_pos_embed  # noqa: E402
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict  # noqa: E402
 
-# The two private names stay with their public callers, create_model and get_model_config: those build the
-# text tower as well, and drop the preprocessing that stands beside a Hub model's description.
+# The private functions are used because the public ones, create_model and get_model_config, build the text tower as
+# well and drop the preprocessing of a Hub model.
 
-# The kinds of tower that there are, for whoever takes one apart.
+# The kinds of towers that `geoloc.models.backbone` distinguishes.
 ClipTransformer = open_clip.model.VisionTransformer
 ClipResNet = open_clip.modified_resnet.ModifiedResNet
 TimmTower = open_clip.model.TimmModel
@@ -46,12 +45,12 @@ _HUB_PREFIX = "hf-hub:"
 
 @dataclass(frozen=True)
 class PreprocessDefaults:
-    """The pictures that a tower's weights expect, as open_clip has it.
+    """Preprocessing that a tower's weights expect, in open_clip's terms.
 
     Attributes:
         size_px: side of the square input.
-        mean: of red, green and blue, of values in [0, 1].
-        std: likewise.
+        mean: mean of red, green and blue, for values in [0, 1].
+        std: standard deviation of red, green and blue.
         interpolation: "bicubic" or "bilinear".
         resize_mode: "shortest" (then a centre crop), "longest" (then padding) or "squash".
     """
@@ -67,12 +66,12 @@ class PreprocessDefaults:
 
 
 def alexnet(**options: Any) -> nn.Module:
-    """For timm, which gives options of pretrained weights: there are none."""
+    """Entry point for timm, which passes options of pretrained weights; there are none."""
     return AlexNet()
 
 
 def cct_14_7x2(**options: Any) -> nn.Module:
-    """As above."""
+    """Entry point for timm, as `alexnet`."""
     return CompactTransformer()
 
 
@@ -85,14 +84,15 @@ for _trunk in (alexnet, cct_14_7x2):
 
 @dataclass(frozen=True)
 class TowerSource:
-    """Where a tower comes from.
+    """Description of a tower and source of its weights.
 
     Attributes:
-        config: the self-contained one.
-        description: embed_dim, vision_cfg and perhaps quick_gelu, as open_clip takes them.
-        open_clip_name: under which open_clip has the pretrained weights that the config asks for, if it does.
-        timm_name: likewise of timm, with its tag.
-        local_file: the state dict that the config asks for, if it does.
+        config: the self-contained config.
+        description: embed_dim, vision_cfg and optionally quick_gelu, for open_clip.
+        preprocess: preprocessing that the weights expect.
+        open_clip_name: name of pretrained weights in open_clip, or None.
+        timm_name: name and tag of pretrained weights in timm, or None.
+        local_file: path of a state dict, or None.
     """
 
     config: BackboneConfig
@@ -103,14 +103,14 @@ class TowerSource:
     local_file: Path | None
 
     def build(self, *, load_pretrained: bool) -> nn.Module:
-        """The tower, whole, in the form that the config describes; a local file is not loaded yet.
+        """The complete tower; a local file is not loaded yet.
 
         Args:
-            load_pretrained: with the weights that open_clip or timm has under its name, if the config asks for some.
+            load_pretrained: load open_clip's or timm's weights if the config names some.
 
         Raises:
             ConfigError: open_clip cannot build it.
-            NotFoundError: the weights could not be fetched.
+            NotFoundError: the weights could not be downloaded.
         """
         tower: Any
         if load_pretrained and self.open_clip_name is not None:
@@ -130,7 +130,7 @@ class TowerSource:
         if self.config.tanh_gelu:
             _approximate_gelu(tower)
         if hasattr(tower, "output_tokens"):
-            tower.output_tokens = False  # CoCa's tower would return its tokens, too
+            tower.output_tokens = False  # CoCa's tower would also return its tokens
         return cast(nn.Module, tower)
 
     def _from_open_clip(self, name: str) -> Any:
@@ -142,7 +142,7 @@ class TowerSource:
                 pretrained_text=False,
                 require_pretrained=True,  # else a failed download gives random weights and a log line
             ).visual
-        except Exception as error:  # whatever a network, a cache or an archive may raise
+        except Exception as error:  # any error of the network, the cache or an archive
             raise NotFoundError(
                 f"open_clip could not load the pretrained weights of {name!r}: {error}; check the network, or give "
                 "backbone.pretrained the path of a state dict"
@@ -164,9 +164,9 @@ class TowerSource:
     def _from_description(self) -> Any:
         try:
             tower = _build_vision_tower(**deepcopy(dict(self.description)))
-            if hasattr(tower, "set_input_size"):  # a timm trunk is born in its own default size
+            if hasattr(tower, "set_input_size"):  # a timm trunk is built in its default size
                 tower.set_input_size(self.preprocess.size_px)
-        except Exception as error:  # each architecture has its own way to refuse a value
+        except Exception as error:  # the errors depend on the architecture
             raise ConfigError(f"open_clip cannot build {dict(self.description)}: {error}") from error
         return tower
 
@@ -179,11 +179,11 @@ def _approximate_gelu(tower: nn.Module) -> None:
 
 
 def find_tower(config: BackboneConfig) -> TowerSource:
-    """Where the tower of a config comes from; reads no weights.
+    """The source of a config's tower, without reading weights.
 
     Raises:
         ConfigError: an unknown architecture, tag or key.
-        NotFoundError: the description of an "hf-hub:" architecture could not be fetched.
+        NotFoundError: the description of an "hf-hub:" architecture could not be downloaded.
     """
     name, tag = config.architecture, config.pretrained
     local_file = Path(tag) if tag is not None and Path(tag).is_file() else None
@@ -221,7 +221,7 @@ def find_tower(config: BackboneConfig) -> TowerSource:
             preprocess = _checked_tag(name, tag, description)
             open_clip_name = name
     kept = {key: deepcopy(description[key]) for key in _DESCRIPTION_KEYS if key in description}
-    # Never timm's own download: what a config names as pretrained is all that is loaded.
+    # timm must not download weights by itself: only the weights that the config names are loaded.
     kept["vision_cfg"] |= {"timm_model_pretrained": False}
     if config.image_size_px is not None:
         kept["vision_cfg"]["image_size"] = config.image_size_px
@@ -266,7 +266,7 @@ def _check_timm_name(name: str) -> None:
 
 
 def _describe_timm(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """A timm model alone as open_clip would describe it, and its pictures."""
+    """Description of a timm model in open_clip's form, and its preprocessing."""
     _check_timm_name(name)
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     if tag is not None and tag not in tags:
@@ -274,18 +274,18 @@ def _describe_timm(name: str, tag: str | None) -> tuple[Mapping[str, Any], Mappi
             f"backbone.pretrained is {tag!r}, which is no file here and no tag of timm's {name!r}; its tags are "
             f"{', '.join(tags) or 'none'}"
         )
-    pictures = timm.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
-    if pictures is None:
-        pictures = timm.models.PretrainedCfg()
-    # The projection goes with the features; asked for, it leaves the trunk its own way to pool.
-    size = pictures.input_size[-1]
+    defaults = timm.get_pretrained_cfg(name if tag is None else f"{name}.{tag}")
+    if defaults is None:
+        defaults = timm.models.PretrainedCfg()
+    # The linear projection, which is removed with the features, makes open_clip keep the trunk's own pooling.
+    size = defaults.input_size[-1]
     vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": size}
-    known = {"mean": pictures.mean, "std": pictures.std, "interpolation": pictures.interpolation}
+    known = {"mean": defaults.mean, "std": defaults.std, "interpolation": defaults.interpolation}
     return {"embed_dim": 1, "vision_cfg": vision}, known
 
 
 def _checked_tag(name: str, tag: str, description: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What open_clip knows of a tag: its pictures, among other things."""
+    """open_clip's entry of a tag, including its preprocessing."""
     found: Mapping[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not found:
         tags = open_clip.list_pretrained_tags_by_model(name)
@@ -294,21 +294,21 @@ def _checked_tag(name: str, tag: str, description: Mapping[str, Any]) -> Mapping
             f"{', '.join(tags) or 'none'}"
         )
     if found.get("quick_gelu") and not description.get("quick_gelu"):
-        # open_clip only warns, and the features are then slightly wrong everywhere.
+        # open_clip only warns, and all features would be slightly wrong.
         raise ConfigError(
-            f"the weights {tag!r} of {name!r} were trained with QuickGELU: ask for the architecture "
+            f"the weights {tag!r} of {name!r} were trained with QuickGELU: use the architecture "
             f"{name + '-quickgelu'!r}"
         )
     return found
 
 
 def _fetch_description(name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """A Hub model's description and preprocessing, from the open_clip_config.json there."""
+    """Description and preprocessing of a Hub model, from its open_clip_config.json."""
     try:
         found = _get_hf_config(name.removeprefix(_HUB_PREFIX))
         model = found["model_cfg"]
         custom = {key: model[key] for key in _DESCRIPTION_KEYS if key in model}
-    except Exception as error:  # whatever a network, a cache or a foreign file may raise
+    except Exception as error:  # any error of the network, the cache or the file
         raise NotFoundError(
             f"could not fetch the description of {name!r}: {error}; check the name and the network"
         ) from error
@@ -319,9 +319,7 @@ def _preprocess_defaults(vision_cfg: Mapping[str, Any], known: Mapping[str, Any]
     size = vision_cfg.get("image_size", open_clip.CLIPVisionCfg.image_size)
     if not isinstance(size, int):
         if len(set(size)) != 1:
-            raise ConfigError(
-                f"the tower takes pictures of {' x '.join(map(str, size))} px: give one image_size_px"
-            )
+            raise ConfigError(f"the tower has images of {' x '.join(map(str, size))} px: set image_size_px")
         size = int(size[0])
     cfg = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), known))
     return PreprocessDefaults(size, tuple(cfg.mean), tuple(cfg.std), cfg.interpolation, cfg.resize_mode)
@@ -331,19 +329,19 @@ def _preprocess_defaults(vision_cfg: Mapping[str, Any], known: Mapping[str, Any]
 
 
 def load_local(tower: nn.Module, path: Path, keys_of_whole: set[str]) -> None:
-    """Load a state dict of the tower, a whole CLIP model, a Backbone or the timm trunk alone; strictly.
+    """Load a state dict of the tower, a whole CLIP model, a Backbone or a timm trunk, strictly.
 
     Args:
-        tower: already reduced to its features.
-        path: a .safetensors file, or one of torch.save that holds tensors only.
-        keys_of_whole: of the tower before it was reduced; what the file has beyond these is an error.
+        tower: the tower, reduced to its features.
+        path: a .safetensors file, or a file of torch.save with tensors only.
+        keys_of_whole: keys of the tower before it was reduced; other keys in the file are an error.
 
     Raises:
         CheckpointError: the file does not fit the tower exactly.
     """
     file = read_tensors(path)
     needed = tower.state_dict().keys()
-    # Files older than PyTorch 1.0 do not count batches; the count is not used with a fixed momentum.
+    # Files older than PyTorch 1.0 lack num_batches_tracked, which a fixed momentum does not use.
     required = {key for key in needed if not key.endswith("num_batches_tracked")}
     namings = [
         {new + key.removeprefix(old): tensor for key, tensor in file.items() if key.startswith(old)}
@@ -354,13 +352,13 @@ def load_local(tower: nn.Module, path: Path, keys_of_whole: set[str]) -> None:
     if missing or strange:
         raise CheckpointError(
             f"{path} does not fit the tower: it lacks {len(missing)} of its {len(required)} tensors "
-            f"({', '.join(missing[:3]) or 'none'}) and has {len(strange)} that are not its own "
+            f"({', '.join(missing[:3]) or 'none'}) and has {len(strange)} unknown ones "
             f"({', '.join(strange[:3]) or 'none'}); choose the architecture that the file was saved from"
         )
-    # Another image size has another grid of position embeddings; open_clip resamples it under its prefix.
-    whole = {f"visual.{key}": tensor for key, tensor in state.items()}
-    resize_pos_embed(whole, SimpleNamespace(visual=tower))
-    state = {key: whole[f"visual.{key}"] for key in state.keys() & needed}
+    # Position embeddings for another image size are resampled by open_clip, which expects its prefix.
+    prefixed = {f"visual.{key}": tensor for key, tensor in state.items()}
+    resize_pos_embed(prefixed, SimpleNamespace(visual=tower))
+    state = {key: prefixed[f"visual.{key}"] for key in state.keys() & needed}
     try:
         tower.load_state_dict(state)
     except RuntimeError as error:

@@ -1,8 +1,7 @@
 """Low-rank adaptation (LoRA, Hu et al. 2021, arXiv:2106.09685) of the query, key and value projections.
 
-The two modules here take the place of the layer that they adapt and keep its parameters under their own
-names, so a state dict with LoRA is the plain one plus `lora_down` and `lora_up`; `merged` turns it back into
-the plain one. Knows nothing about towers: geoloc.models.backbone finds the layers.
+The modules replace the layer that they adapt and keep its parameter names, so a state dict with LoRA is the plain one
+plus `lora_down` and `lora_up`; `merged` returns the plain one. `geoloc.models.fine_tune` finds the layers.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from torch.nn import functional
 
 
 class _QkvLora(nn.Module):
-    """The update of a packed projection W (3 D, D): W + scale * up @ down, for each of q, k, v.
+    """Update of a packed projection W (3 D, D): W + scale * up @ down, for each of q, k, v.
 
-    `lora_up` starts at zero, so the adapted layer starts as the layer that it adapts.
+    `lora_up` starts at zero, so the adapted layer starts equal to the original.
     """
 
     def _add_lora(self, dim: int, rank: int, alpha: float, dropout: float, like: Tensor) -> None:
@@ -27,13 +26,13 @@ class _QkvLora(nn.Module):
             nn.init.kaiming_uniform_(down, a=5**0.5)  # as nn.Linear starts its weights
 
     def _update(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, 3 D): what LoRA adds to the projection."""
-        inner = torch.einsum("bld,grd->blgr", self.lora_dropout(x), self.lora_down)
-        return torch.einsum("blgr,gdr->blgd", inner, self.lora_up).flatten(2) * self.lora_scale
+        """The update of the projection, (B, L, D) -> (B, L, 3 D)."""
+        hidden = torch.einsum("bld,grd->blgr", self.lora_dropout(x), self.lora_down)
+        return torch.einsum("blgr,gdr->blgd", hidden, self.lora_up).flatten(2) * self.lora_scale
 
 
 class LoraQkvLinear(nn.Linear, _QkvLora):
-    """A packed qkv linear layer (timm's attention) with LoRA; `weight` and `bias` are the layer's own."""
+    """A packed qkv linear layer (timm's attention) with LoRA; `weight` and `bias` are the original ones."""
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -46,10 +45,9 @@ class LoraQkvLinear(nn.Linear, _QkvLora):
 
 
 class LoraSelfAttention(_QkvLora):
-    """Stands for an `nn.MultiheadAttention` used as self-attention, with LoRA on its input projection.
+    """Replacement of an `nn.MultiheadAttention` used as self-attention, with LoRA on its input projection.
 
-    PyTorch's own module offers no place for the dropout between its input and the update, hence a forward of
-    ours.
+    PyTorch's own forward cannot apply dropout to the input of the update only.
     """
 
     def __init__(self, layer: nn.MultiheadAttention, rank: int, alpha: float, dropout: float) -> None:
@@ -71,7 +69,7 @@ class LoraSelfAttention(_QkvLora):
         need_weights: bool = False,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """(B, L, D) three times the same -> (B, L, D), and None where the attention weights would be."""
+        """Self-attention, (B, L, D) three times the same -> (B, L, D), and None instead of attention weights."""
         qkv = functional.linear(query, self.in_proj_weight, self.in_proj_bias) + self._update(query)
         batch, length, _ = query.shape
         q, k, v = qkv.view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -80,7 +78,7 @@ class LoraSelfAttention(_QkvLora):
 
 
 def merged(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict that `module` would have without LoRA and with the same outputs."""
+    """State dict of the module without LoRA, with the same outputs."""
     state: dict[str, Tensor] = dict(module.state_dict())
     for prefix, layer in module.named_modules():
         if isinstance(layer, _QkvLora):

@@ -1,7 +1,4 @@
-"""The network: a backbone, and heads that read its features or its feature maps.
-
-Knows nothing about files, images or losses.
-"""
+"""The network: a backbone, and heads that read its features or its feature maps."""
 
 from __future__ import annotations
 
@@ -19,12 +16,13 @@ from geoloc.models.heads import EmbeddingHead, OffsetHead, RegressionHead, mlp
 
 @dataclass(frozen=True)
 class NetworkOutput:
-    """What the heads say of B images; None where the network has no such head.
+    """Outputs of the heads for B images; None for heads that the network lacks.
 
-    features:     (B, D)          of the backbone, not normalised
-    cell_logits:  (B, C)          before the softmax and before temperature
-    offsets:      (B, C or 1, 2)  inside cells, latitude first, in [-tanh_scale, tanh_scale]
-    latlon_rad:   (B, 2)          plain regression, radians
+    Attributes:
+        features: (B, D) of the backbone, not normalised.
+        cell_logits: (B, C) before softmax and temperature.
+        offsets: (B, C or 1, 2) inside cells, latitude first, in [-tanh_scale, tanh_scale].
+        latlon_rad: (B, 2) of the regression head, radians.
     """
 
     features: Tensor
@@ -37,11 +35,11 @@ class GeoNetwork(nn.Module):
     """Backbone and heads.
 
     Args:
-        config: which heads.
+        config: config of the heads.
         backbone: a module (B, 3, S, S) -> (B, D) with the attribute `feature_dim`.
         bounds_deg: (C, 4) south, west, north, east of the cells; needed with a cell head.
         center_latlon_deg: (C, 2) representative points of the cells; needed with a cell head.
-        aerial_backbone: like `backbone`, for aerial views; needed where the config has one.
+        aerial_backbone: backbone for aerial views; needed if the config has one.
     """
 
     def __init__(
@@ -88,11 +86,11 @@ class GeoNetwork(nn.Module):
                 self.offsets = OffsetHead(dim, config.offsets, bounds_deg, center_latlon_deg)
 
     def forward(self, images: Tensor) -> NetworkOutput:
-        """(B, 3, S, S) normalised images -> what every head but the embeddings says."""
+        """(B, 3, S, S) normalised images -> outputs of all heads but the embeddings."""
         return self.read(self.backbone(images))
 
     def read(self, features: Tensor) -> NetworkOutput:
-        """The heads alone, from features that are already there: (B, D)."""
+        """Outputs of the heads from features, (B, D)."""
         return NetworkOutput(
             features=features,
             cell_logits=None if self.cells is None else self.cells(features),
@@ -101,22 +99,20 @@ class GeoNetwork(nn.Module):
         )
 
     def tower_of(self, role: str) -> nn.Module:
-        """The backbone that reads the pictures of a role."""
+        """The backbone for the images of a role."""
         return (
             self.aerial_backbone if role == "aerial" and self.aerial_backbone is not None else self.backbone
         )
 
     def with_embeddings(self, images: Tensor, role: str) -> tuple[Tensor, Tensor]:
-        """Features and unit vectors of pictures in one pass: (B, 3, S, S) -> (B, D), (B, dim).
+        """Features and unit vectors of images in one pass: (B, 3, S, S) -> (B, D), (B, dim).
 
         Raises:
-            ConfigError: the model has no such embedding, another tower reads its pictures, or it sees several views.
+            ConfigError: there is no such embedding, or it has another tower or several views.
         """
         head = self._embedding(role)
         if self.tower_of(role) is not self.backbone:
-            raise ConfigError(
-                f"the pictures of {role!r} go through a tower of their own: give them to embed_images"
-            )
+            raise ConfigError(f"the images of {role!r} have a tower of their own: use embed_images")
         if not isinstance(head, AggregatingHead):
             features = self.backbone(images)
             return features, head(features)
@@ -124,40 +120,39 @@ class GeoNetwork(nn.Module):
         return maps.mean(), head(maps)
 
     def aggregates(self, role: str) -> bool:
-        """Whether an embedding is made from feature maps; then only `embed_images` can make it."""
+        """Whether an embedding is computed from feature maps; then only `embed_images` can compute it."""
         return isinstance(self._embedding(role), AggregatingHead)
 
     def embed(self, features: Tensor, role: str) -> Tensor:
         """Unit vectors for retrieval, (B, D) -> (B, dim), role "query", "aerial" or "street".
 
         Raises:
-            ConfigError: the model has no such embedding, or it is not made from features.
+            ConfigError: there is no such embedding, or it is computed from feature maps.
         """
         head = self._embedding(role)
         if isinstance(head, AggregatingHead):
             raise ConfigError(
-                f"this model's embedding of {role!r} is made from feature maps, not from features: give the "
-                "pictures to embed_images"
+                f"this model's embedding of {role!r} is made from feature maps, not from features: use embed_images"
             )
         return head(features)  # type: ignore[no-any-return]
 
     def embed_images(self, images: Tensor, role: str) -> Tensor:
-        """Unit vectors of pictures, (B, 3, S, S), or of places with V views each, (B, V, 3, S, S) -> (B, dim).
+        """Unit vectors of images, (B, 3, S, S), or of locations with V views each, (B, V, 3, S, S) -> (B, dim).
 
         Raises:
-            ConfigError: the model has no such embedding, or not for so many views.
+            ConfigError: there is no such embedding, or not for that number of views.
         """
         head, tower = self._embedding(role), self.tower_of(role)
         num_views = images.shape[1] if images.ndim == 5 else 1
         expected = head.num_views if isinstance(head, AggregatingHead) else 1
         if num_views != expected:
             raise ConfigError(
-                f"this model's embedding of {role!r} is made from {expected} view(s) of a place; found {num_views}"
+                f"this model's embedding of {role!r} needs {expected} view(s) of a location; found {num_views}"
             )
-        pictures = images.flatten(0, 1) if images.ndim == 5 else images
+        flat = images.flatten(0, 1) if images.ndim == 5 else images
         if isinstance(head, AggregatingHead):
-            return head(tower.feature_map(pictures))  # type: ignore[operator, no-any-return]
-        return head(tower(pictures))  # type: ignore[no-any-return]
+            return head(tower.feature_map(flat))  # type: ignore[operator, no-any-return]
+        return head(tower(flat))  # type: ignore[no-any-return]
 
     def _embedding(self, role: str) -> nn.Module:
         name = self.config.embedding_of(role)

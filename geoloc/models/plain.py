@@ -1,7 +1,6 @@
-"""Dataclasses of settings as JSON values, and strictly back.
+"""Strict conversion between dataclasses of settings and JSON values.
 
-An unknown key, a missing key or a value of the wrong kind is a ConfigError that names the key. Knows nothing about
-what the settings are of.
+An unknown key, a missing key or a value of the wrong type is a ConfigError that names the key.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from geoloc.errors import ConfigError
 
 T = TypeVar("T")
 
-# Of a field that the first checkpoints lack: at its default it is left out of the plain form, so that their
-# digests, which reference databases carry, stay what they are.
+# Metadata of fields that the first checkpoints lack: at its default such a field is left out of the plain form, so that
+# digests in existing reference databases stay valid.
 LATER = {"left out at its default": True}
 
 
@@ -39,16 +38,16 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[T], value: Any, where: str = "config") -> T:
-    """JSON values as the dataclass `kind`, strictly.
+    """A dataclass of type `kind` from JSON values.
 
     Args:
         kind: a dataclass whose fields are dataclasses, plain types, tuples, mappings or literals, or one of
             these or None.
-        value: what a JSON reader returns.
-        where: the name of the file or key, for the message.
+        value: result of a JSON reader.
+        where: name of the file or key, for error messages.
 
     Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong kind.
+        ConfigError: an unknown key, a missing key, or a value of the wrong type.
     """
     return typing.cast(T, _convert(kind, value, where))
 
@@ -60,8 +59,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _convert(inner, value, where)
+        (present,) = (argument for argument in arguments if argument is not type(None))
+        return _convert(present, value, where)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
@@ -79,7 +78,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} has {len(value)} values; expected {len(arguments)}")
         pairs = zip(arguments, value, strict=True)
         return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
-    if isinstance(value, bool) and kind is not bool:  # Python counts True as the number 1
+    if isinstance(value, bool) and kind is not bool:  # bool is a subclass of int
         raise ConfigError(f"{where} is {value!r}; expected {_WORDS[kind]}")
     if kind is float:
         _expect(value, (int, float), _WORDS[kind], where)
@@ -108,7 +107,7 @@ def _convert_dataclass(kind: Any, value: Any, where: str) -> Any:
     converted = {name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     try:
         return kind(**converted)
-    except ConfigError as error:  # from its __post_init__, which does not know where it is
+    except ConfigError as error:  # from __post_init__, which does not know the key
         raise ConfigError(f"{where}: {error}") from None
 
 

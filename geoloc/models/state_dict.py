@@ -1,7 +1,6 @@
-"""Tensors by name out of a file of somebody else's: safetensors, or what torch.save wrote; never anything else.
+"""Read tensors from foreign files: safetensors, or torch.save with `weights_only`, so that no file can run code.
 
-PyTorch's reader is asked for tensors and plain values alone (`weights_only`), so that no file can run code; and none
-becomes larger in memory than it is.
+Tensors that claim more memory than the file has are refused.
 """
 
 from __future__ import annotations
@@ -18,20 +17,19 @@ from torch import Tensor
 
 from geoloc.errors import CheckpointError
 
-# A trainer's file holds the network's tensors under one of these, and much else beside them: Lightning's and the VG
-# benchmark's.
+# Keys under which trainers' checkpoints hold the network's tensors: Lightning's and the VG benchmark's.
 _NETWORKS = ("state_dict", "model_state_dict")
 
 
 def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
-    """The network's tensors in a .safetensors file, a state dict, or a trainer's checkpoint that holds one.
+    """The network's tensors from a .safetensors file, a state dict, or a trainer's checkpoint with one.
 
     Args:
-        path: of the file.
-        bare: one tensor alone is wanted, which has no name; it is called "tensor".
+        path: path of the file.
+        bare: also accept a single tensor, which is named "tensor".
 
     Raises:
-        CheckpointError: it holds something else, or more than tensors and plain values.
+        CheckpointError: the file contains something else, or more than tensors and plain values.
     """
     try:
         if path.suffix == ".safetensors":
@@ -43,8 +41,8 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a foreign file can fail in any way
         raise CheckpointError(
-            f"{path} holds no plain state dict ({_why(error)}), and nothing else is loaded: if you trust the file, "
-            "load it with its own code and save its state_dict with safetensors.torch.save_file"
+            f"{path} holds no plain state dict ({_why(error)}): if you trust the file, load it with its own code and "
+            "save its state_dict with safetensors.torch.save_file"
         ) from error
     if bare and isinstance(found, Tensor):
         found = {"tensor": found}
@@ -55,9 +53,9 @@ def read_tensors(path: Path, *, bare: bool = False) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             kind = "without numbers" if tensor.device.type == "meta" else str(tensor.layout)
-            raise CheckpointError(f"{path}: its tensor {name!r} is {kind}, and only plain ones are read")
+            raise CheckpointError(f"{path}: its tensor {name!r} is {kind}; only dense ones are read")
         there = tensor.untyped_storage().nbytes()
-        if tensor.nbytes > there:  # an expanded view: one number many times over
+        if tensor.nbytes > there:  # an expanded view of few numbers
             raise CheckpointError(
                 f"{path}: its tensor {name!r} claims {tensor.nbytes:,} bytes and has {there:,}"
             )
@@ -71,22 +69,22 @@ def _refuse_compressed(path: Path) -> None:
                 if member.compress_type != zipfile.ZIP_STORED:
                     raise CheckpointError(
                         f"{path} holds {member.filename!r} compressed, of {member.file_size:,} bytes: torch.save never "
-                        "writes such a file; fetch it from who made it"
+                        "writes such a file; download it again from its author"
                     )
 
 
 def _why(error: Exception) -> str:
-    """What was wrong in a few words."""
+    """Short reason of a loading error."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return f"it names {named[1]}"
     first = str(error).partition("\n")[0]
-    # The unpickler's KeyError is a bare number, and torch's own words advise to unpickle it all the same.
+    # The unpickler's KeyError is a bare number, and torch's message recommends unsafe loading.
     return first if " " in first and "weights_only" not in first else "torch.save has not written it"
 
 
 def _plain_numpy() -> list[Any]:
-    """Arrays and numbers of NumPy, which trainers keep their metrics in: data, as a tensor is."""
+    """NumPy's arrays and numbers, in which trainers keep their metrics."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
     made_by = [multiarray._reconstruct, multiarray.scalar]
     by_old_name = [(make, f"numpy.core.multiarray.{make.__name__}") for make in made_by]

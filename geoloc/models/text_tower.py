@@ -1,4 +1,4 @@
-"""The text tower: the names of places to vectors, for training against them. Like the image tower, open_clip's."""
+"""Text tower (open_clip): sentences about locations as vectors, for image-text training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from open_clip.model import _build_text_tower  # noqa: E402
 
 @dataclass(frozen=True)
 class TextTowerConfig:
-    """A text tower: that of a model that open_clip knows by name, or a custom one.
+    """Config of a text tower: an open_clip model by name, or a custom one.
 
     Attributes:
         architecture: an open_clip model name.
-        pretrained: its tag. A frozen tower of random weights says little.
-        custom: instead of a name, `{"embed_dim": …, "text_cfg": {…}}` as open_clip describes text towers, and perhaps
-            `quick_gelu`.
+        pretrained: tag of its weights.
+        custom: instead of a name, `{"embed_dim": …, "text_cfg": {…}}` as open_clip describes text towers, and
+            optionally `quick_gelu`.
     """
 
     architecture: str | None = None
@@ -39,14 +39,14 @@ class TextTowerConfig:
 
 
 class TextTower(nn.Module):
-    """Sentences to vectors, not normalised.
+    """Text tower from sentences to vectors, not normalised.
 
     Attributes:
         text_dim: D of a vector.
 
     Raises:
         ConfigError: open_clip cannot build it.
-        NotFoundError: its weights could not be fetched.
+        NotFoundError: its weights could not be downloaded.
     """
 
     def __init__(self, config: TextTowerConfig) -> None:
@@ -74,7 +74,7 @@ class TextTower(nn.Module):
                 model = open_clip.create_model(
                     config.architecture, config.pretrained, force_custom_text=True, require_pretrained=True
                 )
-            except Exception as error:  # whatever a network or a cache may raise
+            except Exception as error:  # any error of the network or the cache
                 raise NotFoundError(
                     f"open_clip could not load the weights {config.pretrained!r} of {config.architecture!r}: {error}; "
                     "check the tag and the network"

@@ -1,16 +1,14 @@
-"""One vector from the feature maps of a picture, or of several aerial views of the same place.
+"""Aggregations: one vector from the feature maps of an image, or of several aerial views of a location.
 
-maps.py       what an aggregation reads
-statewide.py  the six of Statewide, for views of a place together
-pooling.py    one number a channel, or one token: GeM, SPoC, MAC, R-MAC, RRM, the class token, SeqPool
-transport.py  positions dealt out to clusters: SALAD's optimal transport
-vlad.py       what differs from cluster centres: NetVLAD, CRN
-mixing.py     maps made small and laid out: Conv-AP, MixVPR
+maps.py       the feature map
+statewide.py  Statewide's six, over several views
+pooling.py    one number per channel, or one token: GeM, SPoC, MAC, R-MAC, RRM, the class token, SeqPool
+transport.py  optimal transport (SALAD)
+vlad.py       residuals to cluster centres: NetVLAD, CRN
+mixing.py     reduced maps: Conv-AP, MixVPR
 whitening.py  PCA as a linear layer
 head.py       from a config to the module, and to unit vectors
-scale.py      how long embeddings are in a loss
-
-Knows nothing about backbones and what maps show.
+scale.py      scale of embeddings in a loss
 """
 
 from geoloc.models.aggregation.head import AggregatingHead, build_aggregation

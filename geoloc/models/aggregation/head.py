@@ -1,4 +1,4 @@
-"""From a config to the aggregation, and to unit vectors for retrieval."""
+"""Build aggregations from their config, and make unit vectors for retrieval."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ from geoloc.models.config import AggregationConfig, EmbeddingHeadConfig
 def build_aggregation(
     config: AggregationConfig, dim: int, channels: int, map_size: tuple[int, int], num_tokens: int
 ) -> nn.Module:
-    """The module that takes the FeatureMap of B places with V views, (B, V, …), and returns (B, width).
+    """Module from the FeatureMap of B locations with V views, (B, V, …), to (B, width).
 
     Args:
-        config: which.
-        dim: of the embedding, before it is normalised: also the width of all kinds that Statewide offers. A kind for
-            street photos has its own, its attribute `width`.
+        config: config of the aggregation.
+        dim: dimension of the embedding, and width of Statewide's kinds; the others have the attribute `width`.
         channels: C of the maps.
         map_size: H and W of the maps.
         num_tokens: T of the maps.
 
     Raises:
-        ConfigError: this kind does not go with these maps.
+        ConfigError: this kind does not fit these maps.
     """
     height, width = map_size
     if config.kind == "spatial_softmax":
@@ -124,21 +123,21 @@ _BY_CHANNEL: dict[str, Callable[..., nn.Module]] = {
 
 
 class AggregatingHead(nn.Module):
-    """Unit vectors for retrieval from the feature maps of B * V pictures: V views of a place together.
+    """Unit vectors for retrieval from the feature maps of B * V images, with V views of each location.
 
     Args:
-        config: with an aggregation.
+        config: config with an aggregation.
         channels: C of the maps.
         map_size: H and W of the maps.
         num_tokens: T of the maps.
 
     Attributes:
-        pool: from the maps to one vector.
-        fc: a linear layer that follows, or None.
-        pca: a linear layer on the unit vectors of what there is so far, or None; see `fit_pca`.
+        pool: the aggregation.
+        fc: a linear layer after it, or None.
+        pca: a linear layer on the normalised vectors, or None; see `fit_pca`.
 
     Raises:
-        ConfigError: the aggregation does not go with these maps, or with the embedding's dim.
+        ConfigError: the aggregation does not fit these maps, or the embedding's dim.
     """
 
     def __init__(
@@ -160,22 +159,22 @@ class AggregatingHead(nn.Module):
         elif width != config.dim:
             raise ConfigError(
                 f"{aggregation.kind!r} makes {width} numbers of this backbone's maps, but the embedding's dim is "
-                f"{config.dim}: use dim {width}, or let a linear layer follow (fc_dim, pca)"
+                f"{config.dim}: use dim {width}, or add a linear layer (fc_dim, pca)"
             )
 
     def forward(self, maps: FeatureMap) -> Tensor:
-        """(B * V, …), the views of a place one after the other -> (B, dim) of length 1."""
+        """(B * V, …), the views of a location consecutive -> (B, dim) of length 1."""
         x = self._projected(maps)
         if self.pca is not None:
             x = self.pca(nn.functional.normalize(x, dim=-1))
         return nn.functional.normalize(x, dim=-1)
 
     def before_pca(self, maps: FeatureMap) -> Tensor:
-        """Unit vectors that `pca` is to be fitted on; arguments as for `forward`."""
+        """Unit vectors for fitting `pca`; arguments as for `forward`."""
         return nn.functional.normalize(self._projected(maps), dim=-1)
 
     def _projected(self, maps: FeatureMap) -> Tensor:
-        x: Tensor = self.pool(maps.by_place(self.num_views))
+        x: Tensor = self.pool(maps.by_location(self.num_views))
         if self.fc is None:
             return x
         return self.fc(nn.functional.normalize(x, dim=-1) if self._normalize_pooled else x)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What a backbone knows of each position of a picture."""
+"""Feature maps of a backbone."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What a backbone knows of each position of a picture.
+    """Feature map: (B, C, H, W) activations and the tokens without position.
 
-    grid:   (..., C, H, W)  by position
-    tokens: (..., T, C)     of no position: class and register tokens; T is 0 for a convolutional trunk
+    Attributes:
+        grid: (..., C, H, W) features by position.
+        tokens: (..., T, C) class and register tokens; T is 0 for a convolutional trunk.
     """
 
     grid: Tensor
     tokens: Tensor
 
     def mean(self) -> Tensor:
-        """Over positions, (..., C)."""
+        """Mean over positions, (..., C)."""
         return self.grid.mean((-2, -1))
 
-    def by_place(self, num_views: int) -> FeatureMap:
-        """B * V pictures as B places with V views each."""
+    def by_location(self, num_views: int) -> FeatureMap:
+        """B * V images as B locations with V views each."""
         grid, tokens = (part.unflatten(0, (-1, num_views)) for part in (self.grid, self.tokens))
         return FeatureMap(grid, tokens)
 
     def positions(self) -> Tensor:
-        """All positions of all views of a place, view by view and row by row: (B, V, C, H, W) -> (B, V H W, C)."""
+        """All positions of all views, view by view and row by row: (B, V, C, H, W) -> (B, V H W, C)."""
         return self.grid.flatten(-2).transpose(-2, -1).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Maps made small and laid out as one vector, so that it still knows what was where: Conv-AP and MixVPR."""
+"""Reduced maps as one vector, which keeps positions: Conv-AP and MixVPR."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from geoloc.models.aggregation.pooling import grid_of
 
 
 class ConvAP(nn.Module):
-    """A 1 x 1 convolution, then means over a coarse grid (Ali-bey et al., GSV-Cities, Neurocomputing 2022).
+    """A 1 x 1 convolution, then average pooling to a coarse grid (Ali-bey et al., GSV-Cities, Neurocomputing 2022).
 
     Args:
         channels: C of the maps.
@@ -31,7 +31,7 @@ class ConvAP(nn.Module):
 
 
 class FeatureMixer(nn.Module):
-    """Every channel as a whole, all its positions, through a perceptron beside it: (B, C, P) -> (B, C, P)."""
+    """Residual perceptron over the positions of each channel: (B, C, P) -> (B, C, P)."""
 
     def __init__(self, num_positions: int, ratio: float) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class FeatureMixer(nn.Module):
 
 
 class MixVPR(nn.Module):
-    """Mixers over positions, then fewer channels and fewer rows (Ali-bey et al., MixVPR, WACV 2023).
+    """Mixers over positions, then projections to fewer channels and rows (Ali-bey et al., MixVPR, WACV 2023).
 
-    Its weights belong to positions, so it takes maps of one size only.
+    Its weights belong to positions, so all maps must have one size.
 
     Args:
         channels: C of the maps.
@@ -62,7 +62,7 @@ class MixVPR(nn.Module):
         out_channels: d.
         out_rows: r.
         depth: number of mixers.
-        ratio: of a mixer's hidden layer to H W.
+        ratio: width of a mixer's hidden layer relative to H W.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Poolings of one picture's map to one number a channel, or to one token.
+"""Poolings of an image's map to one number per channel, or to one token.
 
-Every one takes the FeatureMap of B places with one view each, (B, 1, …), and returns (B, width).
+All take the FeatureMap of B locations with one view each, (B, 1, …), and return (B, width).
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from geoloc.models.aggregation.maps import FeatureMap
 
 
 def grid_of(maps: FeatureMap, *, normalize_positions: bool = False) -> Tensor:
-    """The one view's map, (B, 1, C, H, W) -> (B, C, H, W), each position at length 1 if asked for."""
+    """The map of the only view, (B, 1, C, H, W) -> (B, C, H, W), with L2-normalised positions on request."""
     grid = maps.grid[:, 0]
     return functional.normalize(grid, dim=1) if normalize_positions else grid
 
 
 class GeneralizedMean(nn.Module):
-    """GeM: per channel (mean over positions of max(x, eps)^p)^(1/p), p learned (Radenović et al., TPAMI 2019).
-
-    p = 1 is the mean of the positive part, p = ∞ the maximum.
+    """GeM: per channel (mean over positions of max(x, eps)^p)^(1/p) with learned p (Radenović et al., TPAMI 2019).
 
     Args:
         channels: C of the maps.
-        normalize_positions: each position at length 1 before, as CosPlace and the VG benchmark do it.
-        normalize_channels: each channel at length 1 over all positions before, instead.
-        p: to begin with.
-        eps: the least value, so that the power has a gradient.
+        normalize_positions: L2-normalise each position before, as CosPlace and the VG benchmark do.
+        normalize_channels: L2-normalise each channel over all positions before, instead.
+        p: initial p.
+        eps: lower bound of values, for a finite gradient of the power.
     """
 
     def __init__(
@@ -57,7 +55,7 @@ class GeneralizedMean(nn.Module):
 
 
 class SumPooling(nn.Module):
-    """SPoC: the sum over positions, as their mean, which is the same at length 1 (Babenko & Lempitsky, ICCV 2015)."""
+    """SPoC as a mean over positions, equal to the sum after normalisation (Babenko & Lempitsky, ICCV 2015)."""
 
     def __init__(self, channels: int, *, normalize_positions: bool = False) -> None:
         super().__init__()
@@ -81,12 +79,12 @@ class MaxPooling(nn.Module):
 
 
 class RegionalMaxPooling(nn.Module):
-    """R-MAC: MAC of the map and of squares at several sizes, each at length 1, summed (Tolias et al., ICLR 2016).
+    """R-MAC: normalised MACs of the map and of squares at several sizes, summed (Tolias et al., ICLR 2016).
 
     Args:
         channels: C of the maps.
-        levels: sizes of squares.
-        overlap: of neighbours along the longer side at the first level; there may be 2 to 7 of them.
+        levels: number of square sizes.
+        overlap: wanted overlap of neighbours along the longer side at the first level.
     """
 
     def __init__(
@@ -109,8 +107,8 @@ class RegionalMaxPooling(nn.Module):
 def squares(height: int, width: int, levels: int, overlap: float) -> Iterator[tuple[int, int, int]]:
     """Top row, left column and side of R-MAC's squares on a map.
 
-    At level l = 1, 2, … the side is 2 s / (l + 1), s being the shorter side of the map; l of them lie along that and
-    l + e along the longer one, evenly. e makes the overlap at the first level come nearest to the wanted one.
+    At level l = 1, 2, … the side is 2 s / (l + 1), with s the shorter side of the map; l squares lie along the shorter
+    side and l + e along the longer one, evenly spaced. e in 1 … 6 gives the overlap nearest to the wanted one.
     """
     short, long = sorted((height, width))
     extra = 0
@@ -135,7 +133,7 @@ def _at_unit_length(vectors: Tensor) -> Tensor:
 
 
 class ResidualRetrieval(nn.Module):
-    """RRM: the mean, then a perceptron beside it, between two layer norms (Kordopatis-Zilos et al., 2021)."""
+    """RRM: mean, then a residual perceptron between two layer norms (Kordopatis-Zilos et al., 2021)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -152,7 +150,7 @@ class ResidualRetrieval(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """The class token, the first of those that are no positions."""
+    """The class token, which is the first token without position."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -164,7 +162,7 @@ class ClassToken(nn.Module):
 
 
 class FirstPosition(nn.Module):
-    """The position top left: what the VG benchmark takes for the class token of a CCT, which has none."""
+    """The top left position, which the VG benchmark takes as the class token of a CCT."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,7 +174,7 @@ class FirstPosition(nn.Module):
 
 
 class SequencePooling(nn.Module):
-    """SeqPool: positions weighed by the softmax of a learned score (CCT, Hassani et al., 2021)."""
+    """SeqPool: positions weighted by the softmax of a learned score (CCT, Hassani et al., 2021)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How long embeddings are in a loss. Knows nothing about what made them."""
+"""Scale of embeddings in a loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from geoloc.errors import ConfigError
 
 
 class EmbeddingScale(nn.Module):
-    """How long embeddings are in a loss; Statewide's are 6 long, so that logits are 36 times a cosine.
+    """Scale of both embeddings in a loss; Statewide's is 6, so logits are 36 times a cosine.
 
-    Embeddings themselves stay unit vectors, as the index stores them: give losses the `temperature`.
+    Embeddings stay unit vectors, as the index stores them: give losses the `temperature`.
 
     Args:
-        scale: of both vectors.
-        learnable: whether it trains, as a logarithm, so that it stays positive.
+        scale: length of both vectors.
+        learnable: whether its logarithm is trained.
 
     Raises:
         ConfigError: the scale is not positive.
@@ -36,5 +36,5 @@ class EmbeddingScale(nn.Module):
             self.register_buffer("log_scale", value)
 
     def temperature(self) -> Tensor:
-        """1 / scale², which divides cosines."""
+        """1 / scale², the divisor of cosines."""
         return torch.exp(-2 * self.log_scale)

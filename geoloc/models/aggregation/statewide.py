@@ -1,7 +1,6 @@
-"""Statewide's aggregations: one vector from the feature maps of a photo, or of several aerial views of a place.
+"""Statewide's aggregations over the feature maps of a photo, or of several aerial views (Fervers et al., ECCV 2024).
 
-All six are offered by Statewide (Fervers et al., ECCV 2024), whose choice is the spatial softmax. Positions of
-all views are pooled together; no view is special. Each projects to the width that it is asked for.
+Its choice is the spatial softmax. Positions of all views are pooled together, and projected to the wanted width.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from geoloc.models.aggregation.maps import FeatureMap
 
 
 class SpatialSoftmax(nn.Module):
-    """Heads that look at some positions of some views: Statewide's pooling.
+    """Statewide's pooling: attention heads over the positions of all views.
 
-    Every head scores each position, and the softmax of its scores over all positions and views weighs its share
-    of a linear projection of the features.
+    Every head scores each position; the softmax of its scores weights a linear projection of the features.
     """
 
     def __init__(self, channels: int, dim: int, heads: int) -> None:
@@ -32,7 +30,7 @@ class SpatialSoftmax(nn.Module):
         """(B, V, …) -> (B, dim), head by head."""
         x = self.norm(maps.positions())
         weights = self.score(x).softmax(1)  # (B, P, heads)
-        # A head's weights sum to 1, so pooling before projecting gives the same, without (B, P, dim) in memory.
+        # A head's weights sum to 1, so pooling before projecting is equal, and needs no (B, P, dim) in memory.
         pooled = torch.einsum("bph,bpc->bhc", weights, x)
         weight = self.value.weight.unflatten(0, (self.heads, -1))  # (heads, dim / heads, C)
         out = torch.einsum("bhc,hdc->bhd", pooled, weight)
@@ -67,9 +65,9 @@ class NormalizedMean(nn.Module):
 
 
 class SpatialMixtureDecoder(nn.Module):
-    """Positions mixed by a perceptron, then weighed by heads that know where they are (Statewide's SMD).
+    """Positions mixed by a perceptron, then pooled by heads with a weight per position (Statewide's SMD).
 
-    Its weights belong to positions, so it takes maps of one size only. A head is dim / heads channels wide.
+    Its weights belong to positions, so all maps must have one size. A head has dim / heads channels.
     """
 
     def __init__(self, channels: int, dim: int, heads: int, num_positions: int) -> None:
@@ -92,10 +90,10 @@ class SpatialMixtureDecoder(nn.Module):
 
 
 class SpatialAwareAggregation(nn.Module):
-    """Heads whose weights over positions are read off the positions' mean channel (SAFA, Shi et al. 2019).
+    """Heads with position weights computed from the mean over channels (SAFA, Shi et al. 2019).
 
-    Its weights belong to positions, so it takes maps of one size only. As in Statewide, channels are projected
-    first and positions are halved on both axes by max pooling.
+    Its weights belong to positions, so all maps must have one size. As in Statewide, channels are projected first, and
+    max pooling halves both axes.
     """
 
     def __init__(

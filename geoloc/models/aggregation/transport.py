@@ -1,4 +1,4 @@
-"""Positions dealt out to clusters by optimal transport, with one place for what says nothing: SALAD's aggregation."""
+"""Optimal-transport aggregation (SALAD): soft assignment of local features to clusters and a dustbin."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.nn import functional
 from geoloc.models.aggregation.maps import FeatureMap
 from geoloc.models.aggregation.pooling import grid_of
 
-STEPS = 3  # of Sinkhorn's algorithm
+STEPS = 3  # iterations of Sinkhorn's algorithm
 
 
 def transport_plan(scores: Tensor, dustbin: Tensor) -> Tensor:
-    """How much of each position goes to each cluster, (B, K, P), (1,) or () -> (B, K, P).
+    """Share of each position in each cluster, (B, K, P), (1,) or () -> (B, K, P).
 
-    The entropic optimal transport between P positions of one unit each, and K clusters that take one unit each beside a
-    dustbin that takes the other P - K: a few of Sinkhorn's alternating normalisations in logarithms (Cuturi, 2013;
-    Izquierdo & Civera, CVPR 2024, section 3.2). P is larger than K.
+    Entropic optimal transport between P positions of mass 1 and K clusters of mass 1 with a dustbin of mass P - K, by a
+    few of Sinkhorn's normalisations in logarithms (Cuturi, 2013; Izquierdo & Civera, CVPR 2024, section 3.2). P must be
+    larger than K.
     """
     clusters, positions = scores.shape[1:]
     extended = torch.cat([scores, dustbin.reshape(1, 1, 1).expand(len(scores), 1, positions)], 1)
@@ -33,14 +33,14 @@ def transport_plan(scores: Tensor, dustbin: Tensor) -> Tensor:
 
 
 class OptimalTransport(nn.Module):
-    """Sums of positions' features by cluster, each at length 1, after the class token's: SALAD.
+    """SALAD: normalised sums of the positions' features per cluster, after a projection of the class token.
 
     Args:
         channels: C of the maps.
         clusters: K.
         cluster_dim: d of a cluster's sum.
-        token_dim: t of the class token's part.
-        hidden_dim: of the three perceptrons.
+        token_dim: t of the class token's projection.
+        hidden_dim: hidden width of the three perceptrons.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class OptimalTransport(nn.Module):
         self.dustbin = nn.Parameter(torch.ones(()))
 
     def forward(self, maps: FeatureMap) -> Tensor:
-        """(B, 1, …) -> (B, t + d K) of length 1: the token's part, then dimension by dimension."""
+        """(B, 1, …) -> (B, t + d K) of length 1: the token's projection, then dimension by dimension."""
         grid = grid_of(maps)
         plan = transport_plan(self.score(grid).flatten(2), self.dustbin)
         sums = self.feature(grid).flatten(2) @ plan.transpose(1, 2)  # (B, d, K)

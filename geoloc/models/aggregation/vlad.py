@@ -1,4 +1,4 @@
-"""What a map's positions differ by from cluster centres: NetVLAD, and CRN, which also asks where to look."""
+"""Residuals of positions to cluster centres: NetVLAD, and CRN with a learned attention mask."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from geoloc.models.aggregation.pooling import grid_of
 
 
 def local_descriptors(maps: FeatureMap, per_picture: int, generator: torch.Generator) -> Tensor:
-    """Unit vectors of random positions, to start a NetVLAD from.
+    """L2-normalised features of random positions, to initialise a NetVLAD.
 
     Args:
-        maps: of B pictures.
-        per_picture: n; the published NetVLADs take 100, of 500 pictures. All positions where there are fewer.
-        generator: draws without replacement; of the CPU.
+        maps: maps of B images.
+        per_picture: n; the published NetVLADs take 100 of each of 500 images. Maps with fewer positions give all.
+        generator: generator on the CPU; samples without replacement.
 
     Returns:
         (B * n, C).
@@ -31,11 +31,10 @@ def local_descriptors(maps: FeatureMap, per_picture: int, generator: torch.Gener
 
 
 class NetVLAD(nn.Module):
-    """Soft assignment of unit positions to clusters, and the sums of what they differ by from the centres.
+    """NetVLAD: soft assignment of normalised positions to clusters, and sums of residuals to the centres.
 
-    V_k = sum over positions of a_k(x) (x - c_k), a = softmax(W x); each V_k at length 1 ("intra-normalisation"), then
-    all of them together (Arandjelović et al., CVPR 2016). `initialize` it before training: random centres are worth
-    little.
+    V_k = sum over positions of a_k(x) (x - c_k), a = softmax(W x); each V_k is normalised, then the whole vector
+    (Arandjelović et al., CVPR 2016). Call `initialize` before training.
 
     Args:
         channels: C of the maps.
@@ -53,7 +52,7 @@ class NetVLAD(nn.Module):
         return self.vlad(grid_of(maps, normalize_positions=True))
 
     def vlad(self, grid: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Unit positions, and how much each counts: (B, C, H, W), (B, 1, H, W) -> (B, K C)."""
+        """From normalised positions and their weights: (B, C, H, W), (B, 1, H, W) -> (B, K C)."""
         positions = grid.flatten(2).transpose(1, 2)  # (B, P, C)
         share = self.assign(positions).softmax(-1)
         if mask is not None:
@@ -63,13 +62,13 @@ class NetVLAD(nn.Module):
 
     @torch.no_grad()
     def initialize(self, descriptors: Tensor, seed: int = 0) -> float:
-        """Centres by k-means, and assignments so steep that the second-best cluster gets a hundredth on average.
+        """Set centres by k-means, and assignments in which the second-best cluster gets a hundredth on average.
 
         W = α c / |c| with α = -ln 0.01 / mean gap between the best and the second-best cosine.
 
         Args:
             descriptors: (N, C) of `local_descriptors`, N at least K; 50,000 in the published NetVLADs.
-            seed: of k-means.
+            seed: seed of k-means.
 
         Returns:
             α.
@@ -97,10 +96,10 @@ class NetVLAD(nn.Module):
 
 
 class CRN(NetVLAD):
-    """NetVLAD whose positions count as much as their surroundings say (Kim et al., CVPR 2017).
+    """NetVLAD with position weights from a context filter (CRN, Kim et al., CVPR 2017).
 
-    The map at half its size goes through filters of 3, 5 and 7; their positive responses, summed and grown again, are
-    the mask. It starts from a trained NetVLAD. (The published one fails on maps with an odd side.)
+    The map at half size goes through filters of size 3, 5 and 7; their positive responses, summed and upsampled, are
+    the weights. It is initialised from a trained NetVLAD. (The published code fails on maps with an odd side.)
     """
 
     def __init__(self, channels: int, clusters: int = 64) -> None:
@@ -121,7 +120,7 @@ class CRN(NetVLAD):
         return self.vlad(grid, self.mask(grid))
 
     def mask(self, grid: Tensor) -> Tensor:
-        """How much each position counts, (B, C, H, W) -> (B, 1, H, W), at least 0."""
+        """Weight of each position, (B, C, H, W) -> (B, 1, H, W), at least 0."""
         small = self.halve(grid)
         context = torch.cat([layer(small) for layer in self.filters], 1).relu().sum(1, keepdim=True)
         return functional.interpolate(context, size=grid.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""PCA as a linear layer, which a checkpoint carries like any other."""
+"""PCA as a linear layer that is part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
 
-MAX_DESCRIPTORS = 16_384  # what the VG benchmark fits on, at most
+MAX_DESCRIPTORS = 16_384  # limit of the VG benchmark
 
 
 @torch.no_grad()
 def fit_pca(layer: nn.Linear, descriptors: Tensor, *, whiten: bool = False) -> None:
-    """Make a layer project on the descriptors' first principal axes: x -> (x - mean) · axes.
+    """Set a layer to the projection on the first principal axes: x -> (x - mean) · axes.
 
-    Each axis points so that its largest coordinate is positive.
+    The sign of each axis makes its largest coordinate positive.
 
     Args:
-        layer: W wide on its input; as many axes as it has outputs.
-        descriptors: (N, W), unit vectors of training images; of more than MAX_DESCRIPTORS, that many are taken at even
-            steps.
-        whiten: each axis has variance 1, too.
+        layer: layer of input width W, with one output per axis.
+        descriptors: (N, W) unit vectors of training images; of more than MAX_DESCRIPTORS, evenly spaced rows are used.
+        whiten: scale each axis to variance 1.
 
     Raises:
-        ConfigError: there are too few descriptors for that many axes, or of another width.
+        ConfigError: too few descriptors for the number of axes, or another width.
     """
     width, dim = layer.in_features, layer.out_features
     descriptors = descriptors[:: -(-len(descriptors) // MAX_DESCRIPTORS) or 1]
@@ -35,7 +34,7 @@ def fit_pca(layer: nn.Linear, descriptors: Tensor, *, whiten: bool = False) -> N
     x = descriptors.double()
     mean = x.mean(0)
     x = x - mean
-    # Of covariance and Gram matrix, the smaller one: both have the same eigenvalues.
+    # The smaller of covariance and Gram matrix; both have the same eigenvalues.
     if width <= len(x):
         variance, axes = torch.linalg.eigh(x.T @ x)
         axes = axes[:, -dim:].flip(1)

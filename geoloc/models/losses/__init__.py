@@ -1,16 +1,15 @@
-"""Training losses as pure functions of tensors; each states its formula's source.
+"""Training losses as pure functions of tensors; each names the source of its formula.
 
-cells.py        which class: a cell, an administrative unit, and the coarser groups above it
-offsets.py      where inside a cell
-regression.py   coordinates without cells
-contrastive.py  embeddings of things that belong together
-margins.py      which place, on the sphere, by a margin: CosFace, ArcFace, SphereFace, EMMS
-pairs.py        places with several photos each, and mined tuples; the miners
-auxiliary.py    what else a photo shows: land cover, climate, side of the road
+cells.py        classes: cells, administrative units and coarser groups
+offsets.py      offsets inside cells
+regression.py   coordinates
+contrastive.py  paired embeddings
+margins.py      margin classifiers: CosFace, ArcFace, SphereFace, EMMS
+pairs.py        places with several photos, mined tuples, and miners
+auxiliary.py    land cover, climate, side of the road, …
 
-Every loss is a scalar. A row whose truth is unknown (class -1, number NaN) counts for nothing; where no row
-counts, the loss is 0 and so are its gradients. Losses over pairs see the rows they are given: with several
-ranks, gather embeddings (with gradient) and labels first. Knows nothing about networks, optimisers or data.
+Every loss is a scalar. Rows with an unknown target (class -1, NaN) are left out; without any row, loss and gradients
+are 0. Losses over pairs use the rows they get: with several ranks, gather embeddings and labels first.
 """
 
 from geoloc.models.losses.auxiliary import AUXILIARY_WIDTHS, auxiliary_losses

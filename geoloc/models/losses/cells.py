@@ -1,4 +1,4 @@
-"""Losses over classes that have a place: cells, administrative units, and the groups that they form."""
+"""Classification losses over cells and administrative units, and their coarser groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses that draw embeddings together and apart: pairs of views, bags of one region, photos and texts."""
+"""Contrastive losses: paired views, bags of a region, photos and texts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def info_nce(
         query: (B, D).
         reference: (B, D); row i belongs to row i of `query`.
         temperature: divides the cosines.
-        valid: (B, B) bool, which pairs (query, reference) count as negatives; the diagonal always counts.
-            Statewide masks pairs that are near each other on the ground: they are no negatives.
+        valid: (B, B) bool, pairs (query, reference) that count as negatives; Statewide masks pairs that are near each
+            other on the ground. The diagonal always counts.
 
     Returns:
         The mean of both directions' cross-entropies.
@@ -35,17 +35,17 @@ def info_nce(
 def info_nce_on_the_ground(
     query: Tensor, reference: Tensor, temperature: Tensor | float, distance_km: Tensor, scale_km: float
 ) -> Tensor:
-    """InfoNCE whose targets are shares instead of ones: of two near references, both are right, the nearer more.
+    """InfoNCE with soft targets: near references share the target.
 
     A row's target is proportional to exp(-d^2 / 2 scale^2) over the batch. With a small scale and pairs far apart
-    it is `info_nce`.
+    it equals `info_nce`.
 
     Args:
         query: (B, D) unit vectors.
         reference: (B, D) unit vectors; row i belongs to row i of `query`.
         temperature: divides the cosines.
-        distance_km: (B, B) on the ground between the places of queries (rows) and references (columns).
-        scale_km: how far apart two places are still nearly the same.
+        distance_km: (B, B) distances on the ground of queries (rows) and references (columns).
+        scale_km: standard deviation of the target.
 
     Returns:
         The mean of both directions' cross-entropies.
@@ -60,8 +60,8 @@ def info_nce_among_images(images: Tensor, positives: Tensor, temperature: float 
     """InfoNCE whose negatives are the batch's own images (OSV-5M's variant).
 
     Args:
-        images: (B, D) of any length; angles count.
-        positives: (B, D); row i shows the same place, or region, as row i of `images`.
+        images: (B, D) of any length.
+        positives: (B, D); row i shows the same place or region as row i of `images`.
         temperature: divides the cosines.
 
     Returns:
@@ -74,16 +74,15 @@ def info_nce_among_images(images: Tensor, positives: Tensor, temperature: float 
 
 
 def mil_nce(images: Tensor, positives: Tensor, label_ids: Tensor, temperature: float = 0.1) -> Tensor:
-    """MIL-NCE: all that shares a label with an anchor is one bag of positives (Miech et al. 2020; OSV-5M).
+    """MIL-NCE: all rows that share an anchor's label are one bag of positives (Miech et al. 2020; OSV-5M).
 
     Over the 2B rows of images and positives, the sum of log sum_{j != i} exp s_ij - log sum_{j != i, same label}
     exp s_ij, s being cosines over the temperature. It is a sum, as in OSV-5M: see `region_mil_nce`.
 
     Args:
-        images: (B, D) of any length; angles count.
+        images: (B, D) of any length.
         positives: (B, D) of any length; row i has the label of row i of `images`.
-        label_ids: (B,) region, or another kind of place; -1 is unknown: such rows are no anchors and no
-            positives, but they are negatives. (OSV-5M pushes them away from everything.)
+        label_ids: (B,) label, such as the region; rows of -1 (unknown) are negatives only, unlike in OSV-5M.
         temperature: divides the cosines.
     """
     features = functional.normalize(torch.cat([images, positives]), dim=-1)
@@ -91,7 +90,7 @@ def mil_nce(images: Tensor, positives: Tensor, label_ids: Tensor, temperature: f
     own = torch.eye(len(features), dtype=torch.bool, device=features.device)
     logits = (features @ features.T / temperature).masked_fill(own, -torch.inf)
     known = labels >= 0
-    # Rows that do not count get all others: the logarithm of an empty sum has no gradient.
+    # Unknown rows get all others as positives: the logarithm of an empty sum has no gradient.
     same = (labels[:, None] == labels) | ~known[:, None]
     bag = logits.masked_fill(~same, -torch.inf).logsumexp(-1)
     return (logits.logsumexp(-1) - bag).masked_fill(~known, 0).sum()
@@ -103,19 +102,19 @@ def region_mil_nce(images: Tensor, positives: Tensor, label_ids: Tensor, tempera
 
 
 def text_nce(images: Tensor, texts: Tensor, label_ids: Tensor, temperature: float = 0.1) -> Tensor:
-    """Photos against the names of their places; all texts of an image's label are right.
+    """Image-text contrast: all texts of an image's label are positives.
 
     Per image log sum_j exp s_ij - log sum_{j: same label} exp s_ij. (OSV-5M's `text-nce` is the sum instead of
     the mean, and leaves an image's own text out of the first sum only, so that it has no lower bound.)
 
     Args:
-        images: (B, D) of any length; angles count.
-        texts: (B, D) of any length; row i names the place of row i of `images`.
-        label_ids: (B,) of the places; -1 is unknown: such images are left out, their texts are negatives.
+        images: (B, D) of any length.
+        texts: (B, D) of any length; row i describes the location of row i of `images`.
+        label_ids: (B,) labels; images of -1 (unknown) are left out, and their texts are negatives.
         temperature: divides the cosines.
 
     Returns:
-        The mean over the images whose label is known.
+        The mean over the images with a known label.
     """
     logits = functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T / temperature
     known = label_ids >= 0
@@ -133,22 +132,21 @@ def decoupled_contrastive_loss(
 ) -> Tensor:
     """Symmetric decoupled contrastive loss with smoothed labels (Statewide, Fervers et al., ECCV 2024).
 
-    The log-probability of candidate j is x_ij - log sum_{k != j} exp x_ik, without itself below the line (Yeh et
-    al., Decoupled Contrastive Learning, 2022). The target is 1 - s for a row's own partner and s shared among
-    its other candidates.
+    The log-probability of candidate j is x_ij - log sum_{k != j} exp x_ik, without j in the denominator (Yeh et al.,
+    Decoupled Contrastive Learning, 2022). The target is 1 - s for a row's own partner, and s is shared equally by its
+    other candidates.
 
     Args:
         query: (B, D) unit vectors.
         reference: (B, D) unit vectors; row i belongs to row i of `query`.
         temperature: divides the cosines; Statewide's vectors have length 6, so 1/36.
-        valid: (B, B) bool, which pairs (query, reference) count as negatives; the diagonal always counts.
-            Statewide leaves out references within one cell, 30 m, of the query: there,
-            `haversine_km(query_latlon_rad[:, None], reference_latlon_rad) > 0.03` in float64.
+        valid: (B, B) bool, pairs (query, reference) that count as negatives; the diagonal always counts. Statewide
+            masks references within one cell, 30 m, of the query.
         label_smoothing: s.
 
     Returns:
-        The mean of both directions; in each, the mean over the rows that have a negative. (Statewide divides
-        by all rows.)
+        The mean of both directions; in each, the mean over the rows that have a negative. (Statewide divides by all
+        rows.)
     """
     logits = query @ reference.T / temperature
     if len(query) < 2:
@@ -162,7 +160,7 @@ def decoupled_contrastive_loss(
 def _decoupled_cross_entropy(logits: Tensor, own: Tensor, keep: Tensor, label_smoothing: float) -> Tensor:
     num_negatives = keep.sum(-1) - 1
     counts = num_negatives > 0
-    keep = keep | ~counts[:, None]  # rows that do not count must still be finite
+    keep = keep | ~counts[:, None]  # rows without negative must stay finite
     log_probs = _decoupled_log_softmax(logits.masked_fill(~keep, -torch.inf))
     shares = label_smoothing / num_negatives.clamp_min(1).to(logits.dtype)
     targets = torch.where(own, 1 - label_smoothing, shares[:, None])
@@ -171,13 +169,13 @@ def _decoupled_cross_entropy(logits: Tensor, own: Tensor, keep: Tensor, label_sm
 
 def _decoupled_log_softmax(logits: Tensor) -> Tensor:
     """x_j - log sum_{k != j} exp x_k over the last axis, which needs two finite values: (N, M) -> (N, M)."""
-    whole = logits.logsumexp(-1, keepdim=True)
-    # Taking exp x_j out of the sum loses all digits where x_j is nearly all of it. That can only be the
-    # largest; its rest is summed anew. All others are at most half of the sum.
+    total = logits.logsumexp(-1, keepdim=True)
+    # Subtracting exp x_j from the sum loses all digits if x_j is nearly all of it. Only the largest can be; for it the
+    # other terms are summed directly.
     is_top = functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
-    share = (logits - whole).masked_fill(is_top, -torch.inf).exp()
+    share = (logits - total).masked_fill(is_top, -torch.inf).exp()
     rest = torch.where(
-        is_top, logits.masked_fill(is_top, -torch.inf).logsumexp(-1, keepdim=True), whole + (-share).log1p()
+        is_top, logits.masked_fill(is_top, -torch.inf).logsumexp(-1, keepdim=True), total + (-share).log1p()
     )
     return logits - rest
 
@@ -192,7 +190,7 @@ def soft_margin_triplet_loss(
         reference: (B, D) unit vectors; row i belongs to row i of `query`.
         temperature: divides the cosines. 1/20 is the weight 10 on squared distances 2 - 2 cos of CVM-Net (Hu et
             al., CVPR 2018) and SAFA; 1/36 is Statewide's alternative loss.
-        valid: (B, B) bool, which pairs (query, reference) count as negatives; the diagonal never does.
+        valid: (B, B) bool, pairs (query, reference) that count as negatives; the diagonal never counts.
 
     Returns:
         The mean over all negatives of queries and of references.

@@ -1,7 +1,8 @@
-"""Classification of places on the sphere: logits in which a place's own class must win by a margin.
+"""Margin classifiers: logits of normalised embeddings and class weights, with a margin on the true class.
 
-All take embeddings of any length (angles count), one weight vector a class, and the true classes, and return logits for
-`class_loss`. A row of class -1 has no margin, and `class_loss` leaves it out.
+The logits are for `class_loss`, which leaves out rows of class -1. pytorch-metric-learning's margin losses are not
+used: its modules own one weight matrix, while CosPlace has a classifier per group, and its ArcFace and SphereFace
+propagate gradients through the margin. Its CosFace equals ours (tested).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def arcface_logits(
 ) -> Tensor:
     """Logits s cos θ, and s cos(min(θ + m, π)) of the true class (ArcFace, CVPR 2019); as `cosface_logits`.
 
-    The margin has no gradient: the true logit pulls as s cos θ does, as in the fork of CosPlace that compared them.
+    The margin has no gradient, as in the CosPlace fork that compared these losses.
     """
     cosines = _cosines(embeddings, weights)
     moved = torch.cos((_angles(cosines) + margin).clamp(max=math.pi))
@@ -90,6 +91,7 @@ MARGIN_LOGITS: dict[str, Callable[..., Tensor]] = {
 
 
 def _cosines(embeddings: Tensor, weights: Tensor) -> Tensor:
+    """Cosines of embeddings and class weights, (B, D), (C, D) -> (B, C)."""
     return functional.normalize(embeddings, dim=-1) @ functional.normalize(weights, dim=-1).T
 
 
@@ -102,6 +104,6 @@ def _is_true(class_ids: Tensor, num_classes: int) -> Tensor:
 
 
 def _where_true(cosines: Tensor, moved: Tensor, class_ids: Tensor) -> Tensor:
-    """Moved cosines of the true classes; the gradients are those of the cosines themselves."""
+    """Moved cosines for the true classes, with the gradients of the plain cosines."""
     step = (moved - cosines.detach()).masked_fill(~_is_true(class_ids, cosines.shape[1]), 0)
     return cosines + step

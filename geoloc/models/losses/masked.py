@@ -1,4 +1,4 @@
-"""The mean over the rows that count. Knows nothing about what the rows are."""
+"""Masked mean."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 def mean_where(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of `values` (N,) where `counts` (N,) bool is true; 0 where none is.
+    """Mean of `values` (N,) where `counts` (N,) bool is true; 0 if there is none.
 
-    The other values may be anything, infinite too, but their gradients are 0 only if they are finite.
+    The other values may be infinite, but then their gradients are not 0.
     """
     return values.masked_fill(~counts, 0).sum() / counts.sum().clamp_min(1)

@@ -7,12 +7,12 @@ from torch.nn import functional
 
 
 def offset_loss(offsets: Tensor, targets: Tensor, beta: float | None = None) -> Tensor:
-    """Squared error of the true cells' offsets, mean over both axes (OSV-5M's `l2_hybrid`).
+    """Mean squared error of the true cells' offsets (OSV-5M's `l2_hybrid`).
 
     Args:
         offsets: (B, 2) predicted in the true cell.
         targets: (B, 2) from `OffsetHead.target`.
-        beta: if given, errors above beta count linearly (smooth L1), which outliers pull less.
+        beta: if given, smooth L1: linear above beta, which is robust to outliers.
     """
     if beta is None:
         return functional.mse_loss(offsets, targets)

@@ -1,8 +1,8 @@
-"""Losses over a batch of places with several photos each, and over mined tuples; miners choose which pairs count.
+"""Losses over batches of places with several photos each, and over mined tuples; miners select pairs.
 
-Where pytorch-metric-learning (MIT) has one, it is the library's; this file is the only one that knows it. Defaults are
-those of GSV-Cities (Ali-bey et al., Neurocomputing 2022). Embeddings are (B, D) unit vectors, labels (B,) places; rows
-of label -1 are left out, and a batch without pairs has the loss 0.
+Losses and miners of pytorch-metric-learning (MIT) are used where it has them; only this file imports it. Defaults are
+GSV-Cities' (Ali-bey et al., Neurocomputing 2022). Embeddings are (B, D) unit vectors, labels (B,) places; rows of label
+-1 are left out, and a batch without pairs has the loss 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from geoloc.models.losses.masked import mean_where
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which pairs of a batch count, as rows of it.
+    """Selected pairs of a batch, as row indices.
 
-    anchors, positives:           (P,) of one place
-    negative_anchors, negatives:  (N,) of two places
+    Attributes:
+        anchors: (P,) anchors of positive pairs.
+        positives: (P,) positives, of the anchors' places.
+        negative_anchors: (N,) anchors of negative pairs.
+        negatives: (N,) negatives, of other places.
     """
 
     anchors: Tensor
@@ -32,24 +35,20 @@ class Pairs:
     negative_anchors: Tensor
     negatives: Tensor
 
-    def share_of_anchors(self, batch_size: int) -> float:
-        """How many of the photos are an anchor of a positive pair; GSV-Cities' "batch accuracy" is 1 minus that."""
-        return len(self.anchors.unique()) / batch_size if batch_size else 0.0
-
 
 # --- Miners -------------------------------------------------------------------------------------------------
 
 
 def multi_similarity_pairs(embeddings: Tensor, labels: Tensor, *, epsilon: float = 0.1) -> Pairs:
-    """Negatives more similar than the least similar positive - ε, positives less than the best negative + ε.
+    """Negatives more similar than the least similar positive - ε, positives less similar than the best negative + ε.
 
-    Multi-Similarity's miner (Wang et al., CVPR 2019), by cosine.
+    Multi-Similarity miner (Wang et al., CVPR 2019), by cosine.
     """
     return _mine(_library().miners.MultiSimilarityMiner(epsilon=epsilon), embeddings, labels)
 
 
 def semihard_pairs(embeddings: Tensor, labels: Tensor, *, margin: float = 0.1) -> Pairs:
-    """Triplets whose negative is farther than the positive, but by less than the margin (FaceNet, CVPR 2015)."""
+    """Triplets whose negative is farther than the positive, by less than the margin (FaceNet, CVPR 2015)."""
     miner = _library().miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard")
     return _mine(miner, embeddings, labels)
 
@@ -57,7 +56,7 @@ def semihard_pairs(embeddings: Tensor, labels: Tensor, *, margin: float = 0.1) -
 def margin_pairs(
     embeddings: Tensor, labels: Tensor, *, positive_below: float = 0.7, negative_above: float = 0.3
 ) -> Pairs:
-    """Positives whose cosine is below the one threshold, negatives whose cosine is above the other."""
+    """Positives with a cosine below one threshold, negatives with a cosine above the other."""
     miner = _library().miners.PairMarginMiner(
         pos_margin=positive_below, neg_margin=negative_above, distance=_library().distances.CosineSimilarity()
     )
@@ -81,7 +80,7 @@ def multi_similarity_loss(
     Args:
         embeddings: (B, D).
         labels: (B,).
-        pairs: the ones that count, of a miner; all of the batch without.
+        pairs: pairs of a miner; None takes all of the batch.
         alpha: α, of positives (Wang et al., CVPR 2019).
         beta: β, of negatives.
         base: λ.
@@ -101,10 +100,7 @@ def pairwise_contrastive_loss(
     positive_margin: float = 0.0,
     negative_margin: float = 1.0,
 ) -> Tensor:
-    """Distances of positives beyond one margin, plus what negatives lack of the other (Hadsell et al., CVPR 2006).
-
-    Each the mean over the pairs for which it is not 0.
-    """
+    """Mean of [d - m+]+ over positives plus mean of [m- - d]+ over negatives, where not 0 (Hadsell et al., 2006)."""
     loss = _library().losses.ContrastiveLoss(pos_margin=positive_margin, neg_margin=negative_margin)
     return _loss(loss, embeddings, labels, pairs)
 
@@ -117,21 +113,21 @@ def circle_loss(
     margin: float = 0.4,
     scale: float = 80.0,
 ) -> Tensor:
-    """Circle loss: a pair's similarity counts the more, the farther it is from where it should be (CVPR 2020)."""
+    """Circle loss: pairs are weighted by the distance to their optimum (Sun et al., CVPR 2020)."""
     return _loss(_library().losses.CircleLoss(m=margin, gamma=scale), embeddings, labels, pairs)
 
 
 def supervised_contrastive_loss(
     embeddings: Tensor, labels: Tensor, pairs: Pairs | None = None, *, temperature: float = 0.07
 ) -> Tensor:
-    """SupCon: each positive against all others, the mean over an anchor's positives (Khosla et al., NeurIPS 2020)."""
+    """SupCon: each positive against all others, mean over an anchor's positives (Khosla et al., NeurIPS 2020)."""
     return _loss(_library().losses.SupConLoss(temperature=temperature), embeddings, labels, pairs)
 
 
 def nt_xent_loss(
     embeddings: Tensor, labels: Tensor, pairs: Pairs | None = None, *, temperature: float = 0.07
 ) -> Tensor:
-    """NT-Xent: each positive pair against the anchor's negatives, the mean over pairs (Sohn, NIPS 2016)."""
+    """NT-Xent: each positive pair against the anchor's negatives, mean over pairs (Sohn, NIPS 2016)."""
     return _loss(_library().losses.NTXentLoss(temperature=temperature), embeddings, labels, pairs)
 
 
@@ -170,13 +166,13 @@ def batch_triplet_loss(
 def centroid_triplet_loss(
     embeddings: Tensor, labels: Tensor, pairs: Pairs | None = None, *, margin: float = 0.05
 ) -> Tensor:
-    """Photos are nearer to the others of their place than to any other place (Wieczorek et al., 2021).
+    """Mean of [d(a, c_own) - d(a, c_other) + m]+ where it is not 0 (centroid triplets, Wieczorek et al., 2021).
 
-    [d(a, c_own) - d(a, c_other) + m]+, d Euclidean between unit vectors, c_own the direction of the mean over a place's
-    photos without the anchor, c_other that over all of another place's; the mean over those that are not 0.
+    d is Euclidean between unit vectors, c_own the direction of the mean over a place's photos without the anchor, and
+    c_other that over all photos of another place.
 
     Args:
-        pairs: count for nothing: centroids are of whole places.
+        pairs: ignored, because centroids use whole places.
     """
     known = labels >= 0
     if not known.any():
@@ -185,12 +181,12 @@ def centroid_triplet_loss(
     places, place = labels.unique(return_inverse=True)
     member = functional.one_hot(place, len(places)).to(x.dtype)  # (B, P)
     sums = member.T @ x
-    # A place of one photo has no others, and its sum without the anchor no direction.
+    # A place of one photo has no others, and their sum no direction.
     others = torch.where((member.sum(0)[place] > 1)[:, None], sums[place] - x, x.detach())
     own = (x - functional.normalize(others, dim=-1)).square().sum(-1)
     away = (x[:, None] - functional.normalize(sums, dim=-1)).square().sum(-1)
     counts = (member == 0) & (member.sum(0)[place] > 1)[:, None]
-    # The root of 0 has no gradient.
+    # The square root has no gradient at 0.
     excess = own.clamp_min(1e-12).sqrt()[:, None] - away.clamp_min(1e-12).sqrt() + margin
     active = counts & (excess > 0)
     return mean_where(excess.flatten(), active.flatten())
@@ -204,8 +200,8 @@ def mined_triplet_loss(query: Tensor, positive: Tensor, negatives: Tensor, *, ma
 
     Args:
         query: (B, D).
-        positive: (B, D), the best one of each query.
-        negatives: (B, N, D), 10 hard ones in the benchmark.
+        positive: (B, D), the best positive of each query.
+        negatives: (B, N, D), 10 hard negatives in the benchmark.
         margin: m.
     """
     queries, positives = (x[:, None].expand_as(negatives) for x in (query, positive))
@@ -222,13 +218,13 @@ def sare_independent_loss(query: Tensor, positive: Tensor, negatives: Tensor) ->
 
 
 def sare_joint_loss(query: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
-    """SARE-joint: the same with all negatives of a query in one softmax, and, as in the benchmark, also over B N."""
+    """SARE-joint: `sare_independent_loss` with all negatives of a query in one softmax, divided by B N as well."""
     near, far = _squared_distances(query, positive, negatives)
     return -torch.cat([-near, -far], 1).log_softmax(1)[:, 0].mean() / negatives.shape[1]
 
 
 def _squared_distances(query: Tensor, positive: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """To the positive (B, 1), and to the negatives (B, N)."""
+    """Squared distances to the positive (B, 1), and to the negatives (B, N)."""
     near = (query - positive).square().sum(-1, keepdim=True)
     return near, (query[:, None] - negatives).square().sum(-1)
 
@@ -286,8 +282,8 @@ def _loss(loss: Any, embeddings: Tensor, labels: Tensor, pairs: Pairs | None) ->
     rows = torch.nonzero(labels >= 0).flatten()
     chosen: tuple[Tensor, ...] | None = None
     if pairs is not None:
-        place = torch.zeros_like(labels).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
+        position = torch.zeros_like(labels).index_copy(0, rows, torch.arange(len(rows), device=rows.device))
         of_batch = (pairs.anchors, pairs.positives, pairs.negative_anchors, pairs.negatives)
-        chosen = tuple(place[index] for index in of_batch)
+        chosen = tuple(position[index] for index in of_batch)
     value: Tensor = loss(embeddings[rows], labels[rows], chosen)
     return value

@@ -16,9 +16,9 @@ def great_circle_loss_km(latlon_rad: Tensor, target_latlon_rad: Tensor) -> Tenso
 
 
 def latlon_l1_loss(latlon_rad: Tensor, target_latlon_rad: Tensor) -> Tensor:
-    """Absolute error in radians, mean over both axes (OSV-5M's regression), (B, 2), (B, 2) -> ().
+    """Mean absolute error in radians (OSV-5M's regression), (B, 2), (B, 2) -> ().
 
-    Longitudes go the short way around the Earth, where OSV-5M takes 179 and -179 degrees for opposites.
+    Longitudes are compared the short way around the Earth; OSV-5M does not wrap them.
     """
     latitude, longitude = (latlon_rad - target_latlon_rad).unbind(-1)
     turn = 2 * math.pi
@@ -27,16 +27,15 @@ def latlon_l1_loss(latlon_rad: Tensor, target_latlon_rad: Tensor) -> Tensor:
 
 
 def haversine_km(a_latlon_rad: Tensor, b_latlon_rad: Tensor) -> Tensor:
-    """Great-circle distance on the mean sphere, (…, 2), (…, 2) -> (…) km.
+    """Great-circle distance on the mean sphere, (…, 2), (…, 2) -> (…) km, for training.
 
-    Made for training: gradients are finite everywhere, and 0 within a metre of the target and within 4 km of
-    its antipode, where the distance itself stands still. `quadtree.sphere` has the exact one.
+    Gradients are finite everywhere, and 0 within a metre of the target and within 4 km of its antipode.
+    `quadtree.sphere` has the exact distance.
     """
     lat_a, lon_a = a_latlon_rad.unbind(-1)
     lat_b, lon_b = b_latlon_rad.unbind(-1)
     along, across = torch.sin((lat_b - lat_a) / 2), torch.sin((lon_b - lon_a) / 2)
     h = along**2 + torch.cos(lat_a) * torch.cos(lat_b) * across**2
-    # Kept off 0 and 1, where the derivative of the square roots is infinite: 0.6 m, and 4 km to the antipode
-    # (float32 has hardly a number between).
+    # Clamped away from 0 and 1, where the square roots have infinite derivatives: 0.6 m, and 4 km to the antipode.
     h = h.clamp(2.5e-15, 1 - 1e-7)
     return 2 * EARTH_MEAN_RADIUS_KM * torch.atan2(h.sqrt(), (1 - h).sqrt())

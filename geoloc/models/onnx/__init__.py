@@ -1,1 +1,1 @@
-"""Networks as ONNX graphs: written with torch, run without it. The only room that knows onnx and onnxruntime."""
+"""ONNX export and inference. The only package that imports onnx and onnxruntime."""

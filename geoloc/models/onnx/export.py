@@ -1,6 +1,6 @@
-"""A network of torch as one ONNX graph; see `geoloc.models.onnx.graph` for its form.
+"""Export a torch network as one ONNX graph of the form in `geoloc.models.onnx.graph`.
 
-Backbone and heads are traced one by one and joined, so that the backbone can be quantised by itself.
+Backbone and heads are traced separately and joined, so that the backbone can be quantised alone.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from geoloc.errors import ConfigError
 from geoloc.models.network import GeoNetwork
 from geoloc.models.onnx.graph import FEATURES, HEADS, IMAGES, MAX_BYTES, VIEWS, embedding_output, import_onnx
 
-OPSET = 17  # layer norm is one operator from here on
-_IR_VERSION = 8  # of that opset
+OPSET = 17  # the first with layer norm as one operator
+_IR_VERSION = 8  # version of that opset
 _MEAN = "mean_features"
 
 
 @dataclass(frozen=True)
 class TracedNetwork:
-    """Backbone and heads as graphs of their own.
+    """Backbone and heads as separate graphs.
 
     Attributes:
         backbone: images -> features, and embeddings that aggregate feature maps.
-        heads: mean_features -> the heads' outputs; None for a network that has none.
+        heads: mean_features -> the heads' outputs; None without heads.
         feature_dim: D.
-        left_out: roles whose embeddings are in neither: several views together, or a tower of their own.
+        left_out: roles without exported embedding: several views together, or a separate tower.
     """
 
     backbone: Any
@@ -39,7 +39,7 @@ class TracedNetwork:
     left_out: tuple[str, ...]
 
     def joined(self, backbone: Any | None = None) -> bytes:
-        """The whole graph, serialised; with another backbone than the traced one, perhaps.
+        """The joined graph, serialised, optionally with another backbone.
 
         Raises:
             ConfigError: it is too large for one file.
@@ -48,7 +48,7 @@ class TracedNetwork:
         graph = _joined(onnx, backbone or self.backbone, self.heads, self.feature_dim)
         if graph.ByteSize() > MAX_BYTES:
             raise ConfigError(
-                f"the graph has {graph.ByteSize():,} bytes, and an ONNX file that keeps its weights has at most "
+                f"the graph has {graph.ByteSize():,} bytes, and an ONNX file with weights has at most "
                 f"{MAX_BYTES:,}: this network is too large to be exported"
             )
         onnx.checker.check_model(graph)
@@ -60,11 +60,11 @@ def trace(network: GeoNetwork, size_hw: tuple[int, int]) -> TracedNetwork:
     """Trace a network on the CPU.
 
     Args:
-        network: in evaluation mode.
-        size_hw: height and width of the pictures; they become constants.
+        network: network in evaluation mode.
+        size_hw: height and width of the images, which become constants.
 
     Raises:
-        ConfigError: a part of it has no form in ONNX.
+        ConfigError: a part of it cannot be exported.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     import_onnx()
@@ -121,10 +121,10 @@ def _graph(module: nn.Module, example: Tensor, name: str, outputs: list[str]) ->
     buffer = io.BytesIO()
     module = module.eval()
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # ONNX knows attention as its parts
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention cannot be exported
     try:
         with warnings.catch_warnings():
-            # The tracing exporter is the one that needs no package beyond onnx; torch announces another.
+            # The tracing exporter needs no package beyond onnx; torch warns that it is deprecated.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
@@ -136,16 +136,16 @@ def _graph(module: nn.Module, example: Tensor, name: str, outputs: list[str]) ->
                 opset_version=OPSET,
                 dynamo=False,
             )
-    except Exception as error:  # whatever an operator without a form in ONNX may raise
+    except Exception as error:  # errors of operators that cannot be exported
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"this network has no form in ONNX: {reason}") from error
+        raise ConfigError(f"this network cannot be exported to ONNX: {reason}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     return onnx.load_model_from_string(buffer.getvalue())
 
 
 def _joined(onnx: Any, backbone: Any, heads: Any, feature_dim: int) -> Any:
-    """Backbone, the mean over views, heads."""
+    """Graph of the backbone, the mean over views, and the heads."""
     helper, kinds = onnx.helper, onnx.TensorProto
     views = helper.make_tensor_value_info(VIEWS, kinds.INT64, [1])
     graphs = [onnx.compose.add_prefix(backbone, "backbone/", rename_inputs=False, rename_outputs=False)]

@@ -1,10 +1,10 @@
-"""What a graph of ours looks like, and the refusal of any other: a file from elsewhere is data, and not trusted.
+"""Form of our ONNX graphs, and checks that refuse any other.
 
     images (N, 3, S, S), views (1,) -> features (N, D) and the heads' outputs, (N / views, …)
 
-N pictures are N / views images of as many views each, whose features are averaged before the heads; views is 1 unless
-it is given. Embeddings that aggregate feature maps are of pictures, (N, dim). A graph holds all of its weights, uses
-operators of the ONNX standard alone, and has no branches and loops.
+N images are N / views locations with `views` views each (default 1), whose features are averaged before the heads.
+Embeddings that aggregate feature maps are per image, (N, dim). A graph contains all of its weights, standard operators
+only, and no control flow.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from geoloc.errors import CheckpointError, MissingDependencyError
 
 IMAGES, VIEWS, FEATURES = "images", "views", "features"
 HEADS = ("cell_logits", "offsets", "latlon_rad")
-MAX_BYTES = 2**31 - 1  # of a protocol buffer
+MAX_BYTES = 2**31 - 1  # limit of a protocol buffer
 
 _STANDARD = ("", "ai.onnx")
 
 
 def embedding_output(role: str) -> str:
-    """What the output with a role's embeddings is called."""
+    """Name of the output with a role's embeddings."""
     return f"embedding_{role}"
 
 
 @dataclass(frozen=True)
 class CheckedGraph:
-    """The bytes of a graph that was looked through.
+    """A checked graph.
 
     Attributes:
-        data: of the file.
-        num_parameters: numbers that it holds.
+        data: bytes of the file.
+        num_parameters: number of weights.
     """
 
     data: bytes
@@ -43,10 +43,10 @@ class CheckedGraph:
 
 
 def read_graph(path: Path) -> CheckedGraph:
-    """Read a graph, and refuse one that would touch anything but itself.
+    """Read and check a graph.
 
     Raises:
-        CheckpointError: it is too large, no ONNX, refers to other files, or uses what our graphs do not.
+        CheckpointError: it is too large, no ONNX file, refers to other files, or has unsupported parts.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     onnx = import_onnx()
@@ -57,14 +57,14 @@ def read_graph(path: Path) -> CheckedGraph:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # of whichever protocol buffers are installed
+    except Exception as error:  # depends on the installed protobuf version
         raise CheckpointError(f"{path} is not a readable ONNX file: {error}; {_REMEDY}") from error
     if complaint := next(_complaints(model, onnx.TensorProto.EXTERNAL), None):
-        raise CheckpointError(f"{path} {complaint}, and our graphs do not: it is refused. {_REMEDY}")
+        raise CheckpointError(f"{path} {complaint}, which our graphs do not: it is refused. {_REMEDY}")
     return CheckedGraph(data, sum(math.prod(tensor.dims) for tensor in model.graph.initializer))
 
 
-_REMEDY = "Export the model again, or fetch it from who made it"
+_REMEDY = "Export the model again, or download it again from its author"
 
 
 def _complaints(model: Any, external: int) -> Iterator[str]:

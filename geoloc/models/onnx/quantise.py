@@ -1,12 +1,11 @@
-"""The backbone's arithmetic in 8 bits, with ranges from real pictures, as far as the answers stay what they are.
+"""8-bit quantisation of a backbone, with ranges from real images, as long as the most probable cells stay.
 
-Weights have a scale for each output channel, activations one for each tensor; what is between stays in float32. What
-is quantised are convolutions and products with weights: attention's products of two activations, and all heads, stay. A
-clip or a ReLU goes with the operator before it, whose range would else be that before the clip.
+Weights have a scale per output channel, activations one per tensor. Convolutions and products with weights are
+quantised; attention's products of two activations, and all heads, stay in float32. A clip or ReLU is quantised with the
+operator before it, so that the range is that after the clip.
 
-A trunk of depthwise convolutions with linear bottlenecks (MobileNet, EfficientNet) does not bear 8 bits everywhere: its
-first layers and the sums that it passes on need more. So operators stay in float32 from the front on, as many as it
-takes.
+In trunks of depthwise convolutions with linear bottlenecks (MobileNet, EfficientNet) 8 bits may be too few in the first
+layers. So operators stay in float32 from the first one on, as many as needed.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ from geoloc.errors import CheckpointError, ConfigError
 from geoloc.models.onnx.export import TracedNetwork
 from geoloc.models.onnx.graph import HEADS, IMAGES, import_onnx
 
-# See `agreement`. Of pictures unlike those given about five times as many change: `earthview` on ETOPO1's relief, with
-# judges from photographic mosaics, keeps 99.1 % where the judges say 99.8 %, and 98.4 % where they say 99.7 %.
+# See `agreement`. On images unlike those given about five times as many cells change: `earthview` on ETOPO1's relief,
+# judged by photographic mosaics, keeps 99.1 % where the judges give 99.8 %, and 98.4 % where they give 99.7 %.
 LEAST_AGREEMENT = 0.998
 _WITH_WEIGHTS, _CUT = ("Conv", "Gemm", "MatMul"), ("Clip", "Relu")
 _BATCH = 16
@@ -33,12 +32,12 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class Quantised:
-    """A graph with operators in 8 bits.
+    """A graph with 8-bit operators.
 
     Attributes:
         data: the whole graph, serialised.
-        num_quantised: convolutions and products with weights in 8 bits.
-        num_operators: that the backbone has of them.
+        num_quantised: number of 8-bit convolutions and products with weights.
+        num_operators: number of these operators in the backbone.
     """
 
     data: bytes
@@ -49,17 +48,17 @@ class Quantised:
 def quantise(
     traced: TracedNetwork, pictures: NDArray[np.float32], least_agreement: float = LEAST_AGREEMENT
 ) -> Quantised:
-    """A traced network with as much of its backbone in 8 bits as keeps the most probable cells.
+    """Quantise as much of a backbone as keeps the most probable cells.
 
     Args:
-        traced: the network; without a cell head all of its backbone is quantised.
-        pictures: (N, 3, S, S), like those that the model will meet, two hundred or more: every other one sets the
-            ranges, and the rest judge.
-        least_agreement: share of the pictures whose most probable cell must stay, in (0, 1]; see `agreement`.
+        traced: the network; without a cell head the whole backbone is quantised.
+        pictures: (N, 3, S, S) images of the model's domain, two hundred or more: every other one sets the ranges, and
+            the rest measure the agreement.
+        least_agreement: share of the images whose most probable cell must stay, in (0, 1]; see `agreement`.
 
     Raises:
-        ConfigError: `least_agreement` is no such share.
-        CheckpointError: not even the last operator bears it.
+        ConfigError: `least_agreement` is not in (0, 1].
+        CheckpointError: no operator can be quantised.
     """
     if not 0 < least_agreement <= 1:
         raise ConfigError(f"least_agreement is a share in (0, 1]; found {least_agreement}")
@@ -78,7 +77,7 @@ def quantise(
         def candidate(first: int) -> bytes:
             return traced.joined(_in_8_bits(onnx.load(prepared), set(operators[first:]), ranges))
 
-        # The fewest operators in float32 before the first one in 8 bits, by bisection; all but always it is 0.
+        # Bisection for the smallest number of float32 operators before the first 8-bit one; usually 0.
         good, bad, data = len(operators), -1, b""
         first = 0
         while good - bad > 1:
@@ -90,14 +89,14 @@ def quantise(
             first = (good + bad) // 2
     if not data:
         raise CheckpointError(
-            f"no operator of the backbone bears 8 bits: on {len(judges)} images the most probable cell would stay for "
-            f"less than {least_agreement:.1%}. Export in fp32, or ask for less (least_agreement)"
+            f"no operator of the backbone can be quantised: on {len(judges)} images the most probable cell would stay "
+            f"for less than {least_agreement:.1%}. Export in fp32, or lower least_agreement"
         )
     return Quantised(data, len(operators) - good, len(operators))
 
 
 def _operators(graph: Any) -> Iterator[Any]:
-    """What can be quantised, in the order of the graph."""
+    """The operators that can be quantised, in the order of the graph."""
     weights = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type in _WITH_WEIGHTS and node.input[1] in weights:
@@ -105,7 +104,7 @@ def _operators(graph: Any) -> Iterator[Any]:
 
 
 def _ranges(prepared: Path, pictures: NDArray[np.float32], augmented: Path) -> Any:
-    """Least and largest value of every activation that could be quantised."""
+    """Smallest and largest value of every activation that could be quantised."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     calibrator = create_calibrator(
@@ -141,11 +140,10 @@ def _in_8_bits(model: Any, names: set[str], ranges: Any) -> Any:
 
 
 def agreement(expected: NDArray[np.float32], found: NDArray[np.float32] | None) -> float:
-    """Share of pictures whose most probable cell stays, as far as few pictures can tell, (N, C), (N, C) -> ().
+    """Estimated share of images whose most probable cell stays, (N, C), (N, C) -> ().
 
-    A hundred pictures seldom have one whose two best cells are nearly level, and of thousands some do. So the change of
-    the gap between the two best logits, as seen on each picture, is tried on the gap of every other one: the share of
-    all pairs that keep their order.
+    Few images have two best cells of nearly equal logits. So the change of the gap between the two best logits,
+    measured on each image, is applied to the gap of every other image: the share of all pairs that keep their order.
     """
     assert found is not None
     if expected.shape[1] < 2:
@@ -158,7 +156,7 @@ def agreement(expected: NDArray[np.float32], found: NDArray[np.float32] | None) 
 
 
 def _logits(data: bytes, pictures: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """The cell logits of each picture, by a whole graph; None where it has no cell head."""
+    """Cell logits of each image from a whole graph; None without cell head."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -177,7 +175,7 @@ def _batches(pictures: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
 
 
 class _Reader:
-    """What onnxruntime asks for calibration data: one set of inputs after the other, then None."""
+    """Calibration data for onnxruntime: one dict of inputs after the other, then None."""
 
     def __init__(self, pictures: NDArray[np.float32]) -> None:
         self._batches = _batches(pictures)

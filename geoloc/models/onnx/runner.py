@@ -1,4 +1,4 @@
-"""An exported network, run by onnxruntime as `geoloc.models.runner` wants it. Knows nothing about torch."""
+"""ONNX Runtime backend of `geoloc.models.runner`, without torch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Arrays = dict[str, NDArray[np.float32]]
 
 
 class OnnxRunner:
-    """See `Runner`; computes on the CPU.
+    """`Runner` of an exported network, on the CPU.
 
     Args:
-        path: of the graph; what it holds is looked through before it is run.
-        config: of the network that was exported.
-        num_cells: C of the cell head; 0 without.
-        num_threads: of onnxruntime; None is one for each core.
+        path: path of the graph; it is checked before it is run.
+        config: config of the exported network.
+        num_cells: C of the cell head; 0 without cell head.
+        num_threads: threads of onnxruntime; None for one per core.
 
     Attributes:
-        path: as given.
-        num_parameters: numbers that the graph holds.
+        path: path of the graph.
+        num_parameters: number of weights in the graph.
 
     Raises:
-        CheckpointError: the graph is damaged, does what ours do not, or does not fit the config.
+        CheckpointError: the graph is damaged, has unsupported parts, or does not fit the config.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
 
@@ -43,10 +43,10 @@ class OnnxRunner:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or 0
-        options.log_severity_level = 3  # errors; its warnings are about graphs in general
+        options.log_severity_level = 3  # errors only; its warnings are general advice
         try:
             session = onnxruntime.InferenceSession(graph.data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has a dozen types of its own
+        except Exception as error:  # onnxruntime has many exception types
             raise CheckpointError(f"{path} cannot be run: {' '.join(str(error).split())}") from error
         self.path, self.config, self.num_cells = path, config, num_cells
         self.num_parameters = graph.num_parameters
@@ -70,13 +70,13 @@ class OnnxRunner:
             if found != needed.get(name):
                 raise CheckpointError(
                     f"{self.path} gives {found} values as {name!r}, but config.json and the quadtree ask for "
-                    f"{needed.get(name)}; take both from the same checkpoint"
+                    f"{self.path} gives {found} values as {name!r}, but config.json and the quadtree need "
                 )
         for role, embedding in config.embeddings.items():
             found = self._outputs.get(embedding_output(role), [embedding.dim])[-1]
             if found != embedding.dim:
                 raise CheckpointError(
-                    f"{self.path} gives {role!r} embeddings of {found} values, but config.json asks for "
+                    f"{self.path} gives {role!r} embeddings of {found} values, but config.json needs "
                     f"{embedding.dim}; take both from the same checkpoint"
                 )
 
@@ -86,25 +86,25 @@ class OnnxRunner:
         return "cpu"
 
     def as_input(self, pictures: NDArray[np.float32], /) -> NDArray[np.float32]:
-        """See `Runner`; themselves."""
+        """See `Runner`; returns its argument."""
         return pictures
 
     def run(self, images: NDArray[np.float32], views: int = 1) -> Arrays:
-        """All outputs by name, of pictures (N, 3, S, S); see `geoloc.models.onnx.graph`.
+        """All outputs by name for images (N, 3, S, S); see `geoloc.models.onnx.graph`.
 
         Raises:
-            ConfigError: pictures of another shape than the graph was exported for.
+            ConfigError: images of another shape than exported.
         """
         height, width = images.shape[-2:]
         if (height, width) != self._size_hw:
-            raise ConfigError(wrong_shape(self._size_hw, height, width, "so it was exported"))
+            raise ConfigError(wrong_shape(self._size_hw, height, width, "the exported size"))
         feeds = {IMAGES: np.ascontiguousarray(images, np.float32), VIEWS: np.array([views], np.int64)}
         return dict(zip(self._outputs, self._session.run(list(self._outputs), feeds), strict=True))
 
     def read(self, views: Sequence[Any], queries: Queries) -> tuple[HeadOutput, list[NDArray[np.float32]]]:
         """See `Runner`."""
         counts = [len(part) for part in views]
-        if len(set(counts)) > 1:  # one after the other
+        if len(set(counts)) > 1:  # one by one
             parts = [self.read([part], "none" if queries == "none" else "merged") for part in views]
             together = [_joined([getattr(output, name) for output, _ in parts]) for name in HEADS]
             found = [np.concatenate([q[0] for _, q in parts])] if queries != "none" else []
@@ -119,7 +119,7 @@ class OnnxRunner:
             of_views = outputs if aggregated or counts[0] == 1 else self.run(images)
             return head, list(of_views[name].reshape(len(views), counts[0], -1).swapaxes(0, 1))
         found_query = outputs[name]
-        if aggregated:  # of maps, views are averaged as vectors
+        if aggregated:  # vectors of views are averaged instead of features
             mean = found_query.reshape(len(views), counts[0], -1).mean(1)
             found_query = mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
         return head, [found_query]

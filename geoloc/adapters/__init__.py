@@ -1,1 +1,1 @@
-"""Published systems' checkpoints in terms of ours: one thin file each; plain tensor renaming, none of their code."""
+"""Adapters of published checkpoints: one small file per system, which renames tensors and runs none of its code."""

@@ -1,4 +1,4 @@
-"""What an adapter makes of a file."""
+"""Result of an adapter."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from quadtree import Quadtree
 
 @dataclass(frozen=True)
 class Gallery:
-    """Places that a model compares photos with.
+    """Locations that a model compares photos with.
 
     Attributes:
         latlon_deg: (n, 2).
         encode: (m, 2) degrees -> (m, dim), of any length.
-        logit_scale: times a cosine, it is the logarithm of a place's odds.
-        fingerprint: digest of what `encode` is made of.
-        provenance: of the coordinates.
-        licence: of the coordinates.
+        logit_scale: factor from a cosine to a logit.
+        fingerprint: digest of the encoder's tensors.
+        provenance: source of the coordinates.
+        licence: licence of the coordinates.
     """
 
     latlon_deg: NDArray[np.float64]
@@ -41,13 +41,13 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A published checkpoint in our terms, as `Geolocalizer` takes it.
+    """A published checkpoint as our network.
 
     Attributes:
-        network: in evaluation mode.
-        preprocess: as it was published for.
-        quadtree: of a model with cells.
-        gallery: of a model that answers with places of a list.
+        network: network in evaluation mode.
+        preprocess: its published preprocessing.
+        quadtree: cells of a model with cell head.
+        gallery: locations of a retrieval model with a gallery.
     """
 
     network: GeoNetwork
@@ -70,14 +70,14 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def fill(network: _Module, state: dict[str, Tensor], origin: str) -> _Module:
-    """Give a network its tensors, all of them; in evaluation mode afterwards.
+    """Load all tensors of a network, and set it to evaluation mode.
 
     Raises:
-        CheckpointError: one is missing, left over or of another shape.
+        CheckpointError: a tensor is missing, left over or of another shape.
     """
     counters = {name: t for name, t in network.state_dict().items() if name.endswith("num_batches_tracked")}
     try:
-        network.load_state_dict(counters | state)  # files older than PyTorch 1.0 do not count batches
+        network.load_state_dict(counters | state)  # files older than PyTorch 1.0 lack num_batches_tracked
     except RuntimeError as error:
         raise CheckpointError(
             f"{origin} does not fit the network that its shapes describe: {error}"

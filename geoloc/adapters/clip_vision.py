@@ -1,4 +1,4 @@
-"""CLIP's image tower as transformers names its tensors, as open_clip's tower.
+"""CLIP's image tower with transformers' tensor names, as open_clip's tower.
 
 transformers keeps query, key and value apart, and applies the last layer norm to the class token only for the pooled
 output; open_clip packs the three. OpenAI's weights (and MetaCLIP's) were trained with QuickGELU, LAION's with GELU:
@@ -25,19 +25,19 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def clip_pictures(image_size_px: int) -> Preprocess:
-    """The pictures that transformers' CLIPProcessor makes: shorter side bicubic, centre, CLIP's mean and std."""
+    """Preprocessing of transformers' CLIPProcessor: bicubic shorter side, centre crop, CLIP's mean and std."""
     return Preprocess(image_size_px=image_size_px, mean=CLIP_MEAN, std=CLIP_STD, floors_centre=True)
 
 
 @dataclass(frozen=True)
 class ClipVision:
-    """What the shapes of a tower's tensors do not tell."""
+    """Facts about a tower that its tensor shapes do not show."""
 
     num_heads: int
     quick_gelu: bool
 
 
-# Of transformers' config.json in these repositories of the Hub.
+# From transformers' config.json in these repositories of the Hub.
 KNOWN = {
     "openai/clip-vit-base-patch32": ClipVision(12, True),
     "openai/clip-vit-large-patch14": ClipVision(16, True),
@@ -53,10 +53,10 @@ KNOWN = {
 
 
 def find_clip_vision(name: str, folder: Path | None = None) -> ClipVision:
-    """What is known of a tower, by its name on the Hub or from a folder with transformers' config.json.
+    """Facts about a tower, by its name on the Hub or from a folder with transformers' config.json.
 
     Raises:
-        ConfigError: the name is unknown and there is no such folder, or its config.json says something else than CLIP.
+        ConfigError: the name is unknown and there is no such folder, or its config.json describes no CLIP model.
     """
     if name in KNOWN:
         return KNOWN[name]
@@ -80,17 +80,17 @@ def find_clip_vision(name: str, folder: Path | None = None) -> ClipVision:
 def read_clip_vision(
     file: ForeignTensors, prefix: str, known: ClipVision, features: Literal["projected", "cls_before_norm"]
 ) -> tuple[BackboneConfig, dict[str, Tensor]]:
-    """Take a tower's tensors: its config, and its state as `Backbone` names it (`tower.…`).
+    """Take a tower's tensors: its config, and its state with `Backbone`'s names (`tower.…`).
 
     Args:
-        file: of transformers' names.
-        prefix: before `embeddings.…`, such as "backbone.clip.vision_model.".
-        known: what the shapes do not tell.
+        file: tensors with transformers' names.
+        prefix: prefix of `embeddings.…`, such as "backbone.clip.vision_model.".
+        known: facts that the shapes do not show.
         features: "projected" needs `visual_projection` one level above the prefix's last part.
 
     Raises:
         CheckpointError: a tensor is missing.
-        ConfigError: the shapes are those of no such tower.
+        ConfigError: the shapes fit no such tower.
     """
     width, _, patch_px, _ = file.shape(f"{prefix}embeddings.patch_embedding.weight")
     side = round((file.shape(f"{prefix}embeddings.position_embedding.weight")[0] - 1) ** 0.5)
@@ -112,8 +112,8 @@ def read_clip_vision(
     if features == "projected":
         names |= {f"ln_post.{part}": f"post_layernorm.{part}" for part in ("weight", "bias")}
     else:
-        file.drop(f"{prefix}post_layernorm.")  # the features come before it
-    file.drop(f"{prefix}embeddings.position_ids")  # older transformers: the numbers from 0 on
+        file.drop(f"{prefix}post_layernorm.")  # not used by the features
+    file.drop(f"{prefix}embeddings.position_ids")  # in older versions of transformers: the numbers from 0
     state = {new: file.take(prefix + old) for new, old in names.items()}
     for layer in range(layers):
         block, old = f"transformer.resblocks.{layer}.", f"{prefix}encoder.layers.{layer}."

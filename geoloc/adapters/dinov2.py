@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023; with registers: Darcet et al., 2024), in its authors' files or timm's, as timm's towers.
+"""DINOv2 (Oquab et al., 2023; with registers: Darcet et al., 2024) from its authors' or timm's files.
 
 A file has position embeddings for pictures of 518 px. For other sizes they are resampled as DINOv2 itself does it when
 it runs, which differs between towers without and with registers.
@@ -24,18 +24,18 @@ _RENAMED = {"mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2", "register_tokens": "reg_t
 def read_dinov2(
     file: ForeignTensors, prefix: str, image_size_px: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Take a tower's tensors.
+    """Take the tensors of a tower.
 
     Args:
-        file: what holds them.
-        prefix: before `pos_embed`.
-        image_size_px: of the pictures that it will see, a multiple of 14.
+        file: tensors of the file.
+        prefix: prefix of `pos_embed`.
+        image_size_px: side of the images, a multiple of 14.
 
     Returns:
-        Fields of a BackboneConfig, and the state as timm names it.
+        Fields of a BackboneConfig, and the state with timm's names.
 
     Raises:
-        ConfigError: the size is no multiple of 14, or the tower is none of the four sizes.
+        ConfigError: the size is not a multiple of 14, or the tower is none of the four sizes.
         CheckpointError: a tensor is missing.
     """
     if image_size_px < PATCH_PX or image_size_px % PATCH_PX:
@@ -44,13 +44,13 @@ def read_dinov2(
     size = _SIZES.get(positions.shape[-1])
     if size is None or positions.ndim != 3:
         raise ConfigError(
-            f"{file.origin} has a trunk {positions.shape[-1]} wide, and DINOv2's are {', '.join(map(str, _SIZES))}"
+            f"{file.origin} has a trunk of width {positions.shape[-1]}; DINOv2's are {', '.join(map(str, _SIZES))}"
         )
     is_timm = file.has(f"{prefix}reg_token")
-    file.drop(f"{prefix}mask_token")  # of its training
+    file.drop(f"{prefix}mask_token")  # used in its training only
     state = {_timm_name(name): tensor for name, tensor in file.take_all(prefix).items()}
     with_registers = "reg_token" in state
-    if with_registers and is_timm:  # where the class token has its position in itself
+    if with_registers and is_timm:  # timm adds the class token's position to the token
         positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
     resampled = resampled_positions(positions, image_size_px // PATCH_PX, with_registers=with_registers)
     if with_registers:

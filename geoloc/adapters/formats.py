@@ -1,4 +1,4 @@
-"""A folder or file of somebody else's becomes a network of ours: by its format, never by a class path in it."""
+"""Load a published folder or file: detect its format by its tensor names, and convert it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from quadtree import Quadtree
 
 
 def adapt(path: Path, options: Options) -> Adapted:
-    """The model in a folder or file.
+    """The model of a folder or file.
 
     Args:
-        path: as it was published.
-        options: what it does not tell.
+        path: the published folder or file.
+        options: facts that it does not contain.
 
     Raises:
-        CheckpointError: it has none of the formats that we know, or a tensor is missing or left over.
-        ConfigError: it leaves something open that an option must say, or is a network that we do not have.
-        FingerprintMismatchError: the quadtree is not the one that it was trained with.
-        NotFoundError: there is no such file, or something that it needs cannot be reached.
+        CheckpointError: its format is unknown, or a tensor is missing or left over.
+        ConfigError: an option is missing, or the network is not supported.
+        FingerprintMismatchError: the quadtree is not the one of its training.
+        NotFoundError: the file, or another one that it needs, was not found.
     """
     config = read_config(path / "config.json")
     if is_plonk(config):
         raise ConfigError(
-            f"{path} draws places, which a Geolocalizer does not: use "
+            f"{path} samples locations, which a Geolocalizer does not: use "
             "geoloc.localize.sampler.LocationSampler.from_pretrained, or geoloc localize"
         )
     if {"model", "transform"} <= config.keys():
@@ -65,16 +65,16 @@ def adapt(path: Path, options: Options) -> Adapted:
     if is_place_recognition(file):
         return adapt_place_recognition(file, options)
     raise CheckpointError(
-        f"{weights} has none of the formats that geoloc reads (its tensors begin with {', '.join(file.names[:3])}): "
+        f"{weights} has no format that geoloc reads (its tensors begin with {', '.join(file.names[:3])}): "
         "see `geoloc models` for those"
     )
 
 
 def weights_of(path: Path) -> Path:
-    """The file of tensors: the path itself, or the only one in the folder.
+    """Path of the file of tensors: the path itself, or the only such file in the folder.
 
     Raises:
-        NotFoundError: there is none, or it is not clear which.
+        NotFoundError: there is none, or there are several.
     """
     if path.is_file():
         return path
@@ -90,7 +90,7 @@ def weights_of(path: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json, where there is one that is a table."""
+    """The JSON object in config.json; empty if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

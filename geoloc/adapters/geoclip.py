@@ -1,4 +1,4 @@
-"""GeoCLIP (Vivanco Cepeda et al., NeurIPS 2023; MIT): a photo's vector against those of 100,000 places.
+"""GeoCLIP (Vivanco Cepeda et al., NeurIPS 2023; MIT): similarity of a photo to the vectors of 100,000 locations.
 
 Two forms: the package `geoclip` (weights/*.pth and gps_gallery/), and its release on the Hub (config.json with
 `model_type` "geoclip-geolocation"). Neither holds the image tower, OpenAI's CLIP ViT-L/14, which comes from the Hub or
@@ -36,16 +36,16 @@ from geoloc.models.network import GeoNetwork
 MODEL_TYPE = "geoclip-geolocation"
 
 _EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)
-_SCALE = 66.50336  # of the projected coordinates, per half turn
+_SCALE = 66.50336  # scale of the projected coordinates, per half turn
 
 
 def adapt_release(folder: Path, options: Options) -> Adapted:
-    """The model in a folder of the Hub's format.
+    """The model of a folder in the Hub's format.
 
     Raises:
-        ConfigError: config.json is of another version, or names a gallery elsewhere.
+        ConfigError: config.json has another version, or names a gallery elsewhere.
         CheckpointError: a tensor is missing or left over.
-        NotFoundError: the image tower cannot be reached.
+        NotFoundError: the image tower cannot be downloaded.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     gallery, backbone = str(config.get("gallery_file")), config.get("backbone")
@@ -59,11 +59,11 @@ def adapt_release(folder: Path, options: Options) -> Adapted:
 
 
 def adapt_package(folder: Path, options: Options) -> Adapted:
-    """The model in the folder `model` of the package `geoclip`.
+    """The model of the folder `model` of the package `geoclip`.
 
     Raises:
-        CheckpointError: a file is missing or no tensors, or a tensor is missing or left over.
-        NotFoundError: the image tower cannot be reached.
+        CheckpointError: a file is missing or broken, or a tensor is missing or left over.
+        NotFoundError: the image tower cannot be downloaded.
     """
     parts = folder / "weights"
     mlp = ForeignTensors.read(parts / "image_encoder_mlp_weights.pth").take_all("")
@@ -111,7 +111,7 @@ def _adapt(file: ForeignTensors, gallery: Path, tower: Path) -> Adapted:
 
 
 def _read_gallery(path: Path) -> NDArray[np.float64]:
-    """Columns LAT and LON; as float32, which GeoCLIP reads them as."""
+    """Columns LAT and LON, rounded to float32 as GeoCLIP does."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [(float(row["LAT"]), float(row["LON"])) for row in csv.DictReader(file)]
@@ -121,7 +121,7 @@ def _read_gallery(path: Path) -> NDArray[np.float64]:
 
 
 def location_encoder(tensors: dict[str, Tensor], origin: str) -> Callable[[NDArray[np.float64]], Tensor]:
-    """The encoder of places, (n, 2) degrees -> (n, dim), from its tensors (`LocEnc0.capsule.0.b`, …).
+    """The location encoder, (n, 2) degrees -> (n, dim), from its tensors (`LocEnc0.capsule.0.b`, …).
 
     Raises:
         CheckpointError: a tensor is missing or left over.

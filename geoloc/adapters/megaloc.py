@@ -24,20 +24,20 @@ _HEAD = {
 
 
 def is_megaloc(file: ForeignTensors) -> bool:
-    """Whether the names are MegaLoc's."""
+    """Whether the tensor names are MegaLoc's."""
     return file.has("aggregator.agg.dust_bin") and file.has("backbone.patch_embed.")
 
 
 def adapt_megaloc(file: ForeignTensors, options: Options) -> Adapted:
-    """The model in its file of tensors.
+    """The model of a file of tensors.
 
     Args:
-        file: its tensors.
+        file: tensors of the file.
         options: `image_size_px`, a multiple of 14.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: it has another trunk, or the size is no multiple of 14.
+        ConfigError: it has another trunk, or the size is not a multiple of 14.
     """
     size = options.square_px or _PICTURES_PX
     trunk, of_trunk = read_dinov2(file, "backbone.", size)

@@ -1,4 +1,4 @@
-"""What those who load a published file say beside it."""
+"""Options for loading published files."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from geoloc.errors import ConfigError
 
 @dataclass(frozen=True)
 class Options:
-    """What a published file does not tell, for those who load it to say.
+    """Facts that a published file does not contain.
 
     Attributes:
-        quadtree: OSV-5M's table of cells, a .csv; None takes the published one where a model has as many cells.
+        quadtree: OSV-5M's table of cells, a .csv; None takes the published one if the number of cells fits.
         places: OSV-5M's table of the countries, regions, areas or cities that a model classifies:
             `index_to_gps_unique_….pt` or `…_center.csv`.
-        tower: the image tower, where a file leaves open which: its name on the Hub, or a folder with transformers'
+        tower: the image tower, if the file does not define it: its name on the Hub, or a folder with transformers'
             files of it.
-        image_size_px: side of the pictures, or height and width; None is what the model was published for.
-        pooled_size: rows and columns that a Conv-AP leaves.
-        lora_alpha: of OSV-5M's training checkpoints with LoRA.
-        aggregation: of a file whose aggregation has no tensors: "spoc", "mac" or "rmac"; of a CCT, "cls" or "seqpool".
-        l2: of the VG benchmark, its `--l2`: "before_pool", "after_pool" or "none", where a file leaves it open.
+        image_size_px: side of the images, or height and width; None is the published size.
+        pooled_size: rows and columns of the output of Conv-AP.
+        lora_alpha: alpha of OSV-5M's training checkpoints with LoRA.
+        aggregation: for files whose aggregation has no tensors: "spoc", "mac" or "rmac"; for a CCT, "cls" or "seqpool".
+        l2: the VG benchmark's `--l2`: "before_pool", "after_pool" or "none", if the file does not define it.
     """
 
     quadtree: str | Path | None = None
@@ -36,7 +36,7 @@ class Options:
 
     @property
     def square_px(self) -> int | None:
-        """`image_size_px` for a model that sees squares.
+        """`image_size_px` for a model with square images.
 
         Raises:
             ConfigError: it is a rectangle.

@@ -23,19 +23,19 @@ from geoloc.models.config import NetworkConfig
 from geoloc.models.network import GeoNetwork
 from quadtree import Quadtree
 
-LORA_ALPHA = 256.0  # of its only experiment with LoRA, whose rank is 32
-TANH_SCALE = 1.2  # of all its experiments with offsets
+LORA_ALPHA = 256.0  # of its only experiment with LoRA, with rank 32
+TANH_SCALE = 1.2  # in all of its experiments with offsets
 
 
 def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
-    """The model in a folder of the Hub's format: config.json with `model` and `transform`, and model.safetensors.
+    """The model of a folder in the Hub's format: config.json with `model` and `transform`, and model.safetensors.
 
     Args:
-        folder: as it was fetched.
-        quadtree: read from OSV-5M's cell table, `Quadtree.read_osv5m_csv`.
+        folder: the downloaded folder.
+        quadtree: OSV-5M's table of cells, read by `Quadtree.read_osv5m_csv`.
 
     Raises:
-        ConfigError: config.json is of another format.
+        ConfigError: config.json has another format.
         CheckpointError: a tensor is missing or left over.
         FingerprintMismatchError: the quadtree has another number of cells.
     """
@@ -53,19 +53,19 @@ def adapt_hub(folder: Path, quadtree: Quadtree) -> Adapted:
         )
         scale = float(head.get("scale_tanh", TANH_SCALE))
         if not head.get("use_tanh", True):
-            raise ConfigError(f"{path} has a head without tanh, which OSV-5M has published none with")
+            raise ConfigError(f"{path} has a head without tanh, which is not supported")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{path} is no config.json of OSV-5M's format (keys 'model' and 'transform'): {error!r}"
+            f"{path} is not a config.json in OSV-5M's format (keys 'model' and 'transform'): {error!r}"
         ) from error
     file = ForeignTensors.read(folder / "model.safetensors")
     return _adapt(file, tower, folder, Classes(quadtree), scale, preprocess)
 
 
 def is_training_checkpoint(file: ForeignTensors) -> bool:
-    """Whether the names are those that OSV-5M's trainer writes."""
+    """Whether the tensor names are those of OSV-5M's trainer."""
     return file.has("model.backbone.") and file.has("model.mid.")
 
 
@@ -75,20 +75,20 @@ def adapt_training_checkpoint(
     classes: Classes | None = None,
     lora_alpha: float | None = None,
 ) -> Adapted:
-    """The model in a checkpoint that OSV-5M's trainer wrote (`last.ckpt`).
+    """The model of a checkpoint of OSV-5M's trainer (`last.ckpt`).
 
     Args:
-        file: its tensors.
-        tower: of a CLIP, its name on the Hub, or a folder with transformers' config.json of it.
-        classes: for a model that classifies.
-        lora_alpha: that LoRA was trained with, which a checkpoint does not hold; None is its experiment's.
+        file: tensors of the file.
+        tower: for CLIP, its name on the Hub, or a folder with transformers' config.json of it.
+        classes: classes of a classifier.
+        lora_alpha: alpha of LoRA, which a checkpoint does not contain; None is that of its experiment.
 
     Raises:
-        ConfigError: the tower is unknown or not given, or the model classifies and its classes were not given.
+        ConfigError: the tower is unknown or not given, or the classes of a classifier were not given.
         CheckpointError: a tensor is missing or left over.
         FingerprintMismatchError: the classes are others.
     """
-    file.drop("text_model.")  # of training with sentences
+    file.drop("text_model.")  # used in training with sentences only
     alpha = LORA_ALPHA if lora_alpha is None else lora_alpha
     return _adapt(file, tower, None, classes or Classes(), TANH_SCALE, None, alpha)
 
@@ -108,7 +108,7 @@ def _adapt(
     file.remove_prefix("model.")
     _merge_lora(file, lora_alpha)
     tower = read_tower(file, tower_name, folder)
-    file.drop("mid.mlp_aux.")  # land cover, climate, …: not where
+    file.drop("mid.mlp_aux.")  # auxiliary targets: land cover, climate, …
     heads = read_heads(file, classes, tanh_scale)
     file.finish()
     backbone = Backbone(tower.config, load_pretrained=False)
@@ -120,7 +120,7 @@ def _adapt(
 
 
 def _merge_lora(file: ForeignTensors, alpha: float) -> None:
-    """Add what PEFT keeps beside the attentions' projections: W + alpha / r B A (Hu et al., 2022)."""
+    """Merge LoRA updates, which PEFT keeps beside the attentions' projections: W + alpha / r B A (Hu et al., 2022)."""
     prefix = "backbone.base_model.model."
     if not file.has(prefix):
         return

@@ -1,4 +1,4 @@
-"""The heads of OSV-5M's checkpoints: coordinates, angles, cells with or without offsets, and places of a list.
+"""Heads of OSV-5M's checkpoints: coordinates, angles, cells with or without offsets, and locations of a list.
 
 Which one a checkpoint has is read off its tensors and their shapes: `cell_center` among them means offsets from the
 middle of a box; 2 outputs are tanh coordinates and 4 are angles, and others count cells or places. One MLP for logits
@@ -29,12 +29,12 @@ from quadtree.morton import MAX_DEPTH
 
 @dataclass(frozen=True)
 class Heads:
-    """What reads a tower's features.
+    """Heads of a checkpoint.
 
     Attributes:
         configs: fields of a NetworkConfig.
-        state: as `GeoNetwork` names it.
-        quadtree: of the cells; None without cells.
+        state: tensors with `GeoNetwork`'s names.
+        quadtree: quadtree of the cells; None without cells.
     """
 
     configs: dict[str, Any]
@@ -44,7 +44,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Classes:
-    """What a classifier chooses from, as those who load it say.
+    """Classes of a classifier.
 
     Attributes:
         quadtree: OSV-5M's cells.
@@ -59,12 +59,12 @@ def read_heads(file: ForeignTensors, classes: Classes, tanh_scale: float) -> Hea
     """Take the tensors of the heads.
 
     Args:
-        file: without the prefix "model.".
-        classes: for a model that has some.
-        tanh_scale: of the offsets.
+        file: tensors without the prefix "model.".
+        classes: classes of a classifier.
+        tanh_scale: scale of the offsets.
 
     Raises:
-        ConfigError: the model classifies, and nothing or not one thing alone was said about its classes.
+        ConfigError: the model classifies, and not exactly one kind of classes was given.
         CheckpointError: a tensor is missing.
         FingerprintMismatchError: the classes are others.
     """
@@ -78,7 +78,7 @@ def read_heads(file: ForeignTensors, classes: Classes, tanh_scale: float) -> Hea
     if classes.places_deg is not None:
         if classes.quadtree is not None:
             raise ConfigError(
-                f"{file.origin} classifies cells or places: give quadtree= or places=, not both"
+                f"{file.origin} classifies cells or locations: give quadtree= or places=, not both"
             )
         return _places(file, classes.places_deg, whole)
     if num_outputs in (2, 4):
@@ -98,7 +98,7 @@ def _coordinates(mlp: dict[str, Tensor]) -> Heads:
         "tanh" if _num_outputs(mlp) == 2 else "squared_angles",
         "group_norm" if has_norms else "gelu",
     )
-    if not has_norms:  # an Identity stands where a group norm would
+    if not has_norms:  # an Identity replaces the group norm
         mlp = {
             _NUMBERS_WITHOUT_NORMS.get(name.split(".")[0], "?") + name[name.index(".") :]: tensor
             for name, tensor in mlp.items()
@@ -146,29 +146,29 @@ def _check_boxes(file: ForeignTensors, tree: Quadtree) -> None:
 def _checked(file: ForeignTensors, quadtree: Quadtree | None, num_outputs: int) -> Quadtree:
     if quadtree is None:
         raise ConfigError(
-            f"{file.origin} classifies, with {num_outputs} outputs, and does not hold what: give quadtree= OSV-5M's "
+            f"{file.origin} classifies, with {num_outputs} outputs, but names no classes: give quadtree= OSV-5M's "
             "table of cells, a .csv; or places= its table of countries, regions, areas or cities, "
             "index_to_gps_unique_….pt or …_center.csv"
         )
     if num_outputs not in (n := quadtree.num_cells, n + 2, 3 * n):
         raise FingerprintMismatchError(
-            f"{file.origin} has {num_outputs} outputs, which do not go with the {n} cells of the given quadtree; if "
+            f"{file.origin} has {num_outputs} outputs, which do not fit the {n} cells of the given quadtree; if "
             "it classifies countries, regions, areas or cities, give places= their table"
         )
     return quadtree
 
 
 def _places(file: ForeignTensors, places_deg: NDArray[np.float64], mlp: dict[str, Tensor]) -> Heads:
-    """The classes in the order of their cells."""
+    """A classifier whose classes are reordered as their cells."""
     if len(places_deg) != _num_outputs(mlp):
         raise FingerprintMismatchError(
-            f"{file.origin} has {_num_outputs(mlp)} outputs, and the given table has {len(places_deg)} places: give "
+            f"{file.origin} has {_num_outputs(mlp)} outputs, and the given table has {len(places_deg)} rows: give "
             "the one that it was trained with"
         )
     tree = build_quadtree(places_deg, max_points_per_cell=2, max_depth=MAX_DEPTH, root="data")
     if tree.num_cells != len(places_deg):
         raise ConfigError(
-            f"of the {len(places_deg)} places of the given table only {tree.num_cells} differ by more than "
+            f"of the {len(places_deg)} locations of the given table only {tree.num_cells} differ by more than "
             f"{360 / 2**MAX_DEPTH:.1g} degrees: it is not OSV-5M's"
         )
     of_cell = torch.from_numpy(np.argsort(tree.assign(places_deg)))
@@ -184,9 +184,7 @@ def _read_mlp(file: ForeignTensors, prefix: str) -> dict[str, Tensor]:
             for part in ("weight", "bias"):
                 found[f"{number}.{part}"] = file.take(f"{prefix}{number}.{part}")
     if not found:
-        raise CheckpointError(
-            f"{file.origin} has no tensors {prefix}…: it is no OSV-5M checkpoint that we know"
-        )
+        raise CheckpointError(f"{file.origin} has no tensors {prefix}…: it is not a known OSV-5M checkpoint")
     return found
 
 

@@ -1,4 +1,4 @@
-"""OSV-5M's tables of countries, regions, areas and cities: the mean place of the training photos in each of them.
+"""OSV-5M's tables of countries, regions, areas and cities with the mean location of the training photos of each.
 
 Its preprocessing writes two of each unit: `…_center.csv` with names and degrees, and `index_to_gps_unique_….pt` with
 radians alone, in the order of the names, which is that of the classes. Photos without a name ("NaN") are no class.
@@ -18,21 +18,21 @@ from geoloc.errors import ConfigError, NotFoundError
 
 
 def read_places(path: str | Path) -> NDArray[np.float64]:
-    """The places in the order of the classes, (n, 2) degrees.
+    """Locations in the order of the classes, (n, 2) degrees.
 
     Raises:
         NotFoundError: there is no such file.
-        CheckpointError: a .pt file holds something else than one tensor.
-        ConfigError: it is no such table.
+        CheckpointError: a .pt file contains something else than one tensor.
+        ConfigError: it is not such a table.
     """
     path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"there is no table of places {path}")
+        raise NotFoundError(f"there is no table of locations {path}")
     latlon_deg = _of_csv(path) if path.suffix == ".csv" else _of_tensor(path)
-    limits = (90 + 1e-4, 180 + 1e-4)  # a float32 pi is a little more than 180 degrees
+    limits = (90 + 1e-4, 180 + 1e-4)  # float32 pi is slightly more than 180 degrees
     if not len(latlon_deg) or not bool((np.abs(latlon_deg) <= limits).all()):
         raise ConfigError(
-            f"{path} has {len(latlon_deg)} places, or one that is no place on Earth; OSV-5M's tables of units have "
+            f"{path} has {len(latlon_deg)} rows, or an invalid coordinate; OSV-5M's tables of units have "
             "degrees in a .csv and radians in a .pt (its index_to_gps_quadtree_….pt is of cells: give quadtree=)"
         )
     return np.stack([np.clip(latlon_deg[:, 0], -90.0, 90.0), latlon_deg[:, 1]], -1)
@@ -56,6 +56,6 @@ def _of_tensor(path: Path) -> NDArray[np.float64]:
     radians = ForeignTensors.read_one(path)
     if radians.ndim != 2 or radians.shape[1] != 2 or not radians.is_floating_point():
         raise ConfigError(
-            f"{path} holds a tensor of shape {tuple(radians.shape)}; a table of places is (n, 2), in radians"
+            f"{path} holds a tensor of shape {tuple(radians.shape)}; a table of locations is (n, 2), in radians"
         )
     return np.asarray(radians.double().numpy() * (180 / math.pi))

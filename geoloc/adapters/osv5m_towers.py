@@ -1,4 +1,4 @@
-"""The image towers of OSV-5M's checkpoints: CLIP, StreetCLIP's image embedding, transformers' ResNet-50, DINOv2.
+"""Image towers of OSV-5M's checkpoints: CLIP, StreetCLIP's image embedding, transformers' ResNet-50, DINOv2.
 
 Which one it is, its tensors' names tell; only which GELU a CLIP was trained with they do not.
 """
@@ -28,7 +28,7 @@ from geoloc.errors import CheckpointError, ConfigError
 from geoloc.images.preprocess import Preprocess
 from geoloc.models.config import BackboneConfig
 
-_PICTURES_PX = 224  # of all its experiments
+_PICTURES_PX = 224  # in all of its experiments
 _RESNET, _DINO, _CLIP = "backbone.resnet.", "backbone.dino.", "backbone.clip."
 
 
@@ -37,9 +37,9 @@ class Tower:
     """An image tower.
 
     Attributes:
-        config: what it is.
-        state: as `GeoNetwork` names it.
-        preprocess: the pictures that it was trained with.
+        config: config of the tower.
+        state: tensors with `GeoNetwork`'s names.
+        preprocess: preprocessing of its training.
     """
 
     config: BackboneConfig
@@ -48,12 +48,12 @@ class Tower:
 
 
 def read_tower(file: ForeignTensors, tower: str | Path | None, folder: Path | None = None) -> Tower:
-    """Take the tensors of the image tower, LoRA already merged.
+    """Take the tensors of the image tower, with LoRA merged before.
 
     Args:
-        file: without the prefix "model.".
-        tower: of a CLIP, its name on the Hub, or a folder with transformers' config.json of it; others need none.
-        folder: that `tower` may lie in.
+        file: tensors without the prefix "model.".
+        tower: for CLIP, its name on the Hub, or a folder with transformers' config.json of it; others need none.
+        folder: folder that `tower` may be relative to.
 
     Raises:
         ConfigError: the tower is unknown or not given.
@@ -62,27 +62,27 @@ def read_tower(file: ForeignTensors, tower: str | Path | None, folder: Path | No
     if file.has(_RESNET):
         return _resnet(file)
     if file.has(_DINO):
-        file.drop(f"{_DINO}norm.")  # the features come before it
+        file.drop(f"{_DINO}norm.")  # not used by the features
         trunk, state = read_dinov2(file, _DINO, _PICTURES_PX)
         config = BackboneConfig(**trunk, features="cls_before_norm")
         named = {f"backbone.tower.trunk.{name}": tensor for name, tensor in state.items()}
-        # CLIP's mean and std here, too: OSV-5M has other pictures for ResNet-50 alone.
+        # CLIP's mean and std also here: only OSV-5M's ResNet-50 has another preprocessing.
         return Tower(config, named, Preprocess(image_size_px=_PICTURES_PX, mean=CLIP_MEAN, std=CLIP_STD))
     if tower is None:
         raise ConfigError(
-            f"{file.origin} does not tell which image tower it was trained with, and QuickGELU or GELU is not in its "
-            f"tensors: give tower= one of {', '.join(KNOWN)}, or a folder with transformers' config.json of it"
+            f"{file.origin} does not define its image tower, because QuickGELU or GELU is not in its tensors: give "
+            f"tower= one of {', '.join(KNOWN)}, or a folder with transformers' config.json of it"
         )
     return _clip(file, find_clip_vision(str(tower), folder))
 
 
 def _clip(file: ForeignTensors, known: ClipVision) -> Tower:
     is_street = file.has(f"{_CLIP}text_model.")
-    if is_street:  # StreetCLIP's image embedding, for which its own processor makes the pictures
+    if is_street:  # StreetCLIP's image embedding, with the preprocessing of its processor
         file.drop(f"{_CLIP}text_model.", f"{_CLIP}text_projection.", f"{_CLIP}logit_scale")
         config, state = read_clip_vision(file, f"{_CLIP}vision_model.", known, "projected")
     else:
-        file.drop(f"{_CLIP}visual_projection.")  # of training with sentences; coordinates do not come from it
+        file.drop(f"{_CLIP}visual_projection.")  # used in training with sentences only
         file.remove_prefix(f"{_CLIP}vision_model.")
         if not file.has("embeddings."):
             file.remove_prefix(_CLIP)
@@ -94,7 +94,7 @@ def _clip(file: ForeignTensors, known: ClipVision) -> Tower:
 
 
 def _resnet(file: ForeignTensors) -> Tower:
-    """Its features are the mean of the last map."""
+    """The ResNet-50, whose features are the mean of the last map."""
     for name, tensor in file.take_all(_RESNET).items():
         file.put(f"{_RESNET}model.{_torchvision_name(name, file.origin)}", tensor)
     trunk, state, _ = read_trunk(file, _RESNET)

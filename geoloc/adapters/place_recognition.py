@@ -35,14 +35,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class _Head:
-    """An aggregation as it was found.
+    """Aggregation of a file.
 
     Attributes:
         aggregation: fields of an AggregationConfig.
-        state: by our names, within the head.
-        dim: of the vectors; None is what the aggregation makes of the trunk's channels.
-        image_size_px: that it was published for, or where pictures stay as they are, trained with.
-        resize: likewise.
+        state: tensors with our names within the head.
+        dim: dimension of the vectors; None if the aggregation and the trunk's channels determine it.
+        image_size_px: published image size, or the training size if images are not resized.
+        resize: published kind of resizing.
     """
 
     aggregation: dict[str, Any]
@@ -54,30 +54,30 @@ class _Head:
 
 
 def is_place_recognition(file: ForeignTensors) -> bool:
-    """Whether names are those of one of these formats."""
+    """Whether the tensor names are those of one of these formats."""
     names = ("backbone.", "module.backbone.")
     return any(file.has(name) for name in names)
 
 
 def adapt_place_recognition(file: ForeignTensors, options: Options) -> Adapted:
-    """The model in a file.
+    """The model of a file.
 
     Args:
-        file: its tensors.
-        options: `image_size_px`, of squares or rectangles, where it is no transformer and no MixVPR; `pooled_size` of a
-            Conv-AP (2 x 2 without); `aggregation` and `l2` of a file of the VG benchmark that leaves them open.
+        file: tensors of the file.
+        options: `image_size_px`, of squares or rectangles, except for transformers and MixVPR; `pooled_size` of a
+            Conv-AP (2 x 2 by default); `aggregation` and `l2` of files of the VG benchmark that do not define them.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: it is a trunk or an aggregation that we do not have, or pictures of this size are none for it.
+        ConfigError: an unsupported trunk, aggregation or image size.
     """
-    file.remove_prefix("module.")  # of torch's DataParallel
-    file.drop("discriminator.")  # of domain adaptation in training
+    file.remove_prefix("module.")  # of DataParallel
+    file.drop("discriminator.")  # used in domain adaptation only
     trunk, state, stride_px = read_transformer(file, "backbone.") or read_trunk(file, "backbone.")
     fixed = trunk.get("image_size_px")
     if fixed is not None and options.square_px not in (None, fixed):
         raise ConfigError(
-            f"image_size_px is {options.image_size_px}, but {file.origin} has a transformer for pictures of {fixed} "
+            f"image_size_px is {options.image_size_px}, but {file.origin} has a transformer for images of {fixed} "
             "px: leave it out"
         )
     head = (
@@ -111,7 +111,7 @@ _WITH_L2 = ("gem", "spoc", "mac", "rmac")
 
 
 def _preprocess(head: _Head, size: int | tuple[int, int] | None) -> Preprocess:
-    """As published, or for another size: a square is cut out unless it was squeezed before, a rectangle is filled."""
+    """Published preprocessing, or one for another size: a square is cropped unless squashed before."""
     resize = head.resize
     if size is not None and not (resize == "squash" and isinstance(head.image_size_px, int)):
         resize = "shortest" if isinstance(size, int) else "squash"
@@ -125,7 +125,7 @@ def _preprocess(head: _Head, size: int | tuple[int, int] | None) -> Preprocess:
 
 
 def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _Head:
-    """CosPlace's, EigenPlaces' and the VG benchmark's."""
+    """Head of CosPlace, EigenPlaces and the VG benchmark."""
     if file.has("aggregation.3."):
         fc = _linear(file, "aggregation.3.")
         state = {"pool.p": file.take("aggregation.1.p")} | {f"fc.{part}": t for part, t in fc.items()}
@@ -142,7 +142,7 @@ def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _He
         )
         if is_pooled_raw and options.l2 not in ("after_pool", "none"):
             raise ConfigError(
-                f"{file.origin} does not tell whether its GeM is normalised before the last layer: say the benchmark's "
+                f"{file.origin} does not define whether its GeM is normalised before the last layer: give its "
                 "--l2, l2= 'after_pool' or 'none'"
             )
         if is_pooled_raw and options.l2 == "after_pool":
@@ -153,7 +153,7 @@ def _read_aggregation(file: ForeignTensors, options: Options, trunk: str) -> _He
 def _read_vg_pool(
     file: ForeignTensors, prefix: str, options: Options, trunk: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    score = {}  # every CCT has it
+    score = {}  # every CCT has one
     if trunk == "cct_14_7x2":
         score = {
             f"pool.score.{n}": t for n, t in _linear(file, "backbone.classifier.attention_pool.").items()
@@ -166,7 +166,7 @@ def _read_vg_pool(
             summed = _linear(file, f"{prefix}crn.acc_w.")
             if not (bool((summed["weight"] == 1).all()) and bool((summed["bias"] == 0).all())):
                 raise CheckpointError(
-                    f"{file.origin} has a trained {prefix}crn.acc_w, which the published CRN has not"
+                    f"{file.origin} has a trained {prefix}crn.acc_w, which the published CRN does not have"
                 )
             for number, size in enumerate((3, 5, 7)):
                 for part, tensor in _linear(file, f"{prefix}crn.filter_{size}_{size}.").items():
@@ -182,7 +182,7 @@ def _read_vg_pool(
         }
     for place, is_normalised in ((1, True), (0, False)):
         if file.has(f"{prefix}{place}.p"):
-            # Of tokens, its axis of normalisation is that of the positions.
+            # For tokens, the normalised axis is that of the positions.
             is_of_tokens = trunk.startswith(("vit_", "cct_"))
             normalised = "normalize_channels" if is_of_tokens else "normalize_positions"
             kind = {"kind": "gem"} | ({normalised: True} if is_normalised else {})
@@ -192,7 +192,7 @@ def _read_vg_pool(
     open_kinds = ("cls", "seqpool") if score else ("spoc", "mac", "rmac")
     if options.aggregation not in open_kinds:
         raise ConfigError(
-            f"{file.origin} has no tensors of an aggregation: say which one it was trained with, aggregation= "
+            f"{file.origin} has no tensors of an aggregation: name the one of its training, aggregation= "
             + " or ".join(map(repr, open_kinds))
         )
     if score:
@@ -204,7 +204,7 @@ def _read_vg_pool(
 
 
 def _read_aggregator(file: ForeignTensors, options: Options, stride_px: int) -> _Head:
-    """GSV-Cities' and MixVPR's."""
+    """Head of GSV-Cities and MixVPR."""
     prefix = "aggregator."
     if file.has(f"{prefix}channel_pool."):
         project = _linear(file, f"{prefix}channel_pool.")
@@ -212,7 +212,7 @@ def _read_aggregator(file: ForeignTensors, options: Options, stride_px: int) -> 
         out = len(project["bias"])
         kind: dict[str, Any] = {"kind": "convap", "pooled_size": (rows, columns), "out_channels": out}
         state = {f"pool.project.{part}": tensor for part, tensor in project.items()}
-        # Its README: the 4096 numbers were trained with bicubic pictures, the 8192 with bilinear ones.
+        # From its README: dim 4096 was trained with bicubic resizing, dim 8192 with bilinear.
         return _Head(
             kind, state, out * rows * columns, 320, interpolation="bicubic" if out == 1024 else "bilinear"
         )
@@ -238,7 +238,7 @@ def _read_mixvpr(file: ForeignTensors, prefix: str, stride_px: int) -> _Head:
     rows, positions = state["pool.row_projection.weight"].shape
     side = isqrt(positions)
     if side * side != positions:
-        raise CheckpointError(f"{file.origin} mixes {positions} positions, which is no square map")
+        raise CheckpointError(f"{file.origin} mixes {positions} positions, which is not a square map")
     out = len(state["pool.channel_projection.bias"])
     kind: dict[str, Any] = {"kind": "mixvpr", "mix_depth": depth, "out_rows": rows, "out_channels": out}
     if depth:
@@ -247,5 +247,5 @@ def _read_mixvpr(file: ForeignTensors, prefix: str, stride_px: int) -> _Head:
 
 
 def _linear(file: ForeignTensors, prefix: str) -> dict[str, Tensor]:
-    """Weight and bias of a layer."""
+    """Weight and bias of a layer, by name."""
     return {part: file.take(f"{prefix}{part}") for part in ("weight", "bias")}

@@ -1,15 +1,15 @@
-"""PLONK (Dufour et al., CVPR 2025; MIT): places drawn at random from where a photo may have been taken.
+"""PLONK (Dufour et al., CVPR 2025; MIT): locations sampled from a generative model.
 
 A network moves a point of noise in small steps towards a place, given the photo's features. Three kinds are published,
 with the same network and the same names of tensors, so that a file does not tell which one it is:
 
-    sphere     Riemannian flow matching: Euler's steps, each brought back to the sphere
-    space      flow matching in space around it: Euler's steps
+    sphere     Riemannian flow matching: Euler steps, each projected back to the sphere
+    space      flow matching in space around it: Euler steps
     diffusion  denoising: DDIM's steps (Song et al., 2021), its guess of the place kept in [-1, 1]. On a GPU, PLONK
                itself does it in half precision, and we do not.
 
-Guidance w (Ho & Salimans, 2022) makes the draws agree more with the photo: (1 + w) times what the network says of the
-photo, less w times what it says of none, which are features of 0.
+Guidance w (Ho & Salimans, 2022) makes the draws agree more with the photo: (1 + w) times what the network velocity of the
+photo, less w times what it velocity of none, which are features of 0.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Kind = Literal["sphere", "space", "diffusion"]
 
 STEPS = 250
 _TIME_SCALE = 1000.0
-_SCHEDULE = (-7.0, 3.0)  # the piece of the sigmoid that the schedule follows
+_SCHEDULE = (-7.0, 3.0)  # range of the sigmoid that the schedule uses
 _LEAST_SHARE = 1e-9
 
 
 def is_plonk(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is one of PLONK's, which say the network's sizes and nothing else."""
+    """Whether a config.json is PLONK's, which contains the network's sizes only."""
     return {"input_dim", "cond_dim", "dim", "depth", "expansion"} <= config.keys()
 
 
 class PlonkField(nn.Module):
-    """The network: where a point of space is to move, given a photo's features.
+    """Velocity field: direction in which a point of space moves, given a photo's features.
 
     Args:
-        file: its tensors.
+        file: tensors of the file.
 
     Attributes:
         feature_dim: D of the features.
@@ -60,7 +60,7 @@ class PlonkField(nn.Module):
         self.feature_dim = file.shape("cond_mapper.weight")[1]
         if point_dim != 3:
             raise CheckpointError(
-                f"{file.origin} moves points of {point_dim} numbers; PLONK's published models move them in space"
+                f"{file.origin} moves points of {point_dim} numbers; PLONK's published models use 3"
             )
         num_blocks = 0
         while file.has(f"blocks.{num_blocks}."):
@@ -94,7 +94,7 @@ class PlonkField(nn.Module):
         return moved
 
     def guided(self, points: Tensor, features: Tensor, share: Tensor, guidance: float) -> Tensor:
-        """The same with guidance; arguments as of `forward`, and w >= 0."""
+        """`forward` with guidance w >= 0."""
         if guidance == 0:
             return self.forward(points, features, share)
         both = self.forward(
@@ -126,7 +126,7 @@ class _Block(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.ada_map = nn.Sequential(nn.SiLU(), nn.Linear(dim, 3 * dim))
-        # What is no layer here dropped out numbers while it was trained.
+        # The unused layers were dropout in training.
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor, given: Tensor) -> Tensor:
@@ -146,15 +146,15 @@ def carried(
     guidance: float = 0.0,
     num_steps: int = STEPS,
 ) -> Tensor:
-    """Where noise is carried to: (B, …, 3) normal numbers, (B, …, D) -> (B, …, 3) points, of length 1 on the "sphere".
+    """Move noise along the field: (B, …, 3) normal numbers, (B, …, D) -> (B, …, 3), of length 1 for "sphere".
 
     Args:
-        field: the network.
-        kind: see the top of this file.
-        start: one draw each.
-        features: of the photos; see `PlonkField.forward`.
+        field: velocity field.
+        kind: sampler; see the top of this file.
+        start: one sample of noise each.
+        features: features of the photos; see `PlonkField.forward`.
         guidance: w, 0 for none.
-        num_steps: more are nearer to what the network describes; PLONK takes 250.
+        num_steps: number of steps; PLONK takes 250.
 
     Raises:
         ConfigError: features of another width, no steps, or a negative guidance.
@@ -172,18 +172,18 @@ def carried(
             f"found {kind}, {tuple(features.shape)}, {num_steps} and {guidance}"
         )
     # PLONK computes its schedule in single precision, where a sigmoid's last bit differs among processors.
-    of_place = schedule(1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps)
-    moments = torch.stack([of_place, of_place.sqrt(), (1 - of_place).sqrt()], -1)
-    lengths = of_place.diff().to(features)
+    share = schedule(1 - torch.arange(num_steps + 1, dtype=torch.float64) / num_steps)
+    moments = torch.stack([share, share.sqrt(), (1 - share).sqrt()], -1)
+    lengths = share.diff().to(features)
     x = start.to(features)
     for (now, following), length in zip(pairwise(moments.to(features)), lengths, strict=True):
-        says = field.guided(x, features, now[0], guidance)
+        velocity = field.guided(x, features, now[0], guidance)
         if kind == "diffusion":
-            place = ((x - now[2] * says) / now[1]).clamp(-1, 1)
+            place = ((x - now[2] * velocity) / now[1]).clamp(-1, 1)
             noise = (x - now[1] * place) / now[2]
             x = following[1] * place + following[2] * noise
         else:
-            x = x + length * says
+            x = x + length * velocity
             if kind == "sphere":
                 x = functional.normalize(x, dim=-1)
     return x
@@ -200,7 +200,7 @@ def to_latlon_deg(points: Tensor) -> Tensor:
 
 
 def schedule(time: Tensor) -> Tensor:
-    """PLONK's share at times in [0, 1], 1 at 0 and almost nothing at 1, by a piece of the sigmoid; (n,) -> (n,)."""
+    """PLONK's schedule at times in [0, 1], 1 at 0 and almost 0 at 1, from a part of the sigmoid; (n,) -> (n,)."""
     bounds = torch.sigmoid(torch.tensor(_SCHEDULE, dtype=torch.float64))
     first, last = bounds[0], bounds[1]
     share: Tensor = (last - torch.sigmoid(_SCHEDULE[0] + time * (_SCHEDULE[1] - _SCHEDULE[0]))) / (
@@ -212,18 +212,18 @@ def schedule(time: Tensor) -> Tensor:
 def log_density(
     field: PlonkField, features: Tensor, latlon_deg: Tensor, *, guidance: float = 0.0, tolerance: float = 1e-6
 ) -> NDArray[np.float64]:
-    """PLONK's log-likelihood of places, per steradian, (D,) or (n, D), (n, 2) degrees -> (n,); of a "sphere" model.
+    """PLONK's log-likelihood of locations, per steradian, (D,) or (n, D), (n, 2) degrees -> (n,); "sphere" models.
 
     The change of variables along the flow from a place back to noise: log(1 / 4π) plus the integral of the field's
     divergence, in space as PLONK takes it (its section 3.4), by Dormand and Prince's
     method of order 5, as there.
 
     Args:
-        field: of a model that flows on the sphere.
-        features: of one photo, or of one for each place.
-        latlon_deg: the places.
+        field: velocity field of a "sphere" model.
+        features: features of one photo, or one row per location.
+        latlon_deg: locations.
         guidance: w, 0 for none.
-        tolerance: of the integration, absolute and relative.
+        tolerance: absolute and relative tolerance of the integration.
     """
     latitude, longitude = latlon_deg.to(features).deg2rad().unbind(-1)
     places = torch.stack(
@@ -240,7 +240,7 @@ def log_density(
         pace = float(-(last - first) * rising * (1 - rising) / spread)
         with torch.enable_grad():
             moves = field.guided(points, given, schedule(now).to(given), guidance)
-            # Rows do not depend on each other, so the sum's gradient is every row's own.
+            # Rows are independent, so the gradient of the sum has every row's own gradient.
             parts = [
                 torch.autograd.grad(moves[:, axis].sum(), points, retain_graph=True)[0][:, axis]
                 for axis in range(3)

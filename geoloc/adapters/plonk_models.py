@@ -1,4 +1,4 @@
-"""PLONK's nine published models: which sampler, which image tower, which pictures. Their files tell none of it.
+"""PLONK's nine published models: sampler, image tower and preprocessing of each, which their files do not contain.
 
 The towers are frozen in PLONK's training, and no part of its files: DINOv2 ViT-L/14 with registers gives its class
 token after the last norm, StreetCLIP its own before it.
@@ -31,11 +31,11 @@ _DINOV2_PX = 336
 
 @dataclass(frozen=True)
 class Variant:
-    """What a model's name says.
+    """Variant of a published model.
 
     Attributes:
-        kind: its sampler.
-        tower: its image tower.
+        kind: sampler.
+        tower: image tower.
     """
 
     kind: Kind
@@ -57,13 +57,13 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class SamplingModel:
-    """A model that draws places.
+    """A model that samples locations.
 
     Attributes:
-        field: moves noise to places, given features.
-        kind: how it is followed.
-        backbone: pictures to features.
-        preprocess: how the backbone wants its pictures.
+        field: velocity field from noise to locations, given features.
+        kind: sampler.
+        backbone: images to features.
+        preprocess: preprocessing of the backbone.
     """
 
     field: PlonkField
@@ -73,10 +73,10 @@ class SamplingModel:
 
 
 def variant_of(name: str) -> Variant:
-    """The variant of a published name, with or without "nicolas-dufour/"; letters' case does not matter.
+    """The variant of a published name, with or without "nicolas-dufour/", ignoring case.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such name.
     """
     variant = VARIANTS.get(name.rstrip("/").rpartition("/")[2].lower())
     if variant is None:
@@ -88,18 +88,18 @@ def variant_of(name: str) -> Variant:
 
 
 def adapt_plonk(folder: Path, variant: Variant, tower: str | Path | None = None) -> SamplingModel:
-    """The model in a folder of PLONK's format.
+    """The model of a folder in PLONK's format.
 
     Args:
-        folder: with its model.safetensors.
-        variant: which of the published models it is.
+        folder: folder with model.safetensors.
+        variant: variant of the published model.
         tower: files of the image tower: DINOv2's, as its authors or timm publish it, or a folder with transformers'
-            config.json and model.safetensors of StreetCLIP; None fetches it from the Hub.
+            config.json and model.safetensors of StreetCLIP; None downloads it from the Hub.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
         ConfigError: the tower is another one.
-        NotFoundError: the tower is not there, or cannot be reached.
+        NotFoundError: the tower was not found, or cannot be downloaded.
     """
     field = PlonkField(ForeignTensors.read(folder / "model.safetensors"))
     config, state, preprocess = (_dinov2 if variant.tower == "dinov2" else _streetclip)(tower)
@@ -107,7 +107,7 @@ def adapt_plonk(folder: Path, variant: Variant, tower: str | Path | None = None)
     if backbone.feature_dim != field.feature_dim:
         raise ConfigError(
             f"the image tower gives {backbone.feature_dim} features, and the sampler in {folder} takes "
-            f"{field.feature_dim}: give tower= the one that it was trained with"
+            f"{field.feature_dim}: give tower= the one of its training"
         )
     return SamplingModel(field, variant.kind, backbone.requires_grad_(False), preprocess)
 

@@ -1,4 +1,4 @@
-"""What is published and what we make of it: where it is, under which licences, for which pictures, whose numbers.
+"""Registry of published models: source, licences, preprocessing and published numbers.
 
 Facts only; nothing here loads a model, and PyTorch is not needed to read the list.
 """
@@ -11,7 +11,7 @@ from typing import Final, Literal
 Gives = Literal[
     "coordinates", "places of a gallery", "countries and cities", "embeddings", "location samples"
 ]
-SAMPLES: Final = "location samples"  # of `PublishedModel.gives`
+SAMPLES: Final = "location samples"  # value of `PublishedModel.gives`
 
 OSV5M_CELLS_URL: Final = (
     "https://raw.githubusercontent.com/gastruc/osv5m/4e6075387ecde4255410785ffb83830c9aa099f6/"
@@ -23,10 +23,10 @@ OSV5M_NUM_CELLS: Final = 11_399
 WEIGHTS: Final = (
     "model.safetensors",
     "pytorch_model.bin",
-)  # of a repository on the Hub, the first that there is
-FILE_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # of files of tensors
+)  # files of a repository on the Hub; the first that exists is taken
+FILE_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")  # suffixes of files of tensors
 
-# DINOv2 ViT-L/14 with registers, which its authors publish outside the Hub; its file or this one.
+# DINOv2 ViT-L/14 with registers, which its authors publish outside the Hub; either file works.
 DINOV2_L14_REGISTERS: Final = "timm/vit_large_patch14_reg4_dinov2.lvd142m"
 STREETCLIP: Final = "geolocal/StreetCLIP"
 CLIP_L14: Final = "openai/clip-vit-large-patch14"
@@ -37,21 +37,21 @@ _VPR_NUMBERS = "R@1 within 25 m on Pitts30k, MSLS and others, in its README and 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One entry.
+    """One published model.
 
     Attributes:
-        name: what it is called here; for `from_pretrained` where `is_fetched`.
-        gives: what a photo becomes.
-        weights: where they are.
-        code_licence: of its authors' code.
-        weights_licence: of the weights, as their authors state it.
-        pictures: the preprocessing that it is loaded with.
-        numbers: where its published numbers come from.
-        adapter: the module that reads it.
-        files: of a repository on the Hub, the patterns of names that are fetched; empty where it is given by path.
-        revision: the commit that is fetched; None is not pinned, so that the main branch is, unless one is asked for.
-        how: to load it, or why it cannot be.
-        package: a folder inside an installed Python package that holds it; the package is not imported.
+        name: its name, for `from_pretrained` if `is_fetched`.
+        gives: kind of output.
+        weights: source of the weights.
+        code_licence: licence of its authors' code.
+        weights_licence: licence of the weights, as stated by their authors.
+        pictures: preprocessing.
+        numbers: source of its published numbers.
+        adapter: module that reads it.
+        files: file patterns to download from a repository on the Hub; empty for models given by path.
+        revision: pinned commit; None downloads the main branch by default.
+        how: how to load it, or why it cannot be loaded.
+        package: folder inside an installed Python package that contains it; the package is not imported.
     """
 
     name: str
@@ -69,7 +69,7 @@ class PublishedModel:
 
     @property
     def is_fetched(self) -> bool:
-        """Whether its name is that of a repository on the Hub that `from_pretrained` fetches."""
+        """Whether its name is a repository on the Hub that `from_pretrained` downloads."""
         return bool(self.files)
 
 
@@ -252,5 +252,5 @@ MODELS: Final[tuple[PublishedModel, ...]] = (
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """The entry of a name; letters' case does not matter."""
+    """The entry of a name, ignoring case."""
     return next((model for model in MODELS if model.name.lower() == name.lower()), None)

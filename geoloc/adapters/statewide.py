@@ -31,20 +31,20 @@ _OF_BLOCK = {"Conv_0": "conv_dw", "Norm_0": "norm", "Linear_0": "mlp.fc1", "Line
 
 
 def is_statewide(file: ForeignTensors) -> bool:
-    """Whether the names are those of Flax that Statewide writes."""
+    """Whether the tensor names are those that Statewide writes with Flax."""
     return any("pv_encoder//" in name for name in file.names)
 
 
 def adapt_statewide(file: ForeignTensors, options: Options) -> Adapted:
-    """The model in a file of weights (`weights/last.safetensors`, or `model_weights.safetensors` of a database).
+    """The model of a file of weights (`weights/last.safetensors`, or `model_weights.safetensors` of a database).
 
     Args:
-        file: its tensors.
-        options: `image_size_px`: one side for squares of photos and aerial views, or height and width of photos alone.
+        file: tensors of the file.
+        options: `image_size_px`: one side for squares of photos and aerial views, or height and width of photos only.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: it has other towers or other heads than the published ones.
+        ConfigError: it has other towers or heads than the published ones.
     """
     file.remove_prefix("params//")
     size = options.image_size_px or _PHOTOS_PX
@@ -82,7 +82,7 @@ def adapt_statewide(file: ForeignTensors, options: Options) -> Adapted:
 def _read_tower(
     file: ForeignTensors, prefix: str, ours: str, size_px: int
 ) -> tuple[BackboneConfig, dict[str, Tensor]]:
-    """A tower's config, and its state under the network's names."""
+    """Config of a tower, and its state with the network's names."""
     theirs = _in_torch(file.take_all(prefix))
     blocks = [len({n.split("//")[1] for n in theirs if n.startswith(f"Stage_{i}//")}) for i in range(4)]
     stem = theirs.get("Stem_0//Conv_0//weight")
@@ -99,7 +99,7 @@ def _timm_name(name: str) -> str:
     if match := re.fullmatch(r"Stage_(\d)//Block_(\d+)//(.+)", name):
         stage, block, rest = match.groups()
         part, _, last = rest.partition("//")
-        layer = f"{_OF_BLOCK.get(part, '?')}.{last}" if last else "gamma"  # what scales a block's outcome
+        layer = f"{_OF_BLOCK.get(part, '?')}.{last}" if last else "gamma"  # the layer scale
         return f"stages.{stage}.blocks.{block}.{layer}"
     if match := re.fullmatch(r"Downsample_(\d)//(Norm|Conv)_0//(\w+)", name):
         return f"stages.{int(match[1]) + 1}.downsample.{('Norm', 'Conv').index(match[2])}.{match[3]}"
@@ -121,7 +121,7 @@ def _read_head(
     }
     if set(names) != set(theirs):
         raise ConfigError(
-            f"{file.origin} pools with something else than the spatial softmax of the published weights "
+            f"{file.origin} has another pooling than the spatial softmax of the published weights "
             f"({prefix}{', '.join(sorted(theirs))})"
         )
     heads, dim = len(theirs["Linear_0//weight"]), len(theirs["Linear_1//bias"])
@@ -130,7 +130,7 @@ def _read_head(
 
 
 def _in_torch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By torch's last names and axes; some versions of Einx put "_" before a layer's name."""
+    """Tensors with torch's names and axes; some versions of Einx put "_" before a layer's name."""
     found = {}
     for name, tensor in tensors.items():
         *path, last = name.split("//")

@@ -1,4 +1,4 @@
-"""StreetCLIP (Haas et al., 2023; CC-BY-NC 4.0) and any CLIP in transformers' form: photos against sentences.
+"""StreetCLIP (Haas et al., 2023; CC-BY-NC 4.0) and other CLIP models in transformers' format.
 
 config.json has `model_type` "clip" and the heads and activations of both towers, model.safetensors the tensors.
 """
@@ -27,11 +27,11 @@ MODEL_TYPE = "clip"
 
 @dataclass(frozen=True)
 class Texts:
-    """The side of sentences.
+    """Text side of a CLIP model.
 
     Attributes:
         tower: sentences to vectors, not normalised.
-        logit_scale: times a cosine, it is the logarithm of a sentence's odds.
+        logit_scale: factor from a cosine to a logit.
     """
 
     tower: TextTower
@@ -39,17 +39,17 @@ class Texts:
 
 
 def adapt_images(folder: Path, options: Options) -> Adapted:
-    """The image side as an embedding; the text side is left out.
+    """The image side as an embedding, without the text side.
 
     Raises:
         CheckpointError: a tensor is missing or left over.
-        ConfigError: config.json says something else than CLIP.
+        ConfigError: config.json describes no CLIP model.
     """
     return adapt_both(folder, options)[0]
 
 
 def adapt_both(folder: Path, options: Options) -> tuple[Adapted, Texts]:
-    """Both sides. Raises as `adapt_images` does."""
+    """Image and text side; raises as `adapt_images`."""
     file = ForeignTensors.read(folder / "model.safetensors")
     backbone, state = read_clip_vision(file, "vision_model.", find_clip_vision(str(folder)), "projected")
     assert backbone.custom is not None
@@ -70,9 +70,7 @@ def _read_texts(file: ForeignTensors, config: dict[str, Any]) -> Texts:
     vocabulary, width = file.shape(f"{prefix}embeddings.token_embedding.weight")
     hidden = file.shape(f"{prefix}encoder.layers.0.mlp.fc1.weight")[0]
     if activation not in ("gelu", "quick_gelu") or width % heads:
-        raise ConfigError(
-            f"{file.origin} has a text tower that is none of CLIP's ({activation}, {heads} heads)"
-        )
+        raise ConfigError(f"{file.origin} has an unsupported text tower ({activation}, {heads} heads)")
     state = {
         "token_embedding.weight": file.take(f"{prefix}embeddings.token_embedding.weight"),
         "positional_embedding": file.take(f"{prefix}embeddings.position_embedding.weight"),
@@ -108,7 +106,5 @@ def _read_texts(file: ForeignTensors, config: dict[str, Any]) -> Texts:
     try:
         tower.load_state_dict({f"tower.{name}": tensor for name, tensor in state.items()})
     except RuntimeError as error:
-        raise CheckpointError(
-            f"{file.origin} does not fit the text tower that it describes: {error}"
-        ) from error
+        raise CheckpointError(f"{file.origin} does not fit its described text tower: {error}") from error
     return Texts(tower.eval().requires_grad_(False), float(file.take("logit_scale").exp()))

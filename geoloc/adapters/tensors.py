@@ -1,6 +1,6 @@
-"""Tensors of a foreign file, each taken once by its name there; what nobody has taken is an error in the end.
+"""Tensors of a foreign file; each is taken once by its name, and left-over tensors are an error.
 
-Nothing is unpickled but tensors and plain values: safetensors, or `torch.load(weights_only=True)`.
+Only tensors and plain values are unpickled: safetensors, or `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from geoloc.models.state_dict import read_tensors
 
 
 class ForeignTensors:
-    """What a file holds.
+    """Tensors of a file that are not taken yet.
 
     Args:
-        tensors: by name.
-        origin: what an error calls the file.
+        tensors: tensors by name.
+        origin: name of the file in errors.
     """
 
     def __init__(self, tensors: dict[str, Tensor], origin: str) -> None:
@@ -38,21 +38,21 @@ class ForeignTensors:
         """The only tensor of a file, which has no name.
 
         Raises:
-            CheckpointError: it holds something else.
+            CheckpointError: the file contains something else.
         """
         return read_tensors(path, bare=True)["tensor"]
 
     @property
     def names(self) -> list[str]:
-        """Of what was not taken."""
+        """Names of the tensors that are not taken yet."""
         return list(self._tensors)
 
     def has(self, prefix: str) -> bool:
-        """Whether a name that was not taken starts with this."""
+        """Whether a remaining name starts with the prefix."""
         return any(name.startswith(prefix) for name in self._tensors)
 
     def remove_prefix(self, prefix: str) -> None:
-        """Drop a prefix from the names that have it.
+        """Remove a prefix from the names that have it.
 
         Raises:
             CheckpointError: two tensors would have the same name.
@@ -63,43 +63,43 @@ class ForeignTensors:
         self._tensors = dict(zip(renamed, self._tensors.values(), strict=True))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor that is not taken yet.
+        """Shape of a remaining tensor.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no such tensor.
         """
         if name not in self._tensors:
-            raise CheckpointError(f"{self.origin} lacks the tensor {name!r}; fetch it again")
+            raise CheckpointError(f"{self.origin} lacks the tensor {name!r}; download it again")
         return tuple(self._tensors[name].shape)
 
     def take(self, name: str) -> Tensor:
-        """The tensor, once.
+        """Take a tensor.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no such tensor.
         """
         self.shape(name)
         return self._tensors.pop(name)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Add what was made of others, to be taken by a name of the format."""
+        """Add a tensor under a name of the format, such as one computed from others."""
         self._tensors[name] = tensor
 
     def take_all(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors whose names start with this, by the rest of their names."""
+        """Take all tensors whose names start with the prefix, by the rest of their names."""
         return {
             n.removeprefix(prefix): self._tensors.pop(n) for n in list(self._tensors) if n.startswith(prefix)
         }
 
     def drop(self, *prefixes: str) -> None:
-        """Leave out what our network has no use for."""
+        """Discard tensors that our network does not use."""
         self._tensors = {name: t for name, t in self._tensors.items() if not name.startswith(prefixes)}
 
     def finish(self) -> None:
-        """Refuse what is left over.
+        """Check that no tensor is left.
 
         Raises:
-            CheckpointError: names it.
+            CheckpointError: names the first that are left.
         """
         if self._tensors:
             names = sorted(self._tensors)

@@ -1,4 +1,4 @@
-"""Convolutional trunks in torchvision's names, whole or counted part by part, as timm's models.
+"""Convolutional trunks with torchvision's names, complete or numbered by part, as timm's models.
 
 torchvision's ResNets and VGG have timm's own names; those of its EfficientNets differ. Checkpoints of place
 recognition keep a trunk as a Sequential of its children, so that names become numbers.
@@ -26,7 +26,7 @@ _RESNETS = {
     ((3, 4, 23, 3), True, 8): "resnext101_32x8d",
     ((3, 4, 23, 3), True, 16): "resnext101_32x16d",
 }
-# Channels at the end, and blocks of the first stage.
+# Channels of the output, and blocks of the first stage.
 _EFFICIENTNETS = {
     (1280, 1): "b0",
     (1280, 2): "b1",
@@ -45,21 +45,21 @@ _FEATURES = {  # numbers of the convolutions
 
 
 def read_trunk(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Take a trunk's tensors.
+    """Take the tensors of a trunk.
 
     Args:
-        file: what holds them.
-        prefix: before the parts' numbers, or before "model." and their names.
+        file: tensors of the file.
+        prefix: prefix of the parts' numbers, or of "model." and their names.
 
     Returns:
-        Fields of a BackboneConfig, the state as timm names it, and how many pixels of a picture become one position.
+        Fields of a BackboneConfig, the state with timm's names, and the stride of the map in pixels.
 
     Raises:
-        ConfigError: it is none of those that we know.
+        ConfigError: the trunk is unknown.
     """
     if file.has(f"{prefix}model."):
         prefix += "model."
-        file.drop(f"{prefix}classifier.")  # GSV-Cities leaves it on its EfficientNets
+        file.drop(f"{prefix}classifier.")  # GSV-Cities keeps it in its EfficientNets
         state = file.take_all(prefix)
         return _efficientnet(file, state, {}) if "conv_stem.weight" in state else _resnet(file, state)
     counted = file.take_all(prefix)
@@ -105,7 +105,7 @@ def _efficientnet(
 
 
 def _efficientnet_name(name: str) -> str:
-    """Timm's name of what torchvision calls features.`name`."""
+    """Timm's name of torchvision's features.`name`."""
     stage, rest = name.split(".", 1)
     if stage in ("0", "8"):
         part = {("0", "0"): "conv_stem", ("0", "1"): "bn1", ("8", "0"): "conv_head", ("8", "1"): "bn2"}
@@ -115,7 +115,7 @@ def _efficientnet_name(name: str) -> str:
     if match is None:
         return f"?.{name}"
     block, part_number, inner, last = match.groups()
-    # The first stage does not widen first.
+    # Blocks of the first stage have no expansion.
     layers = ["conv_pw bn1", "conv_dw bn2", "se", "conv_pwl bn3"]
     if stage == "1":
         layers = ["conv_dw bn1", "se", "conv_pw bn2"]
@@ -128,7 +128,7 @@ def _efficientnet_name(name: str) -> str:
 def _unknown(file: ForeignTensors, state: dict[str, Tensor]) -> ConfigError:
     begin = ", ".join(list(state)[:3]) or "nothing"
     return ConfigError(
-        f"{file.origin} has a trunk that we do not know (it begins with {begin}): "
+        f"{file.origin} has an unknown trunk (it begins with {begin}): "
         "known are torchvision's ResNets and ResNeXts, VGG-16 and AlexNet without their last ReLU and pooling, "
         "EfficientNets, ViT-B/16, CCT-14/7x2 and Swin V2"
     )

@@ -1,6 +1,6 @@
-"""Transformer trunks in the names of transformers' ViT, of the published CCT and of timm's old Swin V2, for timm.
+"""Transformer trunks with the names of transformers' ViT, the published CCT and timm's old Swin V2, for timm.
 
-All three are for pictures of one size: their positions, or masks of windows, say which.
+All three are for images of one size, which their position embeddings or window masks show.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _SWINS = {
 def read_transformer(
     file: ForeignTensors, prefix: str
 ) -> tuple[dict[str, Any], dict[str, Tensor], int] | None:
-    """Take a transformer's tensors; None where there is none.
+    """Take a transformer's tensors; None if the file has none.
 
     Args:
-        file: what holds them.
-        prefix: before the names of the trunk.
+        file: tensors of the file.
+        prefix: prefix of the trunk's names.
 
     Returns:
         Fields of a BackboneConfig with the pictures' side, the state as timm names it, and how many pixels of a picture
@@ -62,7 +62,7 @@ def read_transformer(
 
     Raises:
         CheckpointError: a tensor is missing.
-        ConfigError: it is none of those that we know.
+        ConfigError: the transformer is unknown.
     """
     if file.has(f"{prefix}vit_model."):
         return _read_vit(file, f"{prefix}vit_model.")
@@ -74,7 +74,7 @@ def read_transformer(
 
 
 def _read_vit(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    file.drop(f"{prefix}pooler.")  # of another head than the benchmark's
+    file.drop(f"{prefix}pooler.")  # not used by the benchmark
     positions = file.take(f"{prefix}embeddings.position_embeddings")
     state = {"cls_token": file.take(f"{prefix}embeddings.cls_token"), "pos_embed": positions}
     for part in ("weight", "bias"):
@@ -125,7 +125,7 @@ def _read_cct(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[s
 
 
 def _sized(file: ForeignTensors, positions: int, depth: int, whole: int) -> dict[str, Any]:
-    """The side of the pictures, and where the trunk was cut."""
+    """Side of the images, and where the trunk was cropped."""
     side = isqrt(positions)
     if side * side != positions:
         raise ConfigError(f"{file.origin} has {positions} positions, which is no square map")
@@ -136,12 +136,12 @@ def _read_swin(file: ForeignTensors, prefix: str) -> tuple[dict[str, Any], dict[
     file.drop(f"{prefix}head.")
     theirs = file.take_all(prefix)
     masks = [tensor for name, tensor in theirs.items() if name.endswith("attn_mask")]
-    window = isqrt(masks[0].shape[-1]) if masks else 16  # newer files hold none
+    window = isqrt(masks[0].shape[-1]) if masks else 16  # newer files have none
     state = {}
     for name, tensor in theirs.items():
         if name.endswith(_COMPUTED):
             continue
-        # timm merges patches before a stage now, and did so after one.
+        # timm now merges patches before a stage, and merged them after one in older versions.
         if match := re.fullmatch(r"layers\.(\d)\.downsample\.(.+)", name):
             name = f"layers.{int(match[1]) + (bool(masks))}.downsample.{match[2]}"
         state[name] = tensor

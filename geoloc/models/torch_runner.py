@@ -1,4 +1,4 @@
-"""A network of torch as `geoloc.models.runner` wants it."""
+"""PyTorch backend of `geoloc.models.runner`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from geoloc.models.runner import ALONE_PX, HeadOutput, Queries, wrong_shape
 
 
 class TorchRunner:
-    """See `Runner`; the network is switched to evaluation.
+    """`Runner` of a torch network, which is set to evaluation mode.
 
     Args:
-        network: on the device where it shall run.
-        size_hw: height and width of the pictures that it was trained with.
+        network: network on its device.
+        size_hw: height and width of its training images.
     """
 
     def __init__(self, network: GeoNetwork, size_hw: tuple[int, int]) -> None:
@@ -30,11 +30,11 @@ class TorchRunner:
 
     @property
     def device(self) -> torch.device:
-        """Where the network's tensors are."""
+        """Device of the network's tensors."""
         return next(self.network.parameters()).device
 
     def as_input(self, pictures: NDArray[np.float32], /) -> Tensor:
-        """See `Runner`; without a copy."""
+        """See `Runner`; makes no copy."""
         return torch.from_numpy(pictures)
 
     def read(self, views: Sequence[Tensor], queries: Queries) -> tuple[HeadOutput, list[NDArray[np.float32]]]:
@@ -45,13 +45,13 @@ class TorchRunner:
             shapes = {part.shape[1:] for part in views}
             if len(shapes) == 1 and max(height * width for _, height, width in shapes) <= ALONE_PX:
                 read = [part.split(counts) for part in self._of_pictures(torch.cat(list(views)), aggregated)]
-            else:  # pictures in their own shapes, or large ones
+            else:  # images of different shapes, or large ones
                 by_image = [self._of_pictures(part, aggregated) for part in views]
                 read = list(zip(*by_image, strict=True))
             features = read[0]
             mean = torch.stack([part.mean(0) for part in features])
             found: list[Tensor] = []
-            if aggregated and queries == "merged":  # of maps, views are averaged as vectors
+            if aggregated and queries == "merged":  # vectors of views are averaged instead of features
                 vectors = torch.stack([part.mean(0) for part in read[1]])
                 found = [nn.functional.normalize(vectors, dim=-1)]
             elif aggregated:
@@ -75,7 +75,7 @@ class TorchRunner:
         return self.network.aggregates(role)
 
     def _of_pictures(self, images: Tensor, aggregated: bool) -> tuple[Tensor, ...]:
-        """Features of pictures, and their vectors where those are made from feature maps in the same pass."""
+        """Features of images, and their vectors if those are computed from feature maps in the same pass."""
         on_device = images.to(self.device).contiguous(memory_format=torch.channels_last)
         try:
             if aggregated:

@@ -89,7 +89,7 @@ def test_batches_need_not_be_counted() -> None:
 def test_what_does_not_fit_is_named() -> None:
     for change, message in (
         ({"aggregation.9.weight": torch.zeros(1)}, r"aggregation\.9\.weight"),
-        ({"backbone.6.7.conv1.weight": torch.zeros(1)}, "trunk that we do not know"),
+        ({"backbone.6.7.conv1.weight": torch.zeros(1)}, "an unknown trunk"),
         ({"backbone.4.0.strange": torch.zeros(1)}, r"layer1\.0\.strange"),
         ({"backbone.4.0.conv1.weight": torch.zeros(64, 64, 1, 1)}, r"layer1\.0\.conv1\.weight"),
     ):
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_named() -> None:
 
 def test_what_a_file_leaves_open_must_be_said() -> None:
     for name, wrong in (("vg resnet18conv4 spoc", "cls"), ("vg cct cls", "spoc")):
-        with pytest.raises(ConfigError, match="say which one it was trained with"):
+        with pytest.raises(ConfigError, match="name the one of its training"):
             adapt_place_recognition(ForeignTensors(state(name), "file"), Options(aggregation=wrong))
     after = {
         n.replace("aggregation.0.1.p", "aggregation.0.0.p"): t
@@ -118,7 +118,7 @@ def test_what_a_file_leaves_open_must_be_said() -> None:
 
 def test_a_transformer_has_one_size() -> None:
     for name, size in (("vg cct netvlad", 64), ("vg vit cls", 48)):
-        with pytest.raises(ConfigError, match=f"transformer for pictures of {size} px"):
+        with pytest.raises(ConfigError, match=f"transformer for images of {size} px"):
             adapt_place_recognition(ForeignTensors(state(name), name), Options(image_size_px=96))
 
 

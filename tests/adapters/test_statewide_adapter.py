@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_named() -> None:
         adapt_statewide(ForeignTensors(tensors, "x"), SMALL)
     with pytest.raises(CheckpointError, match="strange"):
         adapt_statewide(ForeignTensors(state() | {"params//strange": torch.zeros(1)}, "x"), SMALL)
-    with pytest.raises(ConfigError, match="something else than the spatial softmax"):
+    with pytest.raises(ConfigError, match="another pooling than the spatial softmax"):
         adapt_statewide(
             ForeignTensors(state() | {"params//pv_decoder//Linear_2//weight": torch.zeros(1, 1)}, "x"), SMALL
         )

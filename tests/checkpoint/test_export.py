@@ -148,7 +148,7 @@ def test_8_bits(model: Geolocalizer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert np.mean(same) >= 0.7
     monkeypatch.setattr("geoloc.models.onnx.quantise.agreement", lambda *_: 0.5)
     with pytest.raises(
-        CheckpointError, match=r"no operator of the backbone bears 8 bits.*Export in fp32, or ask"
+        CheckpointError, match=r"no operator of the backbone can be quantised.*Export in fp32, or lower"
     ):
         model.export_onnx(tmp_path / "none", IMAGES[:4], int8=True)
     with pytest.raises(ConfigError, match=r"a share in \(0, 1\]; found 1.5"):

@@ -386,7 +386,7 @@ def test_nothing_is_unpickled(
         ),
         (
             put("network", "cells", value=None),
-            r"config\.json\.network: 'offsets' was asked for without 'cells'",
+            r"config\.json\.network: 'offsets' needs 'cells'",
         ),
         (
             put("quadtree_fingerprint", value=None),

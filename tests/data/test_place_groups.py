@@ -92,7 +92,7 @@ def test_what_cannot_be_grouped():
         place_groups(latlon, [1.0, np.nan], ONE)
     with pytest.raises(ConfigError, match="2 photos fall into 1 classes, and the largest has 2; lower"):
         place_groups(latlon, [1.0, 2.0])
-    with pytest.raises(ConfigError, match=r"there is one class only.*bring photos of more places"):
+    with pytest.raises(ConfigError, match=r"there is one class only.*add photos of more places"):
         place_groups(latlon, [1.0, 2.0], ONE).trainable(8)
     with pytest.raises(ConfigError, match="whole number of 80 degrees"):
         GroupsConfig(heading_step_deg=40)

@@ -58,7 +58,7 @@ def test_labels_of_another_quadtree_are_refused(table):
     np.testing.assert_array_equal(labelled.cells_of(tree), tree.assign(table.latlon_deg))
     assert labelled[2].cell_id == tree.assign([1, 2])
     with pytest.raises(
-        FingerprintMismatchError, match=f"{tree.fingerprint[:12]}.*{other.fingerprint[:12]}.*anew"
+        FingerprintMismatchError, match=f"{tree.fingerprint[:12]}.*{other.fingerprint[:12]}.*again"
     ):
         labelled.cells_of(other)
     assert labelled.with_cells(other).cells_of(other).tolist() == other.assign(table.latlon_deg).tolist()
@@ -94,7 +94,7 @@ def test_an_empty_table(table):
         ({"key": ["a"], "image_file": ["b"], "image_offset": [1]}, "together, or neither"),
         ({"key": ["a"], "image_file": ["b"], "climate": ["wet"]}, "'climate' of the samples must be double"),
         ({"key": ["a"], "image_file": ["b"], "cell_id": [1]}, "fingerprint of its quadtree go together"),
-        ({"key": ["a", "b"], "image_file": ["b", "b"]}, r"2 samples need positions of shape \(2, 2\)"),
+        ({"key": ["a", "b"], "image_file": ["b", "b"]}, r"2 samples need locations of shape \(2, 2\)"),
     ],
 )
 def test_impossible_columns_are_refused(columns, complaint):

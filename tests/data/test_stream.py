@@ -154,5 +154,5 @@ def test_impossible_streams_are_refused() -> None:
         SampleStream(table_of(3), draw, InOrder(range(3)), batch_size=3).batch(0, 0, 2)
     with pytest.raises(ConfigError, match="'cell_id' has 2 rows, and there are 3 samples"):
         SampleStream(table_of(3), draw, InOrder(range(3)), batch_size=1, labels={"cell_id": np.arange(2)})
-    with pytest.raises(ConfigError, match="no label can be called 'row'"):
+    with pytest.raises(ConfigError, match="the label name 'row' is reserved"):
         SampleStream(table_of(3), draw, InOrder(range(3)), batch_size=1, labels={"row": np.arange(3)})

@@ -154,7 +154,7 @@ def test_statewide(tmp_path):
     assert positions(found) == {"0": [42, -71], "1": [42.5, -71.5]}
     assert [image.id for image in found.images] == ["1"]
     np.savez(tmp_path / "latlons.npz", latlons=np.zeros((3, 2)))
-    with pytest.raises(BadTableError, match=r"has shape \(3, 2\), and dataset.json promises 2 images"):
+    with pytest.raises(BadTableError, match=r"has shape \(3, 2\), but dataset.json has 2 images"):
         load_benchmark("statewide", tmp_path)
 
 

@@ -107,7 +107,7 @@ def changed(*path: str, value: Any) -> dict[str, Any]:
         ),
         (("backbone", "image_size_px"), False, r"image_size_px is False; expected a whole number$"),
         (("backbone", "image_size_px"), 0, r"^net\.backbone: backbone\.image_size_px is 0"),
-        (("cells",), None, r"^net: 'offsets' was asked for without 'cells'.*; add a cell head$"),
+        (("cells",), None, r"^net: 'offsets' needs 'cells'.*: add a cell head$"),
     ],
 )
 def test_what_is_wrong_is_named(path: tuple[str, ...], value: Any, message: str) -> None:
@@ -155,11 +155,11 @@ MAP = BackboneConfig(architecture="ViT-B-32", features="map")
         (lambda: AggregationConfig(heads=0), "heads is 0 and num_views 1; both must be positive"),
         (
             lambda: AggregationConfig("two_tokens", num_views=4),
-            "'two_tokens' reads one picture: use 'spatial_",
+            "'two_tokens' reads one image: use 'spatial_",
         ),
         (
             lambda: EmbeddingHeadConfig(8, (4,), AggregationConfig(heads=2)),
-            r"hidden_dims is \[4\], but an aggregation makes the vector itself: leave it out",
+            r"hidden_dims is \[4\], but an aggregation has no hidden layers: leave it out",
         ),
         (
             lambda: EmbeddingHeadConfig(100, aggregation=AggregationConfig()),
@@ -167,7 +167,7 @@ MAP = BackboneConfig(architecture="ViT-B-32", features="map")
         ),
         (
             lambda: NetworkConfig(MAP, aerial_backbone=MAP),
-            "'aerial_backbone' was asked for without an 'aerial' embedding",
+            "'aerial_backbone' needs an 'aerial' embedding",
         ),
         (
             lambda: NetworkConfig(

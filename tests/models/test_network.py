@@ -132,10 +132,10 @@ def test_pictures_and_features_give_the_same_embedding() -> None:
 def test_what_a_map_embedding_cannot_be_made_from() -> None:
     net = statewide()
     assert net.aggregates("aerial")
-    with pytest.raises(ConfigError, match=r"'aerial' is made from 4 view\(s\) of a place; found 1"):
+    with pytest.raises(ConfigError, match=r"'aerial' needs 4 view\(s\) of a location; found 1"):
         net.embed_images(torch.zeros(1, 3, 16, 16), "aerial")
     with pytest.raises(
-        ConfigError, match="'query' is made from feature maps, not from features: give the pic"
+        ConfigError, match="'query' is made from feature maps, not from features: use embed_im"
     ):
         net.embed(torch.zeros(1, 16), "query")
     with pytest.raises(ConfigError, match="must agree on an aerial backbone; found one in the config only"):
@@ -163,5 +163,5 @@ def test_features_and_embeddings_in_one_pass() -> None:
     features, vectors = net.with_embeddings(images, "query")
     assert torch.equal(features, images.mean((2, 3)))
     assert torch.equal(vectors, net.embed(features, "query"))
-    with pytest.raises(ConfigError, match="a tower of their own: give them to embed_images"):
+    with pytest.raises(ConfigError, match="a tower of their own: use embed_images"):
         statewide().with_embeddings(torch.zeros(1, 3, 16, 16), "aerial")

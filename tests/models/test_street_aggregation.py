@@ -236,7 +236,7 @@ def test_channels_at_length_one_before_pooling() -> None:
     channels = unit(grid.reshape(C, -1)).reshape(grid.shape)
     expected = unit(gem(channels, given.tokens[0, 0].numpy(), parameters))
     torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-9, atol=1e-9)
-    with pytest.raises(ConfigError, match="normalize_channels is for 'gem' alone"):
+    with pytest.raises(ConfigError, match="normalize_channels is for 'gem' only"):
         AggregationConfig("spoc", normalize_channels=True)
 
 
@@ -247,7 +247,7 @@ def test_the_pooled_vector_at_length_one_before_the_linear_layer() -> None:
     pooled = unit(gem(given.grid[0, 0].numpy(), given.tokens[0, 0].numpy(), parameters))
     expected = unit(parameters["fc.weight"] @ pooled + parameters["fc.bias"])
     torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-9, atol=1e-9)
-    with pytest.raises(ConfigError, match=r"about the linear layer of fc_dim"):
+    with pytest.raises(ConfigError, match=r"for the linear layer of fc_dim"):
         AggregationConfig("gem", normalize_pooled=True)
 
 
@@ -380,8 +380,8 @@ def test_sizes_that_the_papers_name() -> None:
         (7, {"kind": "gem"}, "'gem' makes 6 numbers of this backbone's maps, but the embedding's dim is 7"),
         (7, {"kind": "convap"}, "a multiple of 4"),
         (8, {"kind": "mixvpr", "pca": True}, "give out_channels"),
-        (8, {"kind": "mean", "fc_dim": 8}, "projects by itself"),
-        (8, {"kind": "gem", "num_views": 2}, "reads one picture"),
+        (8, {"kind": "mean", "fc_dim": 8}, "has its own projection"),
+        (8, {"kind": "gem", "num_views": 2}, "reads one image"),
         (8, {"kind": "netvlad", "clusters": 0}, "must be positive"),
     ],
 )

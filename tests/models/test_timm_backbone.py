@@ -231,7 +231,7 @@ def test_a_local_file_of_the_whole_fits_the_cropped(tmp_path: Any) -> None:
         ({"timm": "resnet19"}, "timm has no model 'resnet19'; near names are"),
         ({"pretrained": "imagenet"}, "no tag of timm's 'test_resnet'; its tags are r160_in1k"),
         ({"crop_after": "layer5"}, "ResNet has no part 'layer5'.*it has conv1, bn1"),
-        ({"crop_after": "layer2.0.conv1"}, "lies inside a BasicBlock, which goes on with 'bn1'"),
+        ({"crop_after": "layer2.0.conv1"}, "lies inside a BasicBlock, and is followed there by 'bn1'"),
         ({"crop_blocks": 5}, "crop_blocks is 5, but ResNet has 4 blocks"),
         ({"crop_after": "layer2", "crop_blocks": 2}, "give one of them"),
         ({"crop_after": "layer2", "features": "pooled"}, "are for feature maps"),
@@ -251,10 +251,10 @@ def test_what_cannot_be_built(options: dict[str, Any], message: str) -> None:
     ("build", "message"),
     [
         (lambda: FineTune("frozen", freeze_before="layer3"), "are for fine-tuning in 'full'"),
-        (lambda: FineTune("full", freeze_before="layer3", freeze_blocks=2), "not by both"),
+        (lambda: FineTune("full", freeze_before="layer3", freeze_blocks=2), "not both"),
         (
             lambda: tower("test_resnet").fine_tune(FineTune("full", freeze_blocks=4)),
-            "asked to freeze 4 blocks, but this tower has 4",
+            "freeze_blocks is 4, but this tower has 4",
         ),
         (
             lambda: tower("test_resnet").fine_tune(FineTune("full", freeze_before="conv7")),

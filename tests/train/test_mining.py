@@ -116,5 +116,5 @@ def test_what_cannot_be_mined():
         TupleMiner(DATABASE, QUERIES[:, ::-1], CONFIG, seed=1)
     with pytest.raises(ConfigError, match=r"negatives is 10, and a query has 3 of 6 photos farther"):
         TupleMiner(DATABASE[:6], QUERIES[:2], MiningConfig(), seed=1)
-    with pytest.raises(ConfigError, match="the second no smaller"):
+    with pytest.raises(ConfigError, match="the second not smaller"):
         MiningConfig(positive_radius_m=30)

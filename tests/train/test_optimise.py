@@ -44,7 +44,7 @@ def test_multi_step_falls_at_each_milestone():
     ("options", "message"),
     [
         ({"kind": "multi_step"}, "needs some"),
-        ({"milestones": (3,)}, "nothing else takes any"),
+        ({"milestones": (3,)}, "only 'multi_step' takes milestones"),
         ({"kind": "multi_step", "milestones": (3, 2)}, "ascending"),
         ({"final_factor": 2.0}, r"must be in \[0, 1\]"),
     ],
@@ -97,7 +97,7 @@ def test_groups_are_complete_and_disjoint(decay_vectors):
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(ConfigError, match="no parameter trains"):
+    with pytest.raises(ConfigError, match="no parameter is trainable"):
         build_optimizer(
             [("w", nn.Parameter(torch.zeros(1), requires_grad=False), "heads")], OptimizerConfig()
         )

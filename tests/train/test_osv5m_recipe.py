@@ -223,11 +223,11 @@ def test_labels_of_another_quadtree_are_refused(tmp_path):
         tmp_path / "run",
         f"experiment.quadtree.path={tmp_path}/tree.parquet",
     )
-    both = f"{trees[1].fingerprint[:12]}, and the one asked for is {trees[0].fingerprint[:12]}"
+    both = f"{trees[1].fingerprint[:12]}, not with {trees[0].fingerprint[:12]}"
     with pytest.raises(FingerprintMismatchError, match=both):
         train_experiment(values)
     del values["experiment"]["quadtree"]["path"]
-    with pytest.raises(FingerprintMismatchError, match="name that tree"):
+    with pytest.raises(FingerprintMismatchError, match="set it to that tree"):
         train_experiment(values)
 
 

@@ -77,8 +77,8 @@ def test_windows_keep_the_shape_and_the_share():
     [
         (lambda: AugmentConfig(smallest_area=0), "must be in"),
         (lambda: AugmentConfig(strength=3), "must be in"),
-        (lambda: NightConfig(share=0), "night=null is none at all"),
-        (lambda: NightConfig(darkroom=False), "night does nothing"),
+        (lambda: NightConfig(share=0), "night=null for no night photos"),
+        (lambda: NightConfig(darkroom=False), "night changes nothing"),
     ],
 )
 def test_impossible_settings(make, message):

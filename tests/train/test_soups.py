@@ -37,9 +37,12 @@ def test_what_only_domain_adaptation_uses_is_dropped() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"net.weight": torch.zeros(2)}, r"'b' does not go .* with 'a': it lacks net.steps and has nothing"),
-        (model(1, 2, extra=torch.zeros(1)), r"lacks nothing and has extra besides \(0 and 1 tensors\)"),
-        (model(1, 2, 3), r"'net.weight' is \(3,\) there and \(2,\) here"),
+        (
+            {"net.weight": torch.zeros(2)},
+            r"'b' and 'a' cannot be averaged: 'b' lacks net.steps and adds nothing",
+        ),
+        (model(1, 2, extra=torch.zeros(1)), r"lacks nothing and adds extra \(0 and 1 tensors\)"),
+        (model(1, 2, 3), r"'net.weight' is \(3,\) in the first and \(2,\) in the second"),
     ],
 )
 def test_models_of_another_form_are_named(other: dict[str, Tensor], message: str) -> None:

@@ -79,10 +79,10 @@ def test_another_config_is_refused_with_the_difference(tmp_path):
     RunFolder(tmp_path / "run", {"seed": 1, "mix": {"cells": 1.0}})
     RunFolder(tmp_path / "run", {"seed": 1, "mix": {"cells": 1.0}})
     with pytest.raises(
-        OutputMismatchError, match=r"holds a run with mix.cells = 1.0, and this one has 2.0: choose"
+        OutputMismatchError, match=r"holds a run with mix.cells = 1.0, and this run has 2.0: choose"
     ):
         RunFolder(tmp_path / "run", {"seed": 1, "mix": {"cells": 2.0}})
-    with pytest.raises(OutputMismatchError, match=r"mix.offsets = no such key, and this one has 1"):
+    with pytest.raises(OutputMismatchError, match=r"mix.offsets = no such key, and this run has 1"):
         RunFolder(tmp_path / "run", {"seed": 1, "mix": {"cells": 1.0, "offsets": 1}})
 
 

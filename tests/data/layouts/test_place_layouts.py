@@ -93,10 +93,10 @@ def test_gsv_cities_findings_name_the_city_s_table_and_line(tmp_path):
         f"duplicate id: {csv} line 4: the id '{key}' was there before, in {csv} line 3",
         f"missing image: {csv} line 2: there is no image file for the id "
         f"'London_0000007_2015_06_312_51.5_-0.1200_a_b' in {folder}, but there is Images/London/"
-        "London_0000007_2015_06_312_51.50_-0.1200_a_b.JPG: latitude or longitude were written anew, and names repeat "
-        "them to the last digit; take the table as it came",
+        "London_0000007_2015_06_312_51.50_-0.1200_a_b.JPG: its name has other digits of latitude or longitude "
+        "than the table; use the original table",
         f"missing image: {csv} line 5: there is no image file for the id "
-        f"'London_0000008_2015_01_000_95_0_z' in {folder}: bring it, or take the row out of the table",
+        f"'London_0000008_2015_01_000_95_0_z' in {folder}: add it, or remove the row from the table",
     ]
 
 
@@ -109,7 +109,7 @@ def test_gsv_cities_findings_name_the_city_s_table_and_line(tmp_path):
         ),
         (
             ",".join(COLUMNS) + "\n1,2015,6,0,A,1,2,p\n1.5,2015,6,0,A,1,2,q\n",
-            r"A\.csv line 3: place_id is '1.5', and photos are named by whole",
+            r"A\.csv line 3: place_id is '1.5', and must be a whole number from 0",
         ),
         (
             ",".join(COLUMNS) + "\n1,2015,6,0,A,north,2,p\n",
@@ -227,11 +227,11 @@ def test_vg_findings_name_the_file(tmp_path):
         "@552893@4172700@10@S@@@p@@north@@@@@@.jpg": "bad metadata: {}: the heading in its name is 'north'",
         "@552893@4172700@61@S@@@p@.jpg": "bad coordinate: {}: there is no UTM zone 61S: zones are 1 to 60",
         "@552893@4172700@10@I@@@p@.jpg": "bad coordinate: {}: there is no UTM zone 10I: zones are 1 to 60",
-        "@552893@4172700@@@@@p@.jpg": "bad coordinate: {}: its name says neither the UTM zone (number and letter) nor",
-        "@552893@4172700@10@@@@p@.jpg": "bad coordinate: {}: its name says neither the UTM zone",
-        "@48.1@2.3@.jpg": "bad coordinate: {}: its name says neither the UTM zone (number and letter) nor",
+        "@552893@4172700@@@@@p@.jpg": "bad coordinate: {}: its name has neither a UTM zone (number and letter) nor",
+        "@552893@4172700@10@@@@p@.jpg": "bad coordinate: {}: its name has neither a UTM zone",
+        "@48.1@2.3@.jpg": "bad coordinate: {}: its name has neither a UTM zone (number and letter) nor",
         "@334000@6252000@56@S@@@p@.jpg": (
-            "bad coordinate: {}: its letter S is the band of latitudes from 32 on, and its metres would lie at 56.4: "
+            "bad coordinate: {}: its letter S is the band of latitudes from 32 on, but its metres are at 56.4: "
             "correct the metres, or the letter, which is M or an earlier one in the south"
         ),
         "@@@10@S@@@p@.jpg": "bad coordinate: {}: its name has neither UTM east and north nor latitude and longitude",

@@ -56,11 +56,11 @@ def test_msls_takes_the_queries_of_its_list_alone(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "complaint"),
     [
-        ({"gt": ragged([0], [1])}, r"x_gt\.npy has positives of 2 queries, and there are 3: take the files of one"),
-        ({"gt": ragged([0], [4], [1])}, r"x_gt\.npy speaks of row 4 of dbImages, which has 4"),
-        ({"gt": ragged([0], [-1], [1])}, r"x_gt\.npy speaks of row -1 of dbImages"),
+        ({"gt": ragged([0], [1])}, r"x_gt\.npy has positives of 2 queries, and there are 3: use the files of one"),
+        ({"gt": ragged([0], [4], [1])}, r"x_gt\.npy has row 4 of dbImages, which has 4"),
+        ({"gt": ragged([0], [-1], [1])}, r"x_gt\.npy has row -1 of dbImages"),
         ({"gt": [0.5, 1.0, 2.0]}, r"x_gt\.npy holds .*0\.5.*, where rows of dbImages are expected"),
-        ({"gt": [[0]] * 3, "qIdx": [3]}, r"x_qIdx\.npy speaks of row 3 of qImages, which has 3"),
+        ({"gt": [[0]] * 3, "qIdx": [3]}, r"x_qIdx\.npy has row 3 of qImages, which has 3"),
         ({"gt": [[0]] * 3, "dbImages": [1, 2]}, r"x_dbImages\.npy has shape \(2,\) and type int64"),
         ({"gt": [[0]] * 3, "dbImages": ["../a.jpg"]}, r"x_dbImages\.npy names '\.\./a\.jpg', which leads out"),
     ],
@@ -100,7 +100,7 @@ def test_no_file_can_run_code(tmp_path):
     array[:] = [Evil(trap)] * 3
     folder = write(tmp_path, "x", gt=array)
     with pytest.raises(
-        BadTableError, match=r"x_gt\.npy is no \.npy of names or numbers: it asks for posix\.mkdir"
+        BadTableError, match=r"x_gt\.npy is no \.npy of names or numbers: it contains posix\.mkdir"
     ):
         read_retrieval_set(folder, "x")
     assert not trap.exists()

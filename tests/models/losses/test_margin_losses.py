@@ -115,3 +115,14 @@ def test_rows_of_no_class_and_perfect_rows(kind: str) -> None:
     class_loss(MARGIN_LOGITS[kind](x, w, torch.arange(4)), torch.arange(4)).backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
+
+
+def test_cosface_is_that_of_pytorch_metric_learning():
+    from pytorch_metric_learning.losses import CosFaceLoss
+
+    torch.manual_seed(0)
+    embeddings, class_ids = torch.randn(12, 8), torch.arange(12) % 5
+    theirs = CosFaceLoss(5, 8, margin=0.4, scale=30.0)
+    logits = cosface_logits(embeddings, theirs.W.T, class_ids, scale=30.0, margin=0.4)
+    expected = theirs(embeddings, class_ids)
+    torch.testing.assert_close(class_loss(logits, class_ids), expected, rtol=1e-5, atol=1e-5)

@@ -139,9 +139,7 @@ def test_a_graph_of_another_model(tmp_path):
     ):
         OnnxRunner(path, config, 7)
     other = tiny_geolocalizer(embeddings={"query": EmbeddingHeadConfig(12)}).network.config
-    with pytest.raises(
-        CheckpointError, match=r"'query' embeddings of 8 values, but config\.json asks for 12"
-    ):
+    with pytest.raises(CheckpointError, match=r"'query' embeddings of 8 values, but config\.json needs 12"):
         OnnxRunner(path, other, model.runner.num_cells)
     without = tiny_geolocalizer(cells=None, offsets=None, regression=RegressionHeadConfig()).network.config
     with pytest.raises(

@@ -1,15 +1,14 @@
 """PLONK (Dufour et al., CVPR 2025; MIT): locations sampled from a generative model.
 
-A network moves a point of noise in small steps towards a place, given the photo's features. Three kinds are published,
-with the same network and the same names of tensors, so that a file does not tell which one it is:
+A network moves a point of noise in small steps to a location, given the photo's features. Three kinds are published with
+the same network and tensor names, so a file does not show its kind:
 
     sphere     Riemannian flow matching: Euler steps, each projected back to the sphere
     space      flow matching in space around it: Euler steps
-    diffusion  denoising: DDIM's steps (Song et al., 2021), its guess of the place kept in [-1, 1]. On a GPU, PLONK
-               itself does it in half precision, and we do not.
+    diffusion  denoising: DDIM steps (Song et al., 2021), with the predicted point clamped to [-1, 1]. PLONK computes
+               them in half precision on a GPU, and we do not.
 
-Guidance w (Ho & Salimans, 2022) makes the draws agree more with the photo: (1 + w) times what the network velocity of the
-photo, less w times what it velocity of none, which are features of 0.
+Guidance w (Ho & Salimans, 2022): (1 + w) times the output for the photo, minus w times the output for zero features.
 """
 
 from __future__ import annotations
@@ -179,9 +178,9 @@ def carried(
     for (now, following), length in zip(pairwise(moments.to(features)), lengths, strict=True):
         velocity = field.guided(x, features, now[0], guidance)
         if kind == "diffusion":
-            place = ((x - now[2] * velocity) / now[1]).clamp(-1, 1)
-            noise = (x - now[1] * place) / now[2]
-            x = following[1] * place + following[2] * noise
+            clean = ((x - now[2] * velocity) / now[1]).clamp(-1, 1)
+            noise = (x - now[1] * clean) / now[2]
+            x = following[1] * clean + following[2] * noise
         else:
             x = x + length * velocity
             if kind == "sphere":

@@ -1,7 +1,7 @@
 """PLONK (Dufour et al., CVPR 2025; MIT): locations sampled from a generative model.
 
-A network moves a point of noise in small steps to a location, given the photo's features. Three kinds are published with
-the same network and tensor names, so a file does not show its kind:
+A network moves a point of noise in small steps to a location, given the photo's features. Three kinds are published
+with the same network and tensor names, so a file does not show its kind:
 
     sphere     Riemannian flow matching: Euler steps, each projected back to the sphere
     space      flow matching in space around it: Euler steps

@@ -246,7 +246,7 @@ def test_webdataset_shards_of_others(tmp_path):
         f"bad coordinate: {val} sample d: (nan, nan) is no place on Earth",
     ]
     (tmp_path / "train" / "2.tar").write_bytes(b"no tar" * 200)
-    assert "no uncompressed tar" in texts("webdataset", tmp_path, "train")[0]
+    assert "not an uncompressed tar" in texts("webdataset", tmp_path, "train")[0]
     with pytest.raises(NotFoundError, match=r"has no \.tar of the split 'test'"):
         open_layout("webdataset", tmp_path, "test")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from geoloc.data.sample import SampleTable
 from geoloc.data.samplers import InOrder
 from geoloc.data.stream import Load, SampleStream
-from geoloc.images.preprocess import Preprocess
+from geoloc.errors import ConfigError
+from geoloc.images.preprocess import Preprocess, Resize
 from geoloc.models.backbone import Backbone
 
 Run = TypeVar("Run", bound=Callable[..., Any])
@@ -52,14 +53,14 @@ def preprocess_of(backbone: Backbone) -> Preprocess:
         ConfigError: it needs a kind of resizing that `Preprocess` does not have, such as padding.
     """
     known = backbone.preprocess_defaults
-    return Preprocess.from_openclip_cfg(
-        {
-            "size": known.size_px,
-            "mean": known.mean,
-            "std": known.std,
-            "interpolation": known.interpolation,
-            "resize_mode": known.resize_mode,
-        }
+    if known.resize_mode not in ("shortest", "squash"):
+        raise ConfigError(f"the backbone resizes images by {known.resize_mode!r}: take another backbone")
+    return Preprocess(
+        image_size_px=known.size_px,
+        mean=known.mean,
+        std=known.std,
+        interpolation=cast(Any, known.interpolation),
+        resize=cast(Resize, known.resize_mode),
     )
 
 

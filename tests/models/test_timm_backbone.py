@@ -236,7 +236,7 @@ def test_a_local_file_of_the_whole_fits_the_cropped(tmp_path: Any) -> None:
         ({"crop_after": "layer2", "crop_blocks": 2}, "give one of them"),
         ({"crop_after": "layer2", "features": "pooled"}, "are for feature maps"),
         ({"final_norm": True}, "ResNet has no layer norm after its blocks"),
-        ({"features": "projected"}, "projects nothing"),
+        ({"features": "projected"}, "has no projection"),
         ({"batch_norm_eps": 0.0}, "must be positive"),
         ({"layer_norm_eps": -1.0}, "layer_norm_eps is -1"),
         ({"architecture": "RN50"}, "found architecture and timm"),

@@ -234,7 +234,7 @@ def test_labels_of_another_quadtree_are_refused(tmp_path):
 def test_another_experiment_in_the_folder_is_refused(table_path, tmp_path):
     train_experiment(small("osv5m_hybrid", table_path, tmp_path / "run"))
     other = small("osv5m_hybrid", table_path, tmp_path / "run", "experiment.task.mix.offsets=2")
-    with pytest.raises(OutputMismatchError, match=r"task.mix.offsets = 1.0, and this one has 2.0"):
+    with pytest.raises(OutputMismatchError, match=r"task.mix.offsets = 1.0, and this run has 2.0"):
         train_experiment(other)
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     assert described["task"]["mix"] == {"classes": 1.0, "offsets": 1.0}
@@ -242,7 +242,7 @@ def test_another_experiment_in_the_folder_is_refused(table_path, tmp_path):
 
 
 def test_names_of_experiments_and_keys(tmp_path):
-    with pytest.raises(ConfigError, match=r"there is no experiment 'osv5m'; .* has .*earthview, "):
+    with pytest.raises(ConfigError, match=r"there is no experiment 'osv5m'; .* has .*own_photos, "):
         compose_experiment(["experiment=osv5m"], CONFIGS)
     with pytest.raises(ConfigError, match="name an experiment"):
         compose_experiment(["threads=2"], CONFIGS)

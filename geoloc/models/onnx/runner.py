@@ -69,8 +69,8 @@ class OnnxRunner:
             found = self._outputs.get(name, [None])[-1]
             if found != needed.get(name):
                 raise CheckpointError(
-                    f"{self.path} gives {found} values as {name!r}, but config.json and the quadtree ask for "
                     f"{self.path} gives {found} values as {name!r}, but config.json and the quadtree need "
+                    f"{needed.get(name)}; take both from the same checkpoint"
                 )
         for role, embedding in config.embeddings.items():
             found = self._outputs.get(embedding_output(role), [embedding.dim])[-1]

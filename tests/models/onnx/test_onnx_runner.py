@@ -135,7 +135,7 @@ def test_a_graph_of_another_model(tmp_path):
     exported(model, tmp_path)
     config, path = model.network.config, tmp_path / "model.onnx"
     with pytest.raises(
-        CheckpointError, match=r"gives 12 values as 'cell_logits', .* ask for 7".replace("12", r"\d+")
+        CheckpointError, match=r"gives 12 values as 'cell_logits', .* need 7".replace("12", r"\d+")
     ):
         OnnxRunner(path, config, 7)
     other = tiny_geolocalizer(embeddings={"query": EmbeddingHeadConfig(12)}).network.config

@@ -104,8 +104,8 @@ class TaskConfig:
                 )
             if not has_head and (missing := self.mix.keys() & set(readers)):
                 raise ConfigError(
-                    f"the loss {min(missing)!r} reads the head {head!r}, which the network does not have: describe it "
                     f"the loss {min(missing)!r} reads the head {head!r}, which the network does not have: configure it "
+                    f"under network.{head}, or remove the loss from the mix"
                 )
         if self.network.embeddings:
             raise ConfigError(
@@ -294,6 +294,6 @@ def _needed(batch: Mapping[str, Any], name: str, loss: str) -> Any:
     if name not in batch:
         raise ConfigError(
             f"the loss {loss!r} needs {name!r}, which the data does not have (it has: {', '.join(sorted(batch))}): "
-            f"the loss {loss!r} needs {name!r}, which the data does not have (it has: {', '.join(sorted(batch))}): add "
+            "add that column, or remove the loss from the mix"
         )
     return batch[name]

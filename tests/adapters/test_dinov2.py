@@ -52,5 +52,5 @@ def test_names_and_registers() -> None:
 def test_what_is_no_dinov2() -> None:
     with pytest.raises(ConfigError, match="multiple of 14"):
         read_dinov2(file(), "", 100)
-    with pytest.raises(ConfigError, match="5 wide"):
+    with pytest.raises(ConfigError, match="trunk of width 5"):
         read_dinov2(file(pos_embed=torch.zeros(1, 1370, 5)), "", 224)

@@ -98,7 +98,7 @@ def test_a_missing_or_wrong_table_is_said() -> None:
 
 
 def test_what_is_no_table_of_places(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no table of places"):
+    with pytest.raises(NotFoundError, match="no table of locations"):
         read_places(tmp_path / "nowhere.pt")
     torch.save(torch.tensor([[45.0, 120.0]]), tmp_path / "degrees.pt")
     with pytest.raises(ConfigError, match="give quadtree="):

@@ -231,5 +231,5 @@ def test_pictures_that_keep_their_shapes(tmp_path: Path) -> None:
     again = Geolocalizer.from_pretrained(tmp_path / "ours")
     assert again.preprocess == model.preprocess
     assert again.embedding_fingerprint == model.embedding_fingerprint
-    with pytest.raises(ConfigError, match="takes pictures as they are"):
+    with pytest.raises(ConfigError, match="takes images in their own size"):
         again.export_onnx(tmp_path / "onnx", photos)

@@ -119,8 +119,8 @@ def test_model_and_tower_come_from_the_hub(folder: Path, hub: HubServer) -> None
     ):
         hub.repositories["model", name] = Repository()
         hub.repositories["model", name].commit(files, "published")
-    fetched = LocationSampler.from_pretrained(NAMES[0], drawing=SamplingOptions(num_samples=2, num_steps=4))
-    here = LocationSampler(NAMES[0], adapted(folder, NAMES[0]), fetched.drawing)
+    fetched = LocationSampler.from_pretrained(NAMES[0], sampling=SamplingOptions(num_samples=2, num_steps=4))
+    here = LocationSampler(NAMES[0], adapted(folder, NAMES[0]), fetched.sampling)
     assert fetched.identity == here.identity
     assert not hub.received("README.md")
     assert fetched.sample(FIXTURES / "plonk_picture.png").shape == (1, 2, 2)

@@ -143,6 +143,6 @@ def test_a_graph_of_another_model(tmp_path):
         OnnxRunner(path, other, model.runner.num_cells)
     without = tiny_geolocalizer(cells=None, offsets=None, regression=RegressionHeadConfig()).network.config
     with pytest.raises(
-        CheckpointError, match=r"as 'cell_logits', but config\.json and the quadtree ask for None"
+        CheckpointError, match=r"as 'cell_logits', but config\.json and the quadtree need None"
     ):
         OnnxRunner(path, without, 0)

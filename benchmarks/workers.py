@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/workers.py
     OMP_NUM_THREADS=1 python benchmarks/workers.py --engine ray
 
-The work is that of `geoloc batch --task localize` with the bundled model and its references: 640 x 480 JPEG files,
+The work is that of `geoloc localize` with the bundled model and its references: 640 x 480 JPEG files,
 batches of 16, shards of 32 images, one thread for each worker. Start-up (processes, imports, the model, the first shard
 of each worker) is left out, and so is the end, when a worker has run out of shards: what counts is the time in between,
 from one finished shard to the next, waiting for work included. Runs with one worker and with two take turns; the figure
@@ -21,10 +21,10 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from geoloc.localize.work import LocalizeWork
 from localize import jpeg  # the benchmark beside this one
 
 from geoloc.jobs.shards import Engine, ShardJob
+from geoloc.localize.rows import LocalizeWork
 from geoloc.photos.sources import Payload, plan_shards
 
 IMAGES_PER_SHARD = 32

@@ -37,11 +37,11 @@ def test_it_is_whole_and_small():
     assert sum(size.values()) - references < MAX_MB * 1e6
 
 
-def test_readme_and_card_show_the_same_table(request):
-    readme = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+def test_measured_page_and_card_show_the_same_table(request):
+    measured = (request.config.rootpath / "docs" / "measured.md").read_text(encoding="utf-8")
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert len(table_lines(card)) == 2 + 2 * 6  # head; six methods on two mosaics
-    assert table_lines(readme) == table_lines(card)
+    assert table_lines(measured) == table_lines(card)
 
 
 def test_it_finds_the_demo_images_of_a_mosaic_that_it_knows(model, request):

@@ -38,7 +38,6 @@ FLOORS = {
     "view": 9,  # maps and figures of predictions
     "train": 10,
     "evaluate": 10,  # its report is drawn by view
-    "serve": 11,
     "cli": 12,
     "__main__": 13,
 }

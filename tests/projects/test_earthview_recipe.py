@@ -281,8 +281,8 @@ def test_photometric_changes_the_look_and_keeps_the_range():
 
 
 def test_the_experiment_composes_and_its_trunk_takes_the_imagenet_weights(request):
-    with initialize_config_dir(str(request.config.rootpath / "configs"), version_base="1.3"):
-        config = compose("train", ["experiment=earthview"])
+    with initialize_config_dir(str(request.config.rootpath / "projects" / "earthview"), version_base="1.3"):
+        config = compose("earthview")
     experiment = from_plain(
         EarthviewExperiment, OmegaConf.to_container(config.experiment, resolve=True), "experiment"
     )
@@ -296,8 +296,8 @@ def test_the_experiment_composes_and_its_trunk_takes_the_imagenet_weights(reques
 
 
 def test_the_longer_experiment_goes_on_from_what_it_is_told(request):
-    with initialize_config_dir(str(request.config.rootpath / "configs"), version_base="1.3"):
-        config = compose("train", ["experiment=earthview_longer", "experiment.recipe.start_from=folder"])
+    with initialize_config_dir(str(request.config.rootpath / "projects" / "earthview"), version_base="1.3"):
+        config = compose("earthview_longer", ["experiment.recipe.start_from=folder"])
     recipe = from_plain(
         EarthviewExperiment, OmegaConf.to_container(config.experiment, resolve=True), "experiment"
     ).recipe

@@ -475,7 +475,7 @@ def test_a_file_that_the_manifest_does_not_list_is_not_trusted(folder: Path, nam
     (folder / name).write_bytes(data)
     with pytest.raises(
         IntegrityError,
-        match=rf"manifest\.json does not list '{name}', so nothing vouches for that file; fetch or",
+        match=rf"manifest\.json does not list '{name}', so that file cannot be verified; fetch or",
     ):
         Geolocalizer.from_pretrained(folder)
 

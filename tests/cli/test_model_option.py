@@ -44,8 +44,8 @@ def test_values_have_the_kinds_of_their_options() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["quadtree"], r"'quadtree' names no option.*there are quadtree=PATH.*pooled_size=N,N"),
-        (["quadtre=x.csv"], r"'quadtre=x\.csv' names no option.*image_size_px=N or N,N.*lora_alpha=NUMBER"),
+        (["quadtree"], r"'quadtree' is not an option.*options: quadtree=PATH.*pooled_size=N,N"),
+        (["quadtre=x.csv"], r"'quadtre=x\.csv' is not an option.*image_size_px=N or N,N.*lora_alpha=NUMBER"),
         (
             ["image_size_px=big"],
             r"image_size_px=big has the wrong kind of value: expected image_size_px=N or N,N",

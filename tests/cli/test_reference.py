@@ -187,7 +187,10 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
     ("arguments", "text"),
     [
         (["build", "x"], "there is nothing to add: give --aerial, --street or --locations"),
-        (["add", "gone", *STREET], "there is no reference database gone: check the path, or create it first"),
+        (
+            ["add", "gone", *STREET],
+            "there is no reference database gone: check the path, or create it first",
+        ),
         (["build", "x", "--aerial", "gone.tif"], "there is no aerial imagery at gone.tif: check the path"),
         (["build", "x", "--street", "gone"], "there is no folder of photos gone: check the path"),
         (
@@ -215,9 +218,9 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         (["build", "x", *STREET, "--street", "more"], "one --metadata describes one --street"),
         (["build", "photos", *STREET], "photos"),
         (["info", "gone"], "there is no reference database gone"),
-        (["info", "photos"], "photos is no reference database: check the path"),
-        (["delete", "refs"], "say in one way which rows are meant"),
-        (["slice", "refs", "y"], "say in one way which rows are meant"),
+        (["info", "photos"], "photos is not a reference database: check the path"),
+        (["delete", "refs"], "choose rows by exactly one of"),
+        (["slice", "refs", "y"], "choose rows by exactly one of"),
         (["slice", "refs", "photos", "--path", "0"], "photos exists and is not empty"),
         (
             ["slice", "refs", "y", "--bounds", "1,2"],

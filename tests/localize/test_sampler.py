@@ -121,7 +121,7 @@ def test_calibrated_circles_hold_what_they_say() -> None:
         for p, where in zip(found, truth[40:], strict=True)
     ]
     assert np.mean(inside) >= 0.7  # of 20, where 18 are expected
-    with pytest.raises(ConfigError, match="0 images and 0 places"):
+    with pytest.raises(ConfigError, match="0 images and 0 locations"):
         model.calibrate([], np.zeros((0, 2)), "nothing")
 
 

@@ -35,7 +35,7 @@ def test_the_heaviest_are_kept_and_of_equals_the_first() -> None:
     places = [(0.0, float(n)) for n in range(100)]
     atoms = atoms_of(posterior_at(places, weight.tolist(), [50.0] * 100))
     assert [atom.lon for atom in atoms] == [90, 70, *range(MAX_ATOMS - 2)]
-    assert len(atoms_of(posterior_at(places, weight.tolist(), [50.0] * 100), most=3)) == 3
+    assert len(atoms_of(posterior_at(places, weight.tolist(), [50.0] * 100), limit=3)) == 3
 
 
 def test_mass_without_a_kernel_is_left_out() -> None:

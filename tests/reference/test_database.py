@@ -370,7 +370,7 @@ def test_open_needs_a_database(tmp_path: Path) -> None:
         ReferenceDatabase.open(tmp_path / "refs")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(NotFoundError, match=r"photos is no reference database: check the path"):
+    with pytest.raises(NotFoundError, match=r"photos is not a reference database: check the path"):
         ReferenceDatabase.open(tmp_path / "photos")
     (tmp_path / "photos" / "segments").mkdir()
     with pytest.raises(IntegrityError, match=r"manifest\.json is missing"):
@@ -482,17 +482,17 @@ def test_a_row_id_is_never_given_again(tmp_path: Path) -> None:
     assert database.segments == ()
     assert database.append(*some_rows(2)) == range(5, 7)
     assert database.delete(row_ids=[0, 5]) == 1
-    with pytest.raises(NotFoundError, match="there is no row 7: the ids given so far are 0 to 6"):
+    with pytest.raises(NotFoundError, match="there is no row 7: its ids are 0 to 6"):
         database.delete(row_ids=[6, 7])
 
 
 @pytest.mark.parametrize(
     ("criterion", "complaint"),
     [
-        ({}, "say in one way which rows are meant, by ids, keys, bounds or paths; found 0"),
+        ({}, "choose rows by exactly one of ids, keys, bounds and paths; found 0"),
         ({"keys": ["a"], "paths": ["0"]}, "found 2"),
-        ({"keys": "abc"}, "keys is the one text 'abc'; give a list"),
-        ({"paths": "012"}, "paths is the one text '012'; give a list"),
+        ({"keys": "abc"}, "keys is the single string 'abc'; give a list"),
+        ({"paths": "012"}, "paths is the single string '012'; give a list"),
         ({"bounds_deg": (10, 0, 0, 10)}, r"south < north .*found \[10.0, 0.0, 0.0, 10.0\]"),
         ({"bounds_deg": (0, 0, 10, 181)}, r"two longitudes in \[-180, 180\]"),
         ({"bounds_deg": (0, 5, 10, 5)}, "bounds are south, west, north, east"),
@@ -536,7 +536,7 @@ def test_rows_that_are_not_there_are_not_found(tmp_path: Path) -> None:
     database.append(rows, vectors)
     assert database.rows([3, 3], rows.latlon_deg[[3, 3]])["key"].to_pylist() == ["0/3", "0/3"]
     with pytest.raises(
-        NotFoundError, match="has no row 3 at that place: it was deleted, or the ids come from"
+        NotFoundError, match="has no row 3 at that location: it was deleted, or the ids come from"
     ):
         database.rows([2, 3], rows.latlon_deg[[2, 2]])
     database.delete(row_ids=[4])
@@ -811,20 +811,23 @@ def rewrite(refs: Path, **facts: object) -> None:
 @pytest.mark.parametrize(
     ("facts", "complaint"),
     [
-        ({"kind": "model"}, "is no reference database: its manifest is of another kind"),
+        ({"kind": "model"}, "is not a reference database: its manifest is of another kind"),
         ({"dim": "4"}, "dim must be a positive integer"),
         ({"dtype": "pickle"}, "dtype must be one of float32"),
-        ({"model_fingerprint": None}, "a fingerprint is no text"),
-        ({"next_row_id": -1}, "a counter is no counter"),
+        ({"model_fingerprint": None}, "a fingerprint is not a string"),
+        ({"next_row_id": -1}, "a counter is not a whole number"),
         ({"shards": {"a": [0, 1, 2]}}, "too many values"),
         ({"shards": 7}, "'int' object"),
         ({"segments": {"../../etc": 6, "0001": 6}}, "segment '../../etc' with 6 rows"),
         ({"segments": {"0000": 6, "0001": 2**80}}, "segment '0001' with"),
         ({"segments": {"0000": 6}}, "1 deleted rows in segment '0001'"),
-        ({"segments": {"0000": 6, "0001": 6, "0002": 6}}, "is listed without need, or needed and not listed"),
+        (
+            {"segments": {"0000": 6, "0001": 6, "0002": 6}},
+            "is listed and not needed, or needed and not listed",
+        ),
         ({"tombstones": {"0000": 7, "0001": 1}}, "7 deleted rows in segment '0000'"),
         ({"tombstones": {"0009": 1}}, "1 deleted rows in segment '0009'"),
-        ({"tombstones": {}}, "'tombstones/0003.safetensors' is listed without need"),
+        ({"tombstones": {}}, "'tombstones/0003.safetensors' is listed and not needed"),
         ({"segments": {"0000": 6, "0001": 5}}, "another size or header than the manifest implies"),
         ({"tombstones": {"0000": 1, "0001": 2}}, "another size or header than the manifest implies"),
         ({"dim": 5}, "another size or header than the manifest implies"),

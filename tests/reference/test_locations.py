@@ -87,7 +87,7 @@ def test_tables_of_coordinates_and_embeddings(tmp_path: Path) -> None:
     ):
         read_locations(tmp_path / "c.parquet")
     (tmp_path / "d.csv").write_text("latitude,longitude\nx,2\n")
-    with pytest.raises(ConfigError, match=r"d\.csv has coordinates that are no numbers"):
+    with pytest.raises(ConfigError, match=r"d\.csv has coordinates that are not numbers"):
         read_locations(tmp_path / "d.csv")
 
 

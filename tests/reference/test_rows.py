@@ -70,9 +70,9 @@ def test_headings_are_turned_into_one_circle(heading_deg: float) -> None:
     [
         ({"source": "drone"}, "source is 'drone'; it must be one of aerial, street, location"),
         ({"source": ["aerial"]}, "source has 1 values, and latlon_deg 2 rows"),
-        ({"key": "ab"}, "key is the one text 'ab'; give a list"),
+        ({"key": "ab"}, "key is the single string 'ab'; give a list"),
         ({"key": ["a"]}, "key has 1 values, and latlon_deg 2 rows"),
-        ({"key": ["a", 7]}, "key must be text; found 7"),
+        ({"key": ["a", 7]}, "key must be strings; found 7"),
         ({"licence": ["a", "b", "c"]}, "licence has 3 values"),
         ({"gsd_m_per_px": [0.2, 0.0]}, "gsd_m_per_px must be positive, or NaN where unknown; found 0.0"),
         ({"gsd_m_per_px": [0.2]}, r"gsd_m_per_px has shape \(1,\), and latlon_deg 2 rows"),

@@ -217,8 +217,8 @@ def test_tars_are_data_and_nothing_else(tmp_path: Path, monkeypatch: pytest.Monk
     assert rows_of(database)["x/good"][0]["licence"] == "CC0-1.0"
     reasons = dict(report.problems)
     assert "JPEG" in reasons["broken"]
-    assert reasons["bad-json"] == "the JSON beside the picture is none"
-    assert reasons["list"] == "the JSON beside the picture is no object"
+    assert reasons["bad-json"] == "its JSON is invalid"
+    assert reasons["list"] == "its JSON is not an object"
     assert reasons["no-place"].startswith("no position")
     assert "link" not in reasons
 
@@ -253,9 +253,9 @@ def test_a_tar_that_is_cut_off(tmp_path: Path) -> None:
         (["empty"], NotFoundError, r"no image found in empty .*; looked for files that end in \.bmp"),
         (["gone.tar"], NotFoundError, r"there is no tar of photos gone\.tar"),
         (["pipe:touch exploded.tar"], NotFoundError, "there is no tar of photos pipe:touch"),
-        (["bad.tar"], ConfigError, r"bad\.tar is no uncompressed tar"),
-        (["packed.tar"], ConfigError, r"packed\.tar is no uncompressed tar"),
-        (["text.tar"], ConfigError, "there is no picture in text.tar"),
+        (["bad.tar"], ConfigError, r"bad\.tar is not an uncompressed tar"),
+        (["packed.tar"], ConfigError, r"packed\.tar is not an uncompressed tar"),
+        (["text.tar"], ConfigError, "there is no image in text.tar"),
         (["photos", "gone.csv"], NotFoundError, r"there is no table of metadata gone\.csv"),
         (
             ["photos", "bad.csv"],

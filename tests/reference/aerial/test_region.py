@@ -58,7 +58,7 @@ def test_wherever_there_is_imagery(tmp_path: Path) -> None:
 
 def test_a_server_does_not_say_where_it_has_imagery(tmp_path: Path) -> None:
     server = TileUrl("http://tiles.invalid/{z}/{x}/{y}", tmp_path, (0, 3))
-    with pytest.raises(ConfigError, match=r"nobody knows where tiles\.invalid has imagery: give a region"):
+    with pytest.raises(ConfigError, match=r"it is unknown where tiles\.invalid has imagery: give a region"):
         Imagery([server])
 
 
@@ -70,7 +70,7 @@ def test_a_server_does_not_say_where_it_has_imagery(tmp_path: Path) -> None:
         ((10, 0, 5, 1), r"with south < north; found \(10.0, 0.0, 5.0, 1.0\)"),
         ((0, 0, 1, 400), r"a box is south, west, north, east in degrees"),
         ({"type": "Point", "coordinates": [0, 0]}, r"holds no Polygon and no MultiPolygon"),
-        ({"type": "Polygon", "coordinates": [[[0, 0]]]}, r"holds a polygon that is none"),
+        ({"type": "Polygon", "coordinates": [[[0, 0]]]}, r"holds an invalid polygon"),
         ({"type": "Polygon", "coordinates": [[[500, 0], [501, 0], [501, 1], [500, 0]]]}, r"RFC 7946"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_geojson(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"there is no GeoJSON .*gone\.geojson: check the path"):
         open_region(tmp_path / "gone.geojson", [])
     (tmp_path / "a.geojson").write_text("no")
-    with pytest.raises(ConfigError, match=r"a\.geojson is no JSON: give a GeoJSON with polygons"):
+    with pytest.raises(ConfigError, match=r"a\.geojson is not JSON: give a GeoJSON with polygons"):
         open_region(tmp_path / "a.geojson", [])
     (tmp_path / "b.geojson").write_text("[1]")
     with pytest.raises(ConfigError, match="holds list, and an object is needed"):

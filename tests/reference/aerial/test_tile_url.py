@@ -80,7 +80,7 @@ def test_a_refusal_and_lost_patience_are_errors_and_leave_no_holes(server: Serve
         quick(server, tmp_path).tile_bytes(17, 1, 1)
     server.answers = [503] * 3
     with pytest.raises(
-        NotFoundError, match=r"could not be fetched in 3 tries \(it answers 503\): what is fetched"
+        NotFoundError, match=r"could not be fetched in 3 tries \(it answers 503\): what was fetched"
     ):
         quick(server, tmp_path, num_tries=3).tile_bytes(17, 1, 1)
     assert not list(tmp_path.rglob("1"))

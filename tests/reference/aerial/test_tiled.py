@@ -80,7 +80,7 @@ def test_a_layout_may_be_the_webs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("crs: [", "is no YAML"),
+        ("crs: [", "is not YAML"),
         ("- 1", "must hold keys and values; found list"),
         ("crs: epsg:25832\ntile_size: 3", "unknown key 'tile_size'; known are crs, tile_shape_px"),
         ("url: http://a/{z}\npreset: XYZ", "names a server: give its address itself, 'http://a/{z}'"),
@@ -180,8 +180,8 @@ def test_files_that_are_no_imagery(tmp_path: Path) -> None:
             NotFoundError,
             r"holds no tile called .*: give the folder above the zooms, or a layout\.yaml",
         ),
-        ("a.mbtiles", ConfigError, "is no MBTiles"),
-        ("a.tif", ConfigError, "is no GeoTIFF that can be read"),
+        ("a.mbtiles", ConfigError, "is not an MBTiles file"),
+        ("a.tif", ConfigError, "is not a readable GeoTIFF"),
         ("plain.tif", ConfigError, "says no projection: give it one"),
         ("a.txt", ConfigError, r"is no aerial imagery: give a folder of tiles, a \.tif, an \.mbtiles"),
     ):

@@ -237,8 +237,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><Capabilities><Cont
     ("document", "reason"),
     [
         ("not XML", "is no XML"),
-        ("<html><body/></html>", "is no WMTS capabilities document, but <html>"),
-        ("<Capabilities/>", "is no WMTS capabilities document, but <Capabilities>"),
+        ("<html><body/></html>", "is not a WMTS capabilities document, but <html>"),
+        ("<Capabilities/>", "is not a WMTS capabilities document, but <Capabilities>"),
         (BOMB, "declares a document type, which can hide entities"),
         ("<Capabilities><Contents/></Capabilities>", "has several: give one layer of none"),
         (DOCUMENT.replace("KVP", "SOAP"), "says no way to ask for tiles of ortho as pictures"),

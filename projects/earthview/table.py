@@ -299,7 +299,7 @@ def model_card(model: Geolocalizer, table: str, command: str) -> str:
 TRAINING = (
     "two runs on two CPU cores, 64 pairs a step: 5,000 steps from ImageNet weights (`experiment=earthview` as of "
     "dc1a878, whose checkpoint this one starts from), then 4,000: "
-    "`python scripts/train.py experiment=earthview_longer`"
+    "`python -m projects.earthview.train --config-name earthview_longer`"
 )
 
 LEDGER = (

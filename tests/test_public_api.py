@@ -1,6 +1,7 @@
 """The public surface is a list, and the list is true."""
 
 import ast
+import sys
 import types
 from pathlib import Path
 
@@ -18,12 +19,20 @@ def test_all_is_sorted_and_importable(package: types.ModuleType) -> None:
 
 
 def test_quadtree_exports_exactly_what_it_imports() -> None:
-    public = {
-        name
-        for name, value in vars(quadtree).items()
-        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    assert dir(quadtree) == quadtree.__all__
+    tree = ast.parse(Path(quadtree.__file__).read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert public == set(quadtree.__all__)
+    assert seen.keys() == set(quadtree.__all__)
+    for name, home in seen.items():
+        value = getattr(quadtree, name)
+        assert value is getattr(sys.modules[str(home)], name)
+        assert getattr(value, "__module__", home) == home
 
 
 def test_geoloc_exports_exactly_what_it_can_load() -> None:

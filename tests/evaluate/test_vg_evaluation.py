@@ -272,7 +272,7 @@ def test_what_is_refused(data_set: Path, tmp_path: Path) -> None:
     build = ("reference", "build", tmp_path / "refs")
     for arguments, complaint in (
         ((*build, "--layout", "vg"), "there is nothing to add"),
-        ((*build, "--street", data_set, "--split", "test/database"), "say how it lies by --layout"),
+        ((*build, "--street", data_set, "--split", "test/database"), "--split and --utm-epsg need --layout"),
         ((*build, "--street", data_set, "--layout", "vgg"), "there is no layout 'vgg'"),
         ((*build, "--street", data_set, "--layout", "vg", "--split", "x"), "no folder 'x'; it has test"),
         (("evaluate", "score", "-p", "p.csv", "-t", "t.csv", "--split", "test"), "No such option: --split"),

@@ -112,7 +112,7 @@ def test_what_is_no_database(hub: HubServer, database: ReferenceDatabase, tmp_pa
     hub.repositories["dataset", "me/other"] = Repository()
     hub.repositories["dataset", "me/other"].commit(with_manifest({"a.parquet": b"x"}), "push")
     with pytest.raises(
-        IntegrityError, match=r"the dataset me/other at .* is no reference database: its manifest is"
+        IntegrityError, match=r"the dataset me/other at .* is not a reference database: its manifest is"
     ):
         ReferenceDatabase.from_hub("me/other", tmp_path / "pulled")
     assert hub.received("a.parquet") == []

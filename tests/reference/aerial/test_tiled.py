@@ -182,8 +182,8 @@ def test_files_that_are_no_imagery(tmp_path: Path) -> None:
         ),
         ("a.mbtiles", ConfigError, "is not an MBTiles file"),
         ("a.tif", ConfigError, "is not a readable GeoTIFF"),
-        ("plain.tif", ConfigError, "says no projection: give it one"),
-        ("a.txt", ConfigError, r"is no aerial imagery: give a folder of tiles, a \.tif, an \.mbtiles"),
+        ("plain.tif", ConfigError, "has no projection: give it one"),
+        ("a.txt", ConfigError, r"is not aerial imagery: give a folder of tiles, a \.tif, an \.mbtiles"),
     ):
         with pytest.raises(error, match=message):
             open_sources(tmp_path / name)

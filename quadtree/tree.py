@@ -246,15 +246,6 @@ class Quadtree:
             raise QuadtreeError(f"{path!r} lies inside a leaf; use a shorter path")
         return ()
 
-    def ancestors(self, cell_id: int) -> tuple[str, ...]:
-        """Paths of the boxes that contain a cell, from the root "" to its parent.
-
-        Raises:
-            QuadtreeError: `cell_id` is out of range.
-        """
-        path = self.paths[self._checked_cell_id(cell_id)]
-        return tuple(path[:depth] for depth in range(len(path)))
-
     def neighbours(self, cell_id: int) -> IntArray:
         """Ids of the other cells that share an edge or a corner with this cell, (k,) ascending.
 

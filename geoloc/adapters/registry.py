@@ -18,7 +18,6 @@ OSV5M_CELLS_URL: Final = (
     "utils/quadtree_10_1000.csv"
 )
 OSV5M_CELLS_SHA256: Final = "c08a6f4f903bdfaf94c0c73bf7ae3a00d028a939a659089789703da4d877f796"
-OSV5M_NUM_CELLS: Final = 11_399
 
 WEIGHTS: Final = (
     "model.safetensors",

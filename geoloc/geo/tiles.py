@@ -15,7 +15,6 @@ FloatArray = NDArray[np.float64]
 
 MERCATOR_RADIUS_M: Final = 6378137.0  # the equator of WGS84
 WORLD_SIDE_M: Final = 2.0 * np.pi * MERCATOR_RADIUS_M
-MAX_LATITUDE_DEG: Final = float(np.degrees(2.0 * np.arctan(np.exp(np.pi)) - np.pi / 2.0))  # 85.0511…
 
 
 class Tile(NamedTuple):
@@ -50,12 +49,6 @@ def pixel_xy(latlon_deg: ArrayLike, zoom: int, tile_px: int = 256) -> FloatArray
     across = latlon[..., 1] / 360.0 + 0.5  # not via metres, so that tile edges are exact
     down = 0.5 - mercator_xy_m(latlon)[..., 1] / WORLD_SIDE_M
     return np.stack([across, down], -1) * (tile_px * 2.0**zoom)
-
-
-def tile_of(latlon_deg: ArrayLike, zoom: int) -> Tile:
-    """Tile of a point (2,); rows are clipped beyond 85.05 degrees."""
-    x, y = np.floor(pixel_xy(latlon_deg, zoom, 1)).tolist()
-    return Tile(zoom, int(x) % 2**zoom, int(min(max(y, 0), 2**zoom - 1)))
 
 
 def tile_bounds_deg(tile: Tile) -> tuple[float, float, float, float]:

@@ -1,6 +1,6 @@
-"""Circles and great-circle paths as lines for flat maps.
+"""Great-circle paths as lines for flat maps.
 
-Lines are (n, 2) lat, lon in degrees; longitudes continue past 180. data/geometry.js has the same functions; a test
+Lines are (n, 2) lat, lon in degrees; longitudes continue past 180. data/geometry.js has the same function; a test
 compares them.
 """
 
@@ -9,36 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from quadtree.sphere import (
     EARTH_MEAN_RADIUS_KM,
-    destination_latlon_deg,
     haversine_km,
     latlon_to_unit,
     unit_to_latlon,
 )
-
-
-def circle_rings(
-    center_latlon_deg: ArrayLike, radius_km: float, num_points: int = 180
-) -> list[NDArray[np.float64]]:
-    """Rings that bound all points within `radius_km`, to be filled by the even-odd rule; each (n, 2).
-
-    Mostly one ring of `num_points` + 1 points, last = first. A circle that holds a pole reaches to the edge
-    of the map, so its ring goes on there, two points more. One that holds both poles is the whole map with a
-    hole around the antipode.
-    """
-    half_turn_km = np.pi * EARTH_MEAN_RADIUS_KM
-    radius_km = min(radius_km, half_turn_km)
-    bearing_deg = 360.0 * (np.arange(num_points + 1) % num_points) / num_points
-    ring = unroll(destination_latlon_deg(center_latlon_deg, bearing_deg, radius_km))
-    latitude = float(np.asarray(center_latlon_deg, dtype=np.float64)[0])
-    holds_north = radius_km / half_turn_km * 180 > 90 - latitude
-    holds_south = radius_km / half_turn_km * 180 > 90 + latitude
-    if abs(ring[-1, 1] - ring[0, 1]) > 180:
-        pole = 90.0 if holds_north else -90.0
-        return [np.concatenate([ring, [[pole, ring[-1, 1]], [pole, ring[0, 1]]]])]
-    if holds_north and holds_south:
-        west = (ring[:, 1].min() + ring[:, 1].max()) / 2 - 180
-        return [np.array([[90, west], [90, west + 360], [-90, west + 360], [-90, west]]), ring]
-    return [ring]
 
 
 def great_circle(

@@ -16,18 +16,10 @@ zooms = st.integers(0, 22)
 
 
 @given(latitudes, longitudes, zooms)
-def test_the_tile_of_a_point_is_morecantiles(lat: float, lon: float, zoom: int) -> None:
-    # On an edge the last digit decides, so ask about the middle of the tile that was found.
-    south, west, north, east = tiles.tile_bounds_deg(tiles.tile_of((lat, lon), zoom))
-    middle = ((south + north) / 2, (west + east) / 2)
-    found, theirs = tiles.tile_of(middle, zoom), TMS.tile(middle[1], middle[0], zoom)
-    assert (found.x, found.y, found.zoom) == (theirs.x, theirs.y, theirs.z)
-
-
-@given(latitudes, longitudes, zooms)
 def test_bounds_are_morecantiles(lat: float, lon: float, zoom: int) -> None:
-    tile = tiles.tile_of((lat, lon), zoom)
-    theirs = TMS.bounds(morecantile.Tile(tile.x, tile.y, tile.zoom))
+    theirs_tile = TMS.tile(lon, lat, zoom)
+    tile = tiles.Tile(zoom, theirs_tile.x, theirs_tile.y)
+    theirs = TMS.bounds(theirs_tile)
     expected = (theirs.bottom, theirs.left, theirs.top, theirs.right)
     np.testing.assert_allclose(tiles.tile_bounds_deg(tile), expected, atol=1e-9)
 
@@ -41,14 +33,7 @@ def test_mercator_is_morecantiles_and_turns_back(lat: float, lon: float) -> None
 
 def test_pixels_of_known_places() -> None:
     assert tiles.pixel_xy((0.0, 0.0), 0).tolist() == pytest.approx([128.0, 128.0])
-    assert tiles.pixel_xy((tiles.MAX_LATITUDE_DEG, -180.0), 3, 512).tolist() == pytest.approx(
-        [0, 0], abs=1e-6
-    )
+    assert tiles.pixel_xy((85.0511287798066, -180.0), 3, 512).tolist() == pytest.approx([0, 0], abs=1e-6)
     assert (
         tiles.pixel_xy((0.0, 181.0), 0)[0] > 256.0
     )  # not wrapped: a patch at the antimeridian is in one piece
-
-
-def test_beyond_the_square_there_are_the_tiles_of_its_edge() -> None:
-    assert tiles.tile_of((90.0, 0.0), 2) == (2, 2, 0)
-    assert tiles.tile_of((-90.0, -180.0), 2) == (2, 0, 3)

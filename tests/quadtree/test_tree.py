@@ -75,13 +75,6 @@ def test_the_hierarchy_knows_every_box_once(tree):
     assert len(tree.empty_paths) > 10
 
 
-def test_ancestors_contain_the_cell(tree):
-    for cell_id in range(0, tree.num_cells, 7):
-        ancestors = tree.ancestors(cell_id)
-        assert [len(path) for path in ancestors] == list(range(tree.depths[cell_id]))
-        assert all(cell_id in tree.cells_below(path) for path in ancestors)
-
-
 def test_boxes_inside_of_a_leaf_are_no_part_of_the_tree(tree):
     for leaf in (tree.paths[5], tree.empty_paths[5]):
         assert len(tree.cells_below(leaf + "0")) == len(tree.cells_below(leaf + "3")) == 0
@@ -149,11 +142,8 @@ def test_neighbours_across_the_antimeridian_and_around_the_pole():
 
 @pytest.mark.parametrize("cell_id", [-1, 10_000_000])
 def test_refuses_an_unknown_cell(tree, cell_id):
-    for ask in (tree.neighbours, tree.ancestors):
-        with pytest.raises(
-            QuadtreeError, match=rf"cell_id must be in \[0, {tree.num_cells}\); found {cell_id}"
-        ):
-            ask(cell_id)
+    with pytest.raises(QuadtreeError, match=rf"cell_id must be in \[0, {tree.num_cells}\); found {cell_id}"):
+        tree.neighbours(cell_id)
 
 
 @given(

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path as Outline
+from numpy.typing import NDArray
 from pyproj import Geod
 
-from geoloc.view.great_circles import circle_rings, great_circle
+from geoloc.view.great_circles import great_circle, unroll
 from geoloc.view.outline import OUTLINE_PATH, load_world_outline
-from quadtree.sphere import EARTH_MEAN_RADIUS_KM, haversine_km
+from quadtree.sphere import EARTH_MEAN_RADIUS_KM, destination_latlon_deg, haversine_km
 
 SPHERE = Geod(a=EARTH_MEAN_RADIUS_KM, b=EARTH_MEAN_RADIUS_KM)
 NODE = shutil.which("node")
@@ -25,6 +26,31 @@ latitudes = st.floats(-90, 90) | st.sampled_from([-90.0, -89.9, 0.0, 89.9, 90.0]
 longitudes = st.floats(-180, 179.999) | st.sampled_from([-180.0, 0.0, 179.999])
 points = st.tuples(latitudes, longitudes)
 radii_km = st.floats(0.01, 19_900)
+
+
+def circle_rings(
+    center_latlon_deg: tuple[float, float], radius_km: float, num_points: int = 180
+) -> list[NDArray[np.float64]]:
+    """Rings that bound all points within `radius_km`, to be filled by the even-odd rule; each (n, 2).
+
+    Mostly one ring of `num_points` + 1 points, last = first. A circle that holds a pole reaches to the edge
+    of the map, so its ring goes on there, two points more. One that holds both poles is the whole map with a
+    hole around the antipode.
+    """
+    half_turn_km = np.pi * EARTH_MEAN_RADIUS_KM
+    radius_km = min(radius_km, half_turn_km)
+    bearing_deg = 360.0 * (np.arange(num_points + 1) % num_points) / num_points
+    ring = unroll(destination_latlon_deg(center_latlon_deg, bearing_deg, radius_km))
+    latitude = float(np.asarray(center_latlon_deg, dtype=np.float64)[0])
+    holds_north = radius_km / half_turn_km * 180 > 90 - latitude
+    holds_south = radius_km / half_turn_km * 180 > 90 + latitude
+    if abs(ring[-1, 1] - ring[0, 1]) > 180:
+        pole = 90.0 if holds_north else -90.0
+        return [np.concatenate([ring, [[pole, ring[-1, 1]], [pole, ring[0, 1]]]])]
+    if holds_north and holds_south:
+        west = (ring[:, 1].min() + ring[:, 1].max()) / 2 - 180
+        return [np.array([[90, west], [90, west + 360], [-90, west + 360], [-90, west]]), ring]
+    return [ring]
 
 
 @given(points, radii_km)

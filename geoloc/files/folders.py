@@ -19,7 +19,7 @@ MANIFEST_NAME = "manifest.json"
 
 
 @contextmanager
-def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path]:
+def replace_folder(folder: str | Path, *, resume: bool = False, is_cache: bool = False) -> Iterator[Path]:
     """Empty temporary folder that replaces `folder` when the block succeeds.
 
     After an exception or a kill, `folder` is unchanged. The next call removes leftovers. Parent folders are created.
@@ -28,6 +28,7 @@ def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path
     Args:
         folder: to replace.
         resume: keep the content of a failed or killed block for the next call; a concurrent call waits.
+        is_cache: nobody else writes to `folder`, so files that its manifest does not list are deleted.
 
     Raises:
         OutputMismatchError: `folder` holds a file that its manifest does not list; it would be deleted.
@@ -35,14 +36,16 @@ def replace_folder(folder: str | Path, *, resume: bool = False) -> Iterator[Path
     target = Path(os.path.realpath(folder))
     target.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(target)
-    _refuse_strangers(target)
+    if not is_cache:
+        _refuse_strangers(target)
     _remove_abandoned(target)
     temporary, descriptor = _open_locked_part(target) if resume else _make_locked_sibling(target)
     is_kept = resume
     try:
         yield temporary
         _fsync_tree(temporary)
-        _refuse_strangers(target)  # again: the block may have run for hours
+        if not is_cache:
+            _refuse_strangers(target)  # again: the block may have run for hours
         if resume:
             # After the swap the old folder has this name; a waiting process must not resume from it.
             temporary = temporary.rename(_new_name(target))

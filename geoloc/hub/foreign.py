@@ -1,15 +1,14 @@
-"""Files of others: a repository on the Hub that geoloc did not write, or one file at a pinned address.
+"""Files published by others: a Hub repository that geoloc did not write, or one file at a pinned URL.
 
-Such a repository has no manifest of ours. The Hub itself says what a commit holds: sizes, and for each file a checksum
-(sha256 of large files, git's hash of small ones). Of that a manifest is made here, and from then on the folder in the
-cache is verified like any other. Only named files are asked for, and nothing in them is looked at.
+Such a repository has no manifest. The Hub lists the files of a commit with sizes and checksums (sha256 for large files,
+git's hash for small ones). From these a manifest is written, and then the folder in the cache is verified like any
+other. Only named files are downloaded, and their contents are not parsed here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -41,45 +40,44 @@ _MAX_PINNED_BYTES: Final = 64 * 2**20
 def foreign(
     repo_id: str, patterns: Sequence[str], *, revision: str | None = None, subfolder: str = ""
 ) -> Path:
-    """The folder with some files of a repository's commit, received now if it is not here whole.
+    """The folder with some files of a repository's commit; missing files are downloaded.
 
     Args:
-        repo_id: "org/name", a model's.
-        patterns: of the names that are wanted, such as "*.json"; a name with a folder needs a pattern with one.
+        repo_id: "org/name" of a model repository.
+        patterns: of the names of files to download, such as "*.json"; a name with a folder needs a pattern with one.
         revision: a branch, tag, commit or "refs/pr/N"; None is the main branch.
-        subfolder: where in the repository.
+        subfolder: folder in the repository.
 
     Raises:
-        ConfigError: a name that nothing on the Hub can have.
-        NotFoundError: there is no such repository or no such file in it, or the Hub cannot be reached.
-        IntegrityError: what came is not what the Hub says that the commit holds.
+        ConfigError: the name is not a valid repository name.
+        NotFoundError: the repository or a file does not exist, or the Hub cannot be reached.
+        IntegrityError: a downloaded file differs from the Hub's listing of the commit.
     """
     found = find(repo_id, "model", revision, subfolder)
     what = hashlib.sha256("\n".join([subfolder, *patterns]).encode()).hexdigest()[:16]
     folder = cache_of(repo_id, "model") / FOREIGN / f"{found.commit}-{what}"
     if not is_whole(folder):
         listed = _listed(found, patterns)
-        shutil.rmtree(folder, ignore_errors=True)
-        with replace_folder(folder, resume=True) as fresh:
+        with replace_folder(folder, resume=True, is_cache=True) as fresh:
             promised = {name: _promise(found, name, entry, fresh) for name, entry in listed.items()}
             facts = {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": FOREIGN, "files": promised}
             data = manifest_bytes(facts)
-            Published(found, parse_manifest(data, MANIFEST_NAME), data).fetch(fresh)
+            Published(found, parse_manifest(data, MANIFEST_NAME), data).fetch(fresh, known=[folder])
     return folder
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder is no model of ours: it has no manifest, or one that `foreign` has made."""
+    """Whether a folder was not written by geoloc: it has no manifest, or one that `foreign` wrote."""
     path = folder / MANIFEST_NAME
     return not path.is_file() or parse_manifest(path.read_bytes(), path).get("kind") == FOREIGN
 
 
 def pinned(url: str, sha256: str) -> Path:
-    """One file at an address of which we know the checksum, received now if it is not here.
+    """One file with a known checksum at a URL; downloaded if it is not in the cache.
 
     Raises:
-        NotFoundError: it cannot be reached, or offline mode forbids asking.
-        IntegrityError: something else is there now.
+        NotFoundError: the URL cannot be reached, or offline mode is on.
+        IntegrityError: the file at the URL has another checksum.
     """
     from huggingface_hub import is_offline_mode
 
@@ -110,7 +108,7 @@ def pinned(url: str, sha256: str) -> Path:
 
 
 def cache_for(*names: str) -> Path:
-    """A folder of the cache for what is made of what was received; it is made."""
+    """A folder of the cache for files derived from downloads; created if it does not exist."""
     from huggingface_hub import cached_assets_path, constants
 
     return cached_assets_path("geoloc", *names, assets_dir=constants.HF_ASSETS_CACHE)
@@ -130,7 +128,7 @@ def _listed(found: Found, patterns: Sequence[str]) -> dict[str, Any]:
     listed = {name: entry for name, entry in names.items() if _is_wanted(name, patterns)}
     if not listed:
         raise NotFoundError(
-            f"{found} holds none of {', '.join(patterns)}: it is no model that we can read; it has "
+            f"{found} holds none of {', '.join(patterns)}: geoloc cannot read it as a model; it has "
             f"{', '.join(sorted(names)[:8]) or 'no files'}"
         )
     if (total := sum(entry.size or 0 for entry in listed.values())) > MAX_MODEL_BYTES:
@@ -149,7 +147,7 @@ def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _promise(found: Found, name: str, entry: Any, fresh: Path) -> dict[str, Any]:
-    """Size and sha256; a small file's are known once it is here and has git's hash."""
+    """Size and sha256; those of a small file are computed after its download, once git's hash has been verified."""
     if entry.lfs is not None:
         return {"bytes": int(entry.lfs.size), "sha256": str(entry.lfs.sha256)}
     path = fresh / name

@@ -7,7 +7,6 @@ once.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,36 +27,36 @@ def cached(repo_id: str, kind: Kind, *, revision: str | None = None, subfolder: 
         subfolder: the folder of the repository that holds the manifest.
 
     Raises:
-        ConfigError: a name that nothing on the Hub can have.
-        NotFoundError: there is no such thing, or it is not here and the Hub cannot be reached.
-        IntegrityError: the repository does not hold what its manifest promises, or nothing that we publish.
+        ConfigError: the name is not a valid repository name.
+        NotFoundError: the repository or revision does not exist, or the Hub cannot be reached and it is not cached.
+        IntegrityError: the repository's files differ from its manifest, or geoloc did not write it.
     """
     found = find(repo_id, kind, revision, subfolder)
     snapshots = cache_of(repo_id, kind) / "snapshots"
     folder = snapshots / "--".join([found.commit, *subfolder.split("/")]).rstrip("-")
     if not is_whole(folder):
         published = read(found)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged: its good files come again
         others = [path.parent for path in snapshots.glob(f"*/{MANIFEST_NAME}")]
-        with replace_folder(folder, resume=True) as fresh:
+        with replace_folder(folder, resume=True, is_cache=True) as fresh:
+            # Intact files are linked: those of a damaged folder, and all that another process completed meanwhile.
             published.fetch(fresh, known=[folder, *others])
     return folder
 
 
 def pull(published: Published, folder: str | Path, check: Callable[[Path], object]) -> None:
-    """Bring what `read` has found into a folder, whole or not at all; called again, it goes on where it was cut.
+    """Download what `read` has returned into a folder, all files or none; an interrupted download resumes.
 
-    A folder that holds an older commit of it is replaced in one step, and only what is new is received.
+    A folder with an older commit is replaced in one step, and only changed files are downloaded.
 
     Args:
         published: a commit and its manifest.
-        folder: where to; it is made, or must hold nothing but what a manifest there lists.
-        check: is shown the files before they take the folder's name, and raises an exception if they must not.
+        folder: destination; created if missing, else it may contain only the files of a manifest in it.
+        check: called with the temporary folder before it is renamed; raises an exception to reject it.
 
     Raises:
         NotFoundError: the Hub cannot be reached.
-        IntegrityError: the repository does not hold what its manifest promises.
-        OutputMismatchError: the folder holds something else.
+        IntegrityError: the repository's files differ from its manifest.
+        OutputMismatchError: the folder has other contents.
     """
     with replace_folder(folder, resume=True) as fresh:
         published.fetch(fresh, known=[Path(folder)])
@@ -65,10 +64,10 @@ def pull(published: Published, folder: str | Path, check: Callable[[Path], objec
 
 
 def kind_of(repo_id: str, revision: str | None = None) -> Kind:
-    """Whether a name is that of a model's repository or of a dataset's; a model comes first.
+    """Whether a name is a model repository or a dataset repository; a model has priority.
 
     Raises:
-        NotFoundError: it is neither, or the Hub cannot be reached.
+        NotFoundError: there is no such repository, or the Hub cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError

@@ -69,7 +69,7 @@ def test_a_branch_a_pull_request_and_a_subfolder(hub: HubServer) -> None:
     assert (folder / "config.json").read_bytes() == b"7"
     assert cached("me/x", "model", revision="refs/pr/1") != folder
     with pytest.raises(
-        NotFoundError, match=r"at [0-9a-f]{8} has no manifest.json, so it is nothing that geoloc"
+        NotFoundError, match=r"at [0-9a-f]{8} has no manifest.json, so geoloc did not publish it"
     ):
         cached("me/x", "model", subfolder="a/c")
 
@@ -219,14 +219,14 @@ def test_the_kind_of_a_repository(hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("me", None, ""), "'me' is no repository of the Hub: it is called org/name"),
-        (("me/../x", None, ""), "is no repository"),
-        (("me/a--b", None, ""), "is no repository"),
-        (("me/x", "../main", ""), "is no revision"),
-        (("me/x", "a/../../b", ""), "is no revision"),
-        (("me/x", "", ""), "is no revision"),
-        (("me/x", None, "../up"), "is no folder of a repository"),
-        (("me/x", None, "/abs"), "is no folder"),
+        (("me", None, ""), "'me' is not the name of a Hub repository: the form is org/name"),
+        (("me/../x", None, ""), "is not the name of a Hub repository"),
+        (("me/a--b", None, ""), "is not the name of a Hub repository"),
+        (("me/x", "../main", ""), "is not a revision"),
+        (("me/x", "a/../../b", ""), "is not a revision"),
+        (("me/x", "", ""), "is not a revision"),
+        (("me/x", None, "../up"), "is not a folder of a repository"),
+        (("me/x", None, "/abs"), "is not a folder"),
     ],
 )
 def test_names_that_nothing_can_have(hub: HubServer, arguments: tuple[str, str, str], complaint: str) -> None:
@@ -240,6 +240,22 @@ PULL = "from geoloc.hub.pull import cached; print(cached('me/x', 'model'))"
 
 def environment(hub: HubServer, folder: Path) -> dict[str, str]:
     return os.environ | {"HF_ENDPOINT": hub.address, "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+
+
+def test_a_folder_that_another_process_has_completed_is_kept(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process renames its folder between this one's check and its download."""
+    publish(hub)
+    folder = cached("me/x", "model")
+    inode = (folder / "model.safetensors").stat().st_ino
+    monkeypatch.setattr("geoloc.hub.pull.is_whole", lambda _: False)
+    with (folder / "model.safetensors").open("rb") as reader:
+        assert cached("me/x", "model") == folder
+        assert reader.read() == FILES["model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_ino == inode
+    assert len(hub.received("model.safetensors")) == 1
+    assert verify_manifest(folder, strict=True)
 
 
 def test_two_processes_that_pull_at_once_receive_it_once(hub: HubServer, tmp_path: Path) -> None:

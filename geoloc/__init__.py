@@ -5,7 +5,7 @@
     model = Geolocalizer.from_pretrained("earthview")
     prediction = model.localize("photo.jpg")
 
-Importing this package is cheap: a name is loaded when it is first used, and torch with it.
+Importing this package is fast: a name, and torch if it needs it, is loaded on first access.
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'geoloc' has no attribute {name!r}; it offers {', '.join(__all__)}")
     value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # the next access finds it without coming here
+    globals()[name] = value  # later accesses do not call __getattr__
     return value
 
 

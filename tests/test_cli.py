@@ -507,7 +507,7 @@ def test_maps_of_a_tree(geoloc, points, tmp_path):
         ),
         (["info", "points.parquet"], r"points\.parquet is Parquet but no quadtree"),
         (["info", "points.csv"], r"points\.csv is not an OSV-5M cell table: missing columns"),
-        (["info", "tree.json"], r"tree\.json is no quadtree: it must end in \.parquet, or in \.csv"),
+        (["info", "tree.json"], r"tree\.json is not a quadtree: it must end in \.parquet, or in \.csv"),
         (["map", "points.csv", "--output", "map.svg"], r"map\.svg must end in \.html or \.png"),
     ],
 )

@@ -11,8 +11,8 @@ EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def new_app(**options: Any) -> typer.Typer:
-    """A group of commands that prints its help when none is named."""
-    # rich would take longer to load than all the rest of --help
+    """A group of commands that prints its help if no command is given."""
+    # loading rich would take longer than the rest of --help
     return typer.Typer(no_args_is_help=True, rich_markup_mode=None, **options)
 
 

@@ -1,4 +1,4 @@
-"""`geoloc push` and `geoloc pull`: models and databases of references to and from the Hugging Face Hub."""
+"""`geoloc push` and `geoloc pull`: transfer models and reference databases to and from the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +40,7 @@ def push(
 ) -> None:
     """Publish a model or a database on the Hugging Face Hub, with a card; `hf auth login` first.
 
-    What was uploaded stays there when it is cut, and the same command goes on.
+    If the upload is interrupted, the same command resumes it.
     """
     from geoloc.files import read_manifest
     from geoloc.reference.manifest import KIND
@@ -52,9 +52,7 @@ def push(
         from geoloc.reference.database import ReferenceDatabase
 
         if metrics:
-            raise ConfigError(
-                f"--metrics belongs on the card of a model, and {folder} is a database of references"
-            )
+            raise ConfigError(f"--metrics is for the card of a model, and {folder} is a reference database")
         pushed = ReferenceDatabase.open(folder).push_to_hub(repo_id, licence=licence or "unknown", **where)
     elif "config.json" in manifest["files"]:
         from geoloc.checkpoint.publish import push_checkpoint
@@ -62,7 +60,9 @@ def push(
 
         pushed = push_checkpoint(folder, repo_id, PushOptions(**where), metrics=metrics, licence=licence)
     else:
-        raise ConfigError(f"{folder} is neither a saved model nor a database of references, by its manifest")
+        raise ConfigError(
+            f"{folder} is neither a saved model nor a reference database, according to its manifest"
+        )
     say(f"{folder} -> {pushed.url}")
     say(f"pinned by revision {pushed.commit}")
 
@@ -81,7 +81,8 @@ def pull(
 ) -> None:
     """Bring a model or a database from the Hugging Face Hub into a folder, verified.
 
-    When it is cut, the same command goes on. Of a database, --bounds or --path bring the rows of a region only.
+    If the download is interrupted, the same command resumes it. --bounds or --path select the rows of a region of a
+    database.
     """
     from geoloc.hub.pull import kind_of
 

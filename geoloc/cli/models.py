@@ -78,6 +78,6 @@ def check_device(name: str) -> None:
     except (
         RuntimeError,
         AssertionError,
-    ) as error:  # no such device, or torch was built without support for it
+    ) as error:  # unknown device, or torch was built without support for it
         reason = str(error).split(". ")[0]
         raise ConfigError(f"the device {name!r} cannot be used: {reason}; --device cpu always can") from error

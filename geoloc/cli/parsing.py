@@ -89,12 +89,14 @@ def parse_zooms(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_renaming(text: str) -> tuple[str, str]:
-    """Parse `--column`: our name of a column, and the table's.
+    """Parse `--column`: geoloc's name of a column, and the table's.
 
     Raises:
         ConfigError: it is not such a pair.
     """
     ours, equals, theirs = text.partition("=")
     if not equals or not theirs:
-        raise ConfigError(f"--column is {text!r}; expected our name = the table's, such as latitude=lat")
+        raise ConfigError(
+            f"--column is {text!r}; expected geoloc's name = the table's name, such as latitude=lat"
+        )
     return ours, theirs

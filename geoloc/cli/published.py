@@ -1,4 +1,4 @@
-"""`geoloc models`: what is bundled, and what others have published that geoloc reads."""
+"""`geoloc models`: list the bundled models and the published models that geoloc can load."""
 
 import json
 from dataclasses import asdict
@@ -16,7 +16,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """List models: those that come with the package, and those of others that --model takes, too."""
+    """List the bundled models and the published models that --model accepts."""
     from geoloc.adapters.registry import MODELS, find_published
     from geoloc.hub.resolve import BUNDLED, bundled_names
 
@@ -36,7 +36,7 @@ def models(
         called = name if published is None else published.name
         known = [facts for facts in known if facts["name"] == called]
         if not known:
-            raise NotFoundError(f"{name!r} is not on the list of models; `geoloc models` prints it")
+            raise NotFoundError(f"{name!r} is not in the list of models; `geoloc models` prints it")
     if as_json:
         print(json.dumps(known, indent=2))
     elif name is not None:

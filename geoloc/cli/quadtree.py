@@ -40,9 +40,9 @@ def build_quadtree_command(
     longitude_column: Annotated[str, typer.Option(help="Column of longitudes, degrees.")] = "longitude",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Build a quadtree whose cells hold about equally many points.
+    """Build a quadtree whose cells hold about the same number of points.
 
-    The points are read in pieces, so that a table may be larger than the memory.
+    The table is read in batches and may be larger than memory.
     """
     from quadtree import build_quadtree_from_batches
     from quadtree.points import PointTable
@@ -72,7 +72,7 @@ _TREE_ARGUMENT = typer.Argument(
 
 @quadtree_app.command("info")
 def quadtree_info(tree: Annotated[Path, _TREE_ARGUMENT]) -> None:
-    """Say what a quadtree is made of."""
+    """Print the properties of a quadtree."""
     import numpy as np
 
     found = _read_tree(tree)
@@ -110,7 +110,7 @@ def quadtree_map(
         Path, typer.Option("--output", "-o", help="The map: .html to pan and zoom, .png to print.")
     ],
 ) -> None:
-    """Draw a quadtree's cells on the map of the world; an existing map is replaced."""
+    """Draw a quadtree's cells on a world map; an existing map is replaced."""
     check_file(output, [".html", ".png"])
     found = _read_tree(tree)
     title = f"Quadtree {tree.name}"
@@ -131,7 +131,7 @@ def _read_tree(path: Path) -> "Quadtree":
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv"):
         raise ConfigError(
-            f"{path} is no quadtree: it must end in .parquet, or in .csv for OSV-5M's cell table"
+            f"{path} is not a quadtree: it must end in .parquet, or in .csv for OSV-5M's cell table"
         )
     if not path.is_file():
         raise NotFoundError(f"there is no quadtree at {path}: build one with `geoloc quadtree build`")

@@ -22,7 +22,7 @@ IMAGES_PER_SHARD = 256
 
 
 class WithoutPositive(str, Enum):
-    """What becomes of a query without any right photo."""
+    """Handling of a query that has no positive in the database."""
 
     LEFT_OUT = "left-out"
     MISS = "miss"
@@ -87,8 +87,8 @@ def recall(
 ) -> None:
     """Recall@k of a model's embeddings: every query against every photo of the database, by exact search.
 
-    Embeddings are kept beside the report, in OUTPUT.embeddings/: an interrupted run continues, and another way to count
-    embeds nothing again.
+    Embeddings are kept beside the report, in OUTPUT.embeddings/: an interrupted run continues, and a run
+    with other counting options reuses them.
     """
     from geoloc.evaluate.recall_set import RecallRules, open_recall_set, score_recall_set, write_recall_report
     from geoloc.localize.embed import EmbedOptions, EmbedWork
@@ -135,7 +135,7 @@ def recall(
 def _embed(
     work: "EmbedWork", paths: list[str], output: Path, crew: Workers
 ) -> "tuple[NDArray[np.float32], list[tuple[str, str]]]":
-    """Unit vectors (n, D), NaN where a photo cannot be read; and which those are, and why."""
+    """Unit vectors (n, D), NaN for photos that cannot be read; and these photos with their errors."""
     import numpy as np
     import pyarrow.parquet as pq
 

@@ -1,1 +1,1 @@
-"""Where models come from and go to: a name becomes a verified folder. Knows no model."""
+"""Hugging Face Hub: a name becomes a verified folder, and a folder is pushed. Independent of models."""

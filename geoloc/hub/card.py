@@ -1,8 +1,8 @@
-"""Cards: README.md of a model or a database, generated, never typed by hand. Knows neither.
+"""Cards: generated README.md files of models and databases.
 
 render_card(…)           a model's card, from what its recipe knows
-card_for_repository(…)   any card, made that of a repository: how it is loaded from there, what was measured, by whose
-                         rules, under which licences, and what it must not be used for
+card_for_repository(…)   a card completed for a repository: how to load it, measurements and their protocols,
+                         licences, and uses that are not allowed
 database_card(…)         a database's card
 """
 
@@ -125,20 +125,20 @@ def card_for_repository(
     licence: str | None = None,
     reports: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A model's card as that of a repository; what it says already stays, and what is missing is added.
+    """Complete a model's card for a repository; existing text is kept, and missing parts are added.
 
     Args:
-        card: Markdown, with the Hub's YAML header or without; "" for none yet.
+        card: Markdown, with or without the Hub's YAML header; "" if there is no card yet.
         repo_id: "org/name", where it will be loaded from.
         calibration: what the radii were fitted on.
         facts: sizes and settings, name -> value.
-        ledger: what it was made from, beside the code and the weights; given, it replaces the card's table.
-        gallery: the references that it brings.
-        licence: of the weights; None keeps the card's, or says that it is unknown.
-        reports: what `read_metrics` has read: they become the header's model-index, and a table.
+        ledger: what it was made from, in addition to the code and the weights; if given, it replaces the card's table.
+        gallery: the reference database that it contains.
+        licence: of the weights; None keeps the card's, or states that it is unknown.
+        reports: results of `read_metrics`; they become the header's model-index and a table.
 
     Raises:
-        ConfigError: the card's YAML header is none.
+        ConfigError: the card's YAML header cannot be read.
     """
     from huggingface_hub import ModelCard
 
@@ -157,7 +157,7 @@ def card_for_repository(
     data.model_name = repo_id.partition("/")[2]
     if reports:
         data.eval_results = [result for report in reports for result in _eval_results(report)]
-        # A table of the same place in the card was measured some other time.
+        # An older table of the same section is replaced.
         body = _with_section(body, _MEASURED, "\n\n".join(map(_measured, reports)), replace=True)
     own = (
         Source("code", f"geoloc {__version__}", "apache-2.0", "training and running it"),
@@ -183,8 +183,8 @@ def database_card(
     Args:
         repo_id: "org/name", where it will be pulled from.
         facts: sizes and settings, name -> value.
-        rows_by_licence: how many rows come under which licence, "" where none was given.
-        licence: of the whole, by the Hub's names.
+        rows_by_licence: licence -> number of rows, "" where none was given.
+        licence: of the database, by the Hub's names.
     """
     name = repo_id.partition("/")[2]
     snippet = (
@@ -209,8 +209,8 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
         path: of the file, or of the report's folder.
 
     Raises:
-        NotFoundError: there is none.
-        ConfigError: it is none that an evaluation has written.
+        NotFoundError: the file does not exist.
+        ConfigError: the file was not written by an evaluation.
     """
     path = Path(path)
     file = path / "metrics.json" if path.is_dir() else path
@@ -329,7 +329,7 @@ def _sections(sections: Mapping[str, str]) -> Iterator[str]:
 
 
 def _with_section(body: str, heading: str, text: str, *, replace: bool = False) -> str:
-    """The body with a section: added at its end, or, if it is there, replaced where that is asked for."""
+    """The body with a section: added at its end; an existing section is kept or, on request, replaced."""
     section = f"## {heading}\n\n{text}"
     there = re.search(rf"^## {re.escape(heading)}\n.*?(?=^## |\Z)", body, re.MULTILINE | re.DOTALL)
     if there is None:

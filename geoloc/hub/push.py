@@ -39,11 +39,11 @@ class PushOptions:
     """Options of a push.
 
     Attributes:
-        private: whether a repository that is made now is private; None leaves it to the account. One that is there
-            stays as it is.
-        revision: branch; it is made if there is none. None is the main branch.
+        private: whether a newly created repository is private; None uses the account's default. An existing
+            repository keeps its setting.
+        revision: branch; created if it does not exist. None is the main branch.
         create_pr: open a pull request instead of changing the branch.
-        commit_message: its first line; None says what was pushed.
+        commit_message: first line of the commit message; None generates one.
     """
 
     private: bool | None = None
@@ -56,29 +56,28 @@ TO_MAIN: Final = PushOptions()
 
 
 def push(folder: Path, repo_id: str, kind: Kind, card: str, options: PushOptions = TO_MAIN) -> Pushed:
-    """Push what a folder's manifest lists, with a card, to a repository that is there or is made.
+    """Push what a folder's manifest lists, with a card, to a repository; it is created if it does not exist.
 
-    Files that the repository's last manifest listed and this one does not are deleted; others that are there, which
-    we did not write, are left alone.
+    Files that only the repository's previous manifest lists are deleted; files that no manifest lists are kept.
 
     Args:
         folder: with a manifest.
         repo_id: "org/name".
         kind: of the repository.
-        card: text of its README.md. Where the manifest lists a README.md, it is listed with this text.
-        options: where it goes.
+        card: text of its README.md; it replaces the folder's own in the manifest, too.
+        options: privacy, branch, pull request and message.
 
     Raises:
-        ConfigError: a name that nothing on the Hub can have, or a commit as the branch.
-        IntegrityError: the folder is not what its manifest says.
-        NotFoundError: the Hub cannot be reached or does not let us.
-        JobError: an upload was cut; the same push goes on.
+        ConfigError: the name is not a valid repository name, or the branch is a commit.
+        IntegrityError: the folder's files differ from its manifest.
+        NotFoundError: the Hub cannot be reached or denies access.
+        JobError: an upload was interrupted; the same call resumes it.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     check_names(repo_id, options.revision)
     manifest = verify_manifest(folder)
-    check_files(str(folder), kind, manifest["files"])  # what a pull would refuse is not pushed
+    check_files(str(folder), kind, manifest["files"])  # reject here what a pull would reject
     text = card.encode()
     if CARD_NAME in manifest["files"]:
         entry = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
@@ -106,11 +105,11 @@ def push(folder: Path, repo_id: str, kind: Kind, card: str, options: PushOptions
 @contextmanager
 def _explaining(what: str) -> Iterator[None]:
     with explaining(what, "and push again: what was uploaded stays there"), warnings.catch_warnings():
-        # The cells of a model are a Parquet file, and belong there.
+        # The client advises against data files in a model; here the model's cells are a Parquet file.
         warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
         try:
             yield
-        except RuntimeError as error:  # how the client says that an upload was cut
+        except RuntimeError as error:  # exceptions of the client for an interrupted upload
             raise JobError(
                 f"could not {what}: {one_line(error)} ({one_line(error.__cause__)}); "
                 "push again: what was uploaded stays there"
@@ -118,7 +117,7 @@ def _explaining(what: str) -> Iterator[None]:
 
 
 def _listed_there(repo_id: str, kind: Kind, revision: str | None) -> set[str]:
-    """What the repository's manifest lists now; nothing where there is none of ours."""
+    """Files that the repository's manifest lists now; empty without a manifest."""
     with suppress(NotFoundError, IntegrityError):
         return set(read(find(repo_id, kind, revision)).files)
     return set()

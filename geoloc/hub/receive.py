@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE: Final = "or run `geoloc pull` where there is a network and give the path of that folder"
 
-_MAX_FAILURES: Final = 5  # one after the other, without a byte between them
+_MAX_FAILURES: Final = 5  # consecutive attempts without a received byte
 _WAIT_S: Final = 0.5  # before the second attempt; doubled before each further one
 
 
@@ -51,7 +51,7 @@ def receive(
     from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
     headers = build_hf_headers(library_name="geoloc", library_version=__version__)
-    headers["Accept-Encoding"] = "identity"  # else byte ranges would count compressed bytes
+    headers["Accept-Encoding"] = "identity"  # with compression, byte ranges would count compressed bytes
     failures = 0
     while (start := size_of(path)) < max_bytes or start == 0:
         try:
@@ -62,7 +62,10 @@ def receive(
                 timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                 retry_on_exceptions=(),  # we retry, from the byte where it broke
             ) as response:
-                if start and response.status_code in (200, 416):  # all of it, or no such range: begin anew
+                if start and response.status_code in (
+                    200,
+                    416,
+                ):  # the server sent the whole file, or rejected the range: start again
                     path.unlink()
                     progress(-start)
                     if response.status_code == 416:
@@ -91,8 +94,8 @@ def _append(
             size += len(block)
             if size > max_bytes:
                 raise IntegrityError(
-                    f"{origin} sends more than {max_bytes} bytes for {name!r}, which is all that it may have: it was "
-                    "changed without geoloc, so ask its owner to push it again, or take an older revision"
+                    f"{origin} sends more than {max_bytes} bytes for {name!r}, the size in its manifest: it was "
+                    "changed without geoloc, so ask its owner to push it again, or use an older revision"
                 )
             file.write(block)
             progress(len(block))

@@ -1,12 +1,11 @@
 """A repository on the Hub at one commit: its manifest, and each file that the manifest lists, verified.
 
-    found = find("me/my-geolocator", "model", revision="v1")     # the commit; from the cache if the Hub is not reached
+    found = find("me/my-geolocator", "model", revision="v1")     # the commit; the cached one if offline
     published = read(found)                                      # its manifest
-    published.fetch(folder)                                      # what it lists, and nothing else
+    published.fetch(folder)                                      # the listed files only
 
-A repository is not trusted. Its manifest decides what is received: names that stay inside the folder, of the kinds
-that we write, no more bytes than promised, and in the end the promised checksum. Whatever else a repository holds is
-never asked for. Knows nothing about models or databases.
+A repository is not trusted. Only files of its manifest are downloaded: their names must stay inside the folder
+and be of a published kind, and sizes and checksums must match. Other files are never requested.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ Kind = Literal["model", "dataset"]
 
 REPO_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
-# What we publish: data and text. A pickle is refused by its name, though nothing here would open it.
+# Kinds of published files: data and text. A pickle is rejected by its name, although nothing here would load it.
 SUFFIXES: Final = (".json", ".md", ".onnx", ".parquet", ".safetensors")
-MAX_TEXT_BYTES: Final = MAX_MANIFEST_BYTES  # of a .json or .md, which are read at once
-MAX_MODEL_BYTES: Final = 64 * 2**30  # a database may have any size that the disk has room for
+MAX_TEXT_BYTES: Final = MAX_MANIFEST_BYTES  # of a .json or .md file, which are read into memory
+MAX_MODEL_BYTES: Final = 64 * 2**30  # no limit for a database
 
 _NAME: Final = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,99}/){0,7}[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)*", re.ASCII)
@@ -42,7 +41,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class NotOursError(NotFoundError):
-    """A repository without a manifest: nothing that geoloc has published."""
+    """A repository without a manifest, so not published by geoloc."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Found:
     Attributes:
         repo_id: "org/name".
         kind: of the repository.
-        revision: as it was asked for, "main" without.
+        revision: as requested; "main" if none was given.
         commit: 40 hex digits.
         subfolder: relative POSIX name, "" for the repository itself.
     """
@@ -68,7 +67,7 @@ class Found:
         return f"the {self.kind} {self.repo_id}{within} at {self.commit[:8]}"
 
     def url(self, name: str) -> str:
-        """The address of one of its files."""
+        """URL of a file."""
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(
@@ -78,12 +77,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Published:
-    """What a manifest on the Hub promises, and how to get it.
+    """A manifest on the Hub, and the download of its files.
 
     Attributes:
-        found: where.
-        manifest: what it says, checked against its own digest.
-        data: its very bytes.
+        found: the commit.
+        manifest: its contents, checked against its own digest.
+        data: its bytes.
     """
 
     found: Found
@@ -97,20 +96,20 @@ class Published:
         return files
 
     def fetch(self, folder: Path, names: Iterable[str] | None = None, *, known: Iterable[Path] = ()) -> None:
-        """Bring files into a folder, verified; what is there already is kept if it is right.
+        """Download files into a folder and verify them; correct files that exist are kept.
 
-        A file that was cut goes on from its last byte, in this process or a later one: until it is whole and has its
-        promised checksum, it is called `.NAME.part`.
+        An interrupted file resumes at its last byte, in this process or a later one: until it is complete and verified,
+        its name is `.NAME.part`.
 
         Args:
-            folder: where to; no other process may be at work in it.
-            names: of `files`; all of them, and the manifest at last, if None.
-            known: folders with a manifest, from which a file of the same checksum is linked instead of received.
+            folder: destination; no other process may write to it.
+            names: of `files`; None means all, and the manifest last.
+            known: folders with a manifest; a file with the same checksum is linked from there instead of downloaded.
 
         Raises:
-            IntegrityError: the repository does not hold what its manifest promises; the message names the file.
-            NotFoundError: the Hub cannot be reached, or the repository has vanished.
-            OSError: the disk has no room for it.
+            IntegrityError: a file differs from the manifest; the message names the file.
+            NotFoundError: the Hub cannot be reached, or the repository no longer exists.
+            OSError: the disk is full.
         """
         from huggingface_hub.utils import tqdm
 
@@ -121,7 +120,7 @@ class Published:
         received = sum(size_of(_part(folder / name)) for name in missing)
         _check_room(folder, num_bytes - received, self.found)
         title = f"{self.found.repo_id} {self.found.commit[:8]}"
-        # disable=None: no bar where nobody looks at a terminal.
+        # disable=None: no bar if the output is not a terminal.
         with tqdm(
             total=num_bytes, initial=received, unit="B", unit_scale=True, desc=title, disable=None
         ) as bar:
@@ -140,8 +139,8 @@ class Published:
         if other is None or not _agrees(other, promised):
             return False
         try:
-            os.link(other, path)  # no file of ours is ever changed in place
-        except OSError:  # another disk, or one without links
+            os.link(other, path)  # a hard link is safe: files in the cache are never changed in place
+        except OSError:  # another disk, or a file system without links
             shutil.copyfile(other, path)
         return True
 
@@ -161,12 +160,12 @@ class Published:
             part.unlink()
             if not was_continued:
                 break
-            was_continued = False  # the bytes from the last time may be wrong: once more from the first
+            was_continued = False  # the bytes of an earlier attempt may be wrong: start again once
             progress(-size)
         raise IntegrityError(
-            f"{self.found} sent {name!r} with {size} bytes and sha256 {digest[:12]}…, but its manifest promises "
+            f"{self.found} sent {name!r} with {size} bytes and sha256 {digest[:12]}…, but its manifest lists "
             f"{promised['bytes']} and {promised['sha256'][:12]}…: it was changed without geoloc, so ask its owner to "
-            "push it again, or take an older revision"
+            "push it again, or use an older revision"
         )
 
     @contextmanager
@@ -178,24 +177,24 @@ class Published:
                 yield
             except EntryNotFoundError as error:
                 raise IntegrityError(
-                    f"{self.found} does not hold {name!r}, which its manifest lists: the push was not whole, so ask "
-                    "its owner to push it again, or take an older revision"
+                    f"{self.found} does not hold {name!r}, which its manifest lists: the push was incomplete, so ask "
+                    "its owner to push it again, or use an older revision"
                 ) from error
 
 
 def find(repo_id: str, kind: Kind, revision: str | None = None, subfolder: str = "") -> Found:
-    """The commit of a revision. Where the Hub cannot be reached, the one that it last was, if we know it.
+    """The commit of a revision. If the Hub cannot be reached, the commit that the cache last recorded for it.
 
     Args:
         repo_id: "org/name".
         kind: of the repository.
-        revision: a branch, tag, commit or "refs/pr/N"; None is the main branch. A whole commit asks nobody.
+        revision: a branch, tag, commit or "refs/pr/N"; None is the main branch. A full commit hash needs no request.
         subfolder: a folder of the repository.
 
     Raises:
-        ConfigError: a name that no repository, revision or folder can have.
-        NotFoundError: there is no such repository or revision, it is private, or the Hub cannot be reached.
-        IntegrityError: what answers is no Hub.
+        ConfigError: the name of the repository, revision or folder is invalid.
+        NotFoundError: the repository or revision does not exist or is private, or the Hub cannot be reached.
+        IntegrityError: the server's answer is not that of a Hub.
     """
     from huggingface_hub import HfApi
 
@@ -210,18 +209,18 @@ def find(repo_id: str, kind: Kind, revision: str | None = None, subfolder: str =
         )
     if not _COMMIT.fullmatch(commit):
         raise IntegrityError(
-            f"the Hub says that the {kind} {repo_id!r} is at {commit[:50]!r}, which is no commit: check HF_ENDPOINT"
+            f"the Hub says that the {kind} {repo_id!r} is at {commit[:50]!r}, which is not a commit: check HF_ENDPOINT"
         )
     return Found(repo_id, kind, revision or "main", commit, subfolder)
 
 
 def read(found: Found) -> Published:
-    """The manifest of a commit; what it promises is checked as far as that goes without the files.
+    """The manifest of a commit, checked as far as possible without its files.
 
     Raises:
-        NotOursError: there is none, so it was not published by geoloc.
+        NotOursError: there is no manifest, so geoloc did not publish it.
         NotFoundError: the Hub cannot be reached.
-        IntegrityError: it is none of ours, or names a file that we do not fetch; the message says which and why.
+        IntegrityError: the manifest is not geoloc's, or lists a file that may not be downloaded, with the reason.
     """
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -231,7 +230,7 @@ def read(found: Found) -> Published:
             receive(found.url(MANIFEST_NAME), path, MAX_MANIFEST_BYTES, str(found), MANIFEST_NAME)
         except EntryNotFoundError as error:
             raise NotOursError(
-                f"{found} has no {MANIFEST_NAME}, so it is nothing that geoloc has published: check the name, the "
+                f"{found} has no {MANIFEST_NAME}, so geoloc did not publish it: check the name, the "
                 "revision and the subfolder; to publish your own, push it with geoloc"
             ) from error
         data = path.read_bytes()
@@ -241,17 +240,17 @@ def read(found: Found) -> Published:
 
 
 def check_names(repo_id: str, revision: str | None = None, subfolder: str = "") -> None:
-    """Refuse what cannot be a repository, a revision or a folder in one, before it becomes an address or a path.
+    """Check the names of a repository, a revision and a folder before they become part of a URL or a path.
 
     Raises:
-        ConfigError: says which and what it should look like.
+        ConfigError: a name is invalid; the message shows the expected form.
     """
     if not REPO_ID.fullmatch(repo_id) or "--" in repo_id or ".." in repo_id:
-        raise ConfigError(f"{repo_id!r} is no repository of the Hub: it is called org/name")
+        raise ConfigError(f"{repo_id!r} is not the name of a Hub repository: the form is org/name")
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise ConfigError(f"{revision!r} is no revision: give a branch, a tag, a commit or refs/pr/N")
+        raise ConfigError(f"{revision!r} is not a revision: give a branch, a tag, a commit or refs/pr/N")
     if subfolder and not _NAME.fullmatch(subfolder):
-        raise ConfigError(f"{subfolder!r} is no folder of a repository: give a relative name such as a/b")
+        raise ConfigError(f"{subfolder!r} is not a folder of a repository: give a relative name such as a/b")
 
 
 def is_plain_name(name: str) -> bool:
@@ -260,15 +259,15 @@ def is_plain_name(name: str) -> bool:
 
 
 def cache_of(repo_id: str, kind: Kind) -> Path:
-    """Our folder for a repository, where the Hub's own tools look for what libraries cache; it is made."""
+    """Geoloc's cache folder of a repository, inside the Hub's cache of assets; created if it does not exist."""
     from huggingface_hub import cached_assets_path, constants
 
-    name = f"{kind}s--{repo_id.replace('/', '--')}"  # as `resolve_revision` calls it
+    name = f"{kind}s--{repo_id.replace('/', '--')}"  # the name that `resolve_revision` uses
     return cached_assets_path("geoloc", "hub", name, assets_dir=constants.HF_ASSETS_CACHE)
 
 
 def check_files(origin: str, kind: Kind, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a manifest's table of files if a pull must not follow it.
+    """Check a manifest's table of files before a download.
 
     Args:
         origin: what an error calls the folder or repository.
@@ -276,20 +275,20 @@ def check_files(origin: str, kind: Kind, files: Mapping[str, Mapping[str, Any]])
         files: as in `geoloc.files.write_manifest`.
 
     Raises:
-        IntegrityError: a name leads elsewhere, or is no kind of file that we publish, or something is too large.
+        IntegrityError: a name leaves the folder or is not of a published kind, or a file is too large.
     """
 
     def refuse(name: str, why: str) -> None:
         raise IntegrityError(
             f"the manifest of {origin} lists {name[:200]!r}, {why}: "
-            "geoloc publishes no such thing, so do not trust its source"
+            "geoloc does not publish such files, so do not trust its source"
         )
 
     folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     for name, promised in files.items():
         suffix = PurePosixPath(name).suffix
         if not is_plain_name(name):
-            refuse(name, "which is no plain name inside the folder")
+            refuse(name, "which is not a plain name inside the folder")
         if name == MANIFEST_NAME or name in folders:
             refuse(name, "which is the manifest itself or a folder of other files")
         if suffix not in SUFFIXES:
@@ -315,7 +314,7 @@ def _agrees(path: Path, promised: Mapping[str, Any]) -> bool:
 
 
 def _by_checksum(folders: Iterable[Path]) -> dict[str, Path]:
-    """sha256 -> file, by what the folders' manifests say; whoever takes one checks it."""
+    """sha256 -> file according to the folders' manifests; the caller verifies the file."""
     found: dict[str, Path] = {}
     for folder in folders:
         with suppress(OSError, IntegrityError):
@@ -330,11 +329,11 @@ def _check_room(folder: Path, num_bytes: int, found: Found) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
         needs = f"{found} needs {num_bytes / 1e9:,.1f} GB more and {free / 1e9:,.1f} GB are free"
-        raise OSError(errno.ENOSPC, f"{needs}: make room, or pull to another disk", str(folder))
+        raise OSError(errno.ENOSPC, f"{needs}: free some space, or pull to another disk", str(folder))
 
 
 def _remove_others(folder: Path, wanted: Iterable[str]) -> None:
-    """Remove what an interrupted pull of another commit has left in a folder that is ours alone."""
+    """Remove the files of an interrupted pull of another commit from a cache folder."""
     kept = set(wanted)
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:

@@ -26,13 +26,13 @@ def resolve(name: str | Path, revision: str | None = None, subfolder: str = "") 
         subfolder: the folder in it that holds the model, a relative POSIX name.
 
     Raises:
-        NotFoundError: the name is none of them, or the Hub does not have it or cannot be reached.
-        ConfigError: a revision was asked of a folder or a bundled model, which have none.
-        IntegrityError: the repository does not hold what its manifest promises, or nothing that we publish.
+        NotFoundError: the name is none of these, or the Hub does not have it or cannot be reached.
+        ConfigError: a revision was given for a folder or a bundled model, which have none.
+        IntegrityError: the repository's files differ from its manifest, or geoloc did not write it.
     """
     folder = Path(name).expanduser()
     if folder.parent.is_dir():
-        recover_folder(folder)  # a save may have been killed between its two renames
+        recover_folder(folder)  # a save may have been interrupted between its two renames
     is_bundled = not folder.is_dir() and name in bundled_names()
     if revision is not None and (folder.is_dir() or is_bundled):
         raise ConfigError(
@@ -49,5 +49,5 @@ def resolve(name: str | Path, revision: str | None = None, subfolder: str = "") 
         return cached(name, "model", revision=revision, subfolder=subfolder)
     raise NotFoundError(
         f"no model is called {name!r}: it is not bundled (bundled: {', '.join(bundled_names()) or 'none'}), "
-        "not a folder here, and not a Hub id of the form org/name; `geoloc models` lists what has a name"
+        "not a folder here, and not a Hub id of the form org/name; `geoloc models` lists the known names"
     )

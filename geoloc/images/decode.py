@@ -1,9 +1,9 @@
-"""The one way from untrusted bytes to an RGB array; every failure is a `BadImageError` with its reason.
+"""Decode untrusted bytes to an RGB array; every failure is a `BadImageError` with its reason.
 
-A file is recognised by its first bytes, and only formats on our list ever reach a decoder. JPEG goes through
-libjpeg-turbo directly (simplejpeg), which can decode at a fraction of the size; everything else, and the odd
-JPEG that libjpeg-turbo's simple interface does not take, goes through Pillow. Colour profiles are ignored, as
-the pipelines that trained the networks ignored them.
+The format is recognised by the first bytes, and only known formats reach a decoder. JPEG goes through
+libjpeg-turbo directly (simplejpeg), which can decode at a fraction of the size; everything else, and the few
+kinds of JPEG that simplejpeg does not support, go through Pillow. Colour profiles are ignored, as in the pipelines
+that trained the networks.
 """
 
 import re
@@ -30,7 +30,7 @@ ImageSource: TypeAlias = bytes | str | Path | Image.Image | NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost; both are checked before a pixel is decoded.
+    """Limits on bytes and pixels of an image, checked before any pixel is decoded.
 
     Pillow has a limit of its own, about 179 million pixels, which stays in force for formats other than JPEG.
     """
@@ -41,7 +41,7 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
-# What files with images are called; what they are is told by their first bytes.
+# Suffixes of image files; the format itself is recognised by the first bytes.
 IMAGE_SUFFIXES = (
     ".bmp",
     ".gif",
@@ -67,7 +67,7 @@ _SIGNATURES = {
     "HEIF": re.compile(rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL),
 }
 
-# Pixels are converted in strips, because copies of a large picture in several modes would fill the memory.
+# Pixels are converted in strips, because copies of a large picture in several modes would need too much memory.
 _STRIP_ROWS = 256
 
 # libjpeg's warnings about blocks that are missing or cannot be right. Many bytes left over at the end are
@@ -83,21 +83,21 @@ _JPEG_DAMAGE = re.compile(
 def decode_image(
     source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, min_side_px: int | None = None
 ) -> NDArray[np.uint8]:
-    """The picture as the viewer of a photo would see it: (height, width, 3) uint8, RGB.
+    """Decode an image as a photo viewer shows it: (height, width, 3) uint8, RGB.
 
     Formats: JPEG, PNG, WebP, TIFF, GIF, BMP, and HEIF with the extra `heif`. The EXIF orientation is applied.
     Transparency is laid over white; of an animation or a multi-page file the first frame counts. Samples
     deeper than 8 bits are scaled, never clipped: 16-bit ones by 255/65535; floats and 32-bit integers, which
     declare no range, by the least of 1 (floats only), 255 and 65535 that holds them all, and where none does,
     or a sample is negative, their minimum..maximum becomes 0..255; NaN and infinity are black. A truncated or
-    damaged JPEG is refused, never filled up with grey.
+    damaged JPEG is rejected, never padded with grey.
 
     Args:
         source: encoded bytes, a path, a Pillow image, or an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
-        limits: bytes and pixels that are accepted.
+        limits: maximum bytes and pixels.
         min_side_px: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps this
-            many pixels. Meant for a caller who shrinks the image anyway: with twice the final size it costs
-            0.25 to 0.4 grey levels of 255 on average. None decodes in full.
+            many pixels. For callers who downscale the image afterwards: with twice the final size the mean
+            error is 0.25 to 0.4 of 255 grey levels. None decodes in full.
 
     Raises:
         BadImageError: for every failure, a missing file included.
@@ -149,7 +149,7 @@ def _read_file(path: Path, limits: ImageLimits) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadImageError(f"file cannot be read: {reason}") from error
-    if not is_regular:  # a pipe or a device might never end
+    if not is_regular:  # a pipe or a device could block forever
         raise BadImageError("not a file but a folder, a pipe or a device")
     raise _too_many_bytes(status.st_size, limits)
 
@@ -162,7 +162,7 @@ def open_header(data: bytes) -> Image.Image:
     """A Pillow image over encoded bytes with its header read and its pixels not yet decoded.
 
     Raises:
-        BadImageError: a format that is not on the list, or a header that makes no sense.
+        BadImageError: an unknown format, or an invalid header.
     """
     format_name = _recognise(data)
     opener = _heif_opener() if format_name == "HEIF" else partial(Image.open, formats=[format_name])
@@ -170,7 +170,7 @@ def open_header(data: bytes) -> Image.Image:
         with quiet_pillow:
             return opener(BytesIO(data))
     except (UnidentifiedImageError, SyntaxError, EOFError) as error:
-        raise BadImageError(f"cannot decode this {format_name}: its header makes no sense") from error
+        raise BadImageError(f"cannot decode this {format_name}: its header is invalid") from error
     except Image.DecompressionBombError as error:
         raise BadImageError(f"too many pixels: {_one_line(error)}") from error
     except (OSError, ValueError) as error:
@@ -196,10 +196,10 @@ def _heif_opener() -> Callable[[BytesIO], Image.Image]:
 
 
 class _QuietPillow:
-    """A context in which Pillow's warnings go nowhere: what matters becomes a `BadImageError`.
+    """A context that silences Pillow's warnings: relevant ones become a `BadImageError` elsewhere.
 
-    Python's warning filters belong to the process, so threads that decode at the same time share one change
-    of them: the first one in makes it, the last one out takes it back.
+    Python's warning filters are global to the process, so concurrent threads share one change of them: the first
+    thread to enter makes it, and the last one to leave reverts it.
     """
 
     def __init__(self) -> None:
@@ -236,18 +236,18 @@ def _rgb_from_bytes(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArr
             return _rgb_from_pillow(image, limits)
         except (BadImageError, MemoryError):
             raise
-        except Exception as error:  # decoders of untrusted bytes raise whatever they like
+        except Exception as error:  # decoders of untrusted bytes may raise any exception
             if isinstance(image, JpegImagePlugin.JpegImageFile) and "truncated" in str(error):
                 raise BadImageError(_describe_truncated_jpeg(image, len(data))) from error
             raise BadImageError(f"cannot decode this {format_name}: {_one_line(error)}") from error
 
 
 def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArray[np.uint8] | None:
-    """Decode with libjpeg-turbo; None where Pillow shall decide."""
+    """Decode with libjpeg-turbo; None if Pillow has to decode it."""
     orientation = survey_jpeg(data)
     try:
         header = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # KeyError: an arrangement of colours that it has no name for
+    except (ValueError, KeyError):  # KeyError: a colour space that simplejpeg does not know
         return None
     height, width, colours = int(header[0]), int(header[1]), header[2]
     _check_pixels(width, height, limits)
@@ -263,8 +263,8 @@ def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArra
     except ValueError as error:
         if _JPEG_DAMAGE.search(str(error)):
             raise BadImageError(f"damaged JPEG: {_one_line(error)}") from error
-        return None  # truncated (Pillow knows where), or a kind of JPEG that this interface does not take
-    if is_cmyk:  # four-colour JPEGs are stored inverted, a habit of Adobe's that became the rule
+        return None  # truncated (Pillow reports where), or a kind of JPEG that simplejpeg does not support
+    if is_cmyk:  # four-colour JPEGs are stored inverted, as Adobe's software writes them
         samples = _rgb_from_loaded(Image.fromarray(np.invert(samples, out=samples), "CMYK"))
     return _turn(samples, orientation)
 
@@ -272,14 +272,14 @@ def _rgb_from_jpeg(data: bytes, limits: ImageLimits, min_side_px: int) -> NDArra
 def _eighths_to_decode(shorter_px: int, min_side_px: int) -> int:
     """The scale of a decode, in eighths: the least power of two that keeps `min_side_px`.
 
-    libjpeg-turbo has vector code for these alone: 5/8 is slower than full size, and 3/8 slower than 1/2.
+    libjpeg-turbo has vector code only for these: 5/8 is slower than full size, and 3/8 slower than 1/2.
     """
     return next((eighths for eighths in (1, 2, 4) if -(-shorter_px * eighths // 8) >= min_side_px > 0), 8)
 
 
 def _describe_truncated_jpeg(image: ImageFile.ImageFile, num_bytes: int) -> str:
-    """How much of a JPEG is there, after Pillow has failed to load it."""
-    # With nothing left to load, the rows decoded before the end can be looked at; the rest is black.
+    """Which part of a truncated JPEG was decoded, after Pillow failed to load it."""
+    # After the failure the decoded rows are accessible; the remaining rows are black.
     image.tile = []
     rows = np.flatnonzero(np.asarray(image).reshape(image.height, -1).any(axis=1))
     where = f"after {rows[-1] + 1} of {image.height} rows" if len(rows) else "before any row is complete"
@@ -289,10 +289,10 @@ def _describe_truncated_jpeg(image: ImageFile.ImageFile, num_bytes: int) -> str:
 def _rgb_from_pillow(image: Image.Image, limits: ImageLimits) -> NDArray[np.uint8]:
     _check_pixels(*image.size, limits)
     with quiet_pillow:
-        image.load()  # before the EXIF is asked: Pillow turns a TIFF while it loads it
+        image.load()  # before the EXIF is read: Pillow rotates a TIFF while loading
         try:
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
-        except Exception:  # broken EXIF is no reason to refuse the pixels
+        except Exception:  # invalid EXIF does not make the pixels invalid
             orientation = 1
         return _turn(_rgb_from_loaded(image), orientation)
 
@@ -311,7 +311,7 @@ def _flatten(image: Image.Image) -> Image.Image:
     """An 8-bit image of any mode as RGB, over white where it is transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # Pillow knows no direct way from it
+    if image.mode == "La":  # Pillow has no direct conversion
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     flat = Image.new("RGB", rgba.size, "white")
@@ -368,7 +368,7 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _turn(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Stored pixels as the EXIF orientation wants them shown; unknown values show them as they are."""
+    """Pixels rotated according to the EXIF orientation; unknown values leave them unchanged."""
     if orientation in (5, 6, 7, 8):
         stored = stored.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -379,7 +379,7 @@ def _turn(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _one_line(error: BaseException) -> str:
-    """An exception's message fit for a table cell, with its type where the message alone says too little."""
+    """An exception's message on one line, with its type if the message alone is unclear."""
     message = " ".join(str(error).split())[:160]
     if message and isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError):
         return message

@@ -13,7 +13,7 @@ from geoloc.images.decode import open_header, quiet_pillow, read_image_bytes
 def read_exif_latlon_deg(source: bytes | str | Path | Image.Image) -> tuple[float, float] | None:
     """GPS coordinates of a photo, latitude in [-90, 90] and longitude in [-180, 180) on WGS84, or None.
 
-    None if the source is no image, the EXIF is missing or malformed, a value is out of range, a hemisphere is
+    None if the source is not an image, the EXIF is missing or malformed, a value is out of range, a hemisphere is
     missing, the receiver's status is void, or the coordinates are exactly (0, 0), which cameras write without a fix.
     """
     gps = _read_gps(source)
@@ -46,7 +46,7 @@ def _read_gps(source: bytes | str | Path | Image.Image) -> dict[int, Any]:
             return dict(image.getexif().get_ifd(ExifTags.IFD.GPSInfo))
     except BadImageError:
         return {}
-    except Exception:  # Pillow parses EXIF without checks, and broken EXIF raises whatever comes
+    except Exception:  # Pillow parses EXIF without checks, and invalid EXIF may raise any exception
         return {}
 
 
@@ -55,7 +55,7 @@ def _degrees(value: Any, limit_deg: float) -> float | None:
     parts = [_number(part) for part in value] if isinstance(value, tuple | list) else [_number(value)]
     if not 1 <= len(parts) <= 3 or any(part is None or part < 0 for part in parts):
         return None
-    if any(part is not None and part > 60 for part in parts[1:]):  # 60 itself comes from rounding
+    if any(part is not None and part > 60 for part in parts[1:]):  # exactly 60 results from rounding
         return None
     degrees = sum(part / 60**power for power, part in enumerate(parts) if part is not None)
     return degrees if degrees <= limit_deg else None

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from geoloc.errors import BadImageError
 
-ORIENTATION_TAG = 0x0112  # EXIF tag: how to turn the stored pixels, 1 to 8
+ORIENTATION_TAG = 0x0112  # EXIF tag: rotation and mirroring of the stored pixels, 1 to 8
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([1-8])")
 
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither stuffing, nor fill, nor restart markers
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
-# A progressive JPEG has about ten scans. Each is a pass over the image, so a small file with many scans would keep
-# libjpeg busy for hours.
+# A progressive JPEG has about ten scans. Each is a pass over the image, so a small file with many scans could
+# take libjpeg hours.
 _MAX_SCANS = 32
 
 
@@ -54,7 +54,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
         marker, start = data[match.end() - 1], match.end()
         if marker == _END_OF_IMAGE:
             return
-        if marker in (0x01, 0xD8):  # these stand alone, without a length
+        if marker in (0x01, 0xD8):  # these markers have no length field
             continue
         length = int.from_bytes(data[start : start + 2], "big")
         contents, start = data[start + 2 : start + length], start + max(length, 2)

@@ -77,8 +77,8 @@ def _four_turns(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.
     turned = [preprocess.array(np.rot90(image, turns).copy()) for turns in range(4)]
     if len({view.shape for view in turned}) > 1:
         raise ConfigError(
-            "query mode four_turns needs pictures of one shape, and this model takes them as they are "
-            f"({image.shape[0]} x {image.shape[1]}): give square ones, or load the model with image_size_px="
+            "query mode four_turns needs square inputs, and this model keeps the shape of its inputs "
+            f"({image.shape[0]} x {image.shape[1]}): give square images, or load the model with image_size_px="
         )
     return np.stack(turned)
 

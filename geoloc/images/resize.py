@@ -25,7 +25,7 @@ def resize_u8(image: NDArray[np.uint8], height: int, width: int, interpolation: 
     """
     if image.shape[:2] == (height, width):
         return image
-    if (torch := sys.modules.get("torch")) is not None:  # then it is there anyway, and several times faster
+    if (torch := sys.modules.get("torch")) is not None:  # already loaded, and several times faster
         return _with_torch(torch, image, height, width, interpolation)
     rows = _along(image, 1, width, interpolation) if width != image.shape[1] else image
     return _along(rows, 0, height, interpolation) if height != image.shape[0] else rows
@@ -60,7 +60,7 @@ def _along(image: NDArray[np.uint8], axis: int, size: int, interpolation: str) -
 
 @lru_cache(maxsize=64)
 def _taps(before: int, after: int, interpolation: str) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """For each of t taps the pixels that `after` output pixels read and their whole-number weights; binary places."""
+    """Source indices and integer weights of each output pixel, (after, t); and the weights' fractional bits."""
     scale = before / after
     stretch = max(scale, 1.0)
     reach = (2.0 if interpolation == "bicubic" else 1.0) * stretch

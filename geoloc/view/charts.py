@@ -1,7 +1,7 @@
 """Charts as SVG text for a page without scripts: curves, a matrix, points on a map of the world.
 
 Colours and fonts come from the page's style sheet by class names, so that a chart follows light and dark. Every text
-is escaped here. Knows nothing about what it draws.
+is escaped here.
 """
 
 import html
@@ -84,7 +84,7 @@ def line_chart(title: str, x: Scale, y: Scale, curves: Sequence[Curve], marks: S
     """Curves over two axes.
 
     Args:
-        title: read aloud by a screen reader.
+        title: for screen readers.
         x: the horizontal axis.
         y: the vertical axis.
         curves: drawn in this order.
@@ -170,10 +170,10 @@ def error_map(
     """A dot at each true place, shaded by its error; the largest errors lie on top, grey has no prediction.
 
     Args:
-        title: read aloud by a screen reader.
+        title: for screen readers.
         latlon_deg: (n, 2).
         distance_km: (n,), NaN for none.
-        tips: shown under the mouse, (n,).
+        tips: tooltips, (n,).
     """
     parts = [_world()]
     xy = _on_map(latlon_deg)
@@ -231,9 +231,11 @@ def _world() -> str:
     land = []
     for ring in load_world_outline().land:
         line = ring
-        if not np.array_equal(ring[0], ring[-1]):  # Antarctica's coast: closed along the bottom of the map
+        if not np.array_equal(
+            ring[0], ring[-1]
+        ):  # Antarctica's coast is an open line: close it along the bottom of the map
             line = np.concatenate([ring, [(-90.0, ring[-1, 1]), (-90.0, ring[0, 1])]])
-        # A ring may run on beyond the antimeridian: the edge cuts it there, and a copy comes in at the other edge.
+        # A ring may continue beyond the antimeridian. The map's edge clips it; a shifted copy shows the rest.
         west, east = line[:, 1].min(), line[:, 1].max()
         for turn in (0, *([-360] if east > 180 else []), *([360] if west < -180 else [])):
             land.append(_path(_coarse(line + np.array([0, turn]))))

@@ -136,7 +136,7 @@ def _world(title: str, subtitle: str) -> tuple["Figure", "Axes"]:
     _draw_lines(axes, meridians + parallels, color="#d0dde6", linewidth=0.5, zorder=0.5)
     rings = [piece for ring in load_world_outline().land for piece in _copies(_closed_over_pole(ring))]
     axes.add_artist(PathPatch(_compound(rings), facecolor=_LAND, edgecolor="none", zorder=1))
-    # A dollar sign in a title is no formula.
+    # Without this, matplotlib reads a dollar sign in a title as a formula.
     plain: dict[str, Any] = {"ha": "left", "va": "top", "parse_math": False}
     figure.text(0.035, 1 - 0.2 / total_in, title, fontsize=16, fontweight="bold", color=_TEXT, **plain)
     figure.text(0.035, 1 - 0.52 / total_in, subtitle, fontsize=10, color=_QUIET, **plain)

@@ -23,7 +23,9 @@ def great_circle(
     For equal points and antipodes only the two ends are returned.
     """
     angle = float(haversine_km(a_latlon_deg, b_latlon_deg)) / EARTH_MEAN_RADIUS_KM
-    if np.sin(angle) < 1e-7:  # within a metre; the distance of antipodes is not known better
+    if (
+        np.sin(angle) < 1e-7
+    ):  # equal points or antipodes, up to a metre: the resolution of the distance near antipodes
         return unroll(np.stack([np.asarray(a_latlon_deg, np.float64), np.asarray(b_latlon_deg, np.float64)]))
     share = np.linspace(0, 1, num_points)[:, None]
     # Spherical linear interpolation (Shoemake 1985).

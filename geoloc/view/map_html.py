@@ -1,4 +1,4 @@
-"""One HTML file with a map: pan, zoom, click, and no network. It works from a folder, a mail or a USB stick.
+"""One HTML file with an interactive map (pan, zoom, click) that needs no network.
 
     write_map("map.html", [MapPoint("photo.jpg", (55.7, 13.2), {50: 12, 90: 80})], title="My photos")
 
@@ -40,17 +40,17 @@ class MapPoint:
     """One image on the map.
 
     Attributes:
-        name: what the list calls it, mostly a file name.
-        latlon_deg: the predicted position; None where localising failed, then `error` says why.
-        radius_km: percent -> radius of the circle that holds the truth so often, as {50: 12.0, 90: 80.0}.
+        name: its label in the list, usually the file name.
+        latlon_deg: the predicted position; None if localising failed; `error` then holds the reason.
+        radius_km: percent -> radius of the circle with that probability of the true position, as {50: 12.0, 90: 80.0}.
         place: name of the place, one line.
-        probability: of the prediction, in [0, 1].
+        probability: probability of the prediction, in [0, 1].
         candidates: (lat, lon, probability), best first; the first ten are shown.
-        posterior: (lat, lon, weight, scale_km) of Gaussian bells, heaviest first: the heatmap of the image once
-            it is chosen. The scale is the standard deviation per axis; the first 40 are shown.
+        posterior: (lat, lon, weight, scale_km) of Gaussians, largest weight first: the heatmap of the image when
+            it is selected. The scale is the standard deviation per axis; the first 40 are shown.
         thumbnail_jpeg: a small JPEG file, about 160 px; the first 200 of a map are shown.
-        truth_latlon_deg: where the image was taken, if that is known.
-        error: why there is no prediction.
+        truth_latlon_deg: where the image was taken, if known.
+        error: the reason why there is no prediction.
     """
 
     name: str
@@ -74,10 +74,10 @@ def write_map(
     quadtree: "Quadtree | None" = None,
     heatmap: Iterable[tuple[float, float, float]] | None = None,
 ) -> None:
-    """Write the map of some images; one to 20,000 of them, or more in a patient browser.
+    """Write a map of images. Browsers stay responsive up to about 20,000 images.
 
     Args:
-        path: of the HTML file; an existing one is replaced at once.
+        path: of the HTML file; an existing file is replaced atomically.
         features: the images, in the order of the list.
         title: the heading.
         note: one line on how the map was made (model, command, date).
@@ -85,7 +85,7 @@ def write_map(
         heatmap: (lat, lon, weight) of a further layer; weights are positive and relative to the largest.
 
     Raises:
-        InvalidCoordinateError: a position is no place on Earth.
+        InvalidCoordinateError: a latitude or longitude is out of range.
         ValueError: a point has neither a position nor an error.
     """
     points, num_thumbnails = [], 0
@@ -108,11 +108,11 @@ def write_quadtree_map(
 ) -> None:
     """Write the map of a quadtree's cells, coloured by their number of points or their depth.
 
-    Under the mouse a cell tells its path, depth, number of points and representative point.
+    A tooltip shows a cell's path, depth, number of points and representative point.
 
     Args:
-        quadtree: the tree; where it does not know its numbers of points, colours mean depth.
-        path: of the HTML file; an existing one is replaced at once.
+        quadtree: the tree; without numbers of points, colours show the depth.
+        path: of the HTML file; an existing file is replaced atomically.
         title: the heading.
         note: one line on how the tree was made.
     """
@@ -152,12 +152,12 @@ def _part(name: str) -> str:
 
 
 def csp_hash(text: str) -> str:
-    """The hash by which a content security policy admits one inline script or style."""
+    """The hash with which a content security policy allows one inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _script_safe_json(data: Any) -> str:
-    """JSON in ASCII that cannot end the script element it stands in, nor begin a comment there."""
+    """JSON in ASCII that can neither end the script element around it nor begin a comment in it."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -165,8 +165,8 @@ def _script_safe_json(data: Any) -> str:
 def _point(feature: MapPoint, with_thumbnail: bool) -> dict[str, Any]:
     if feature.latlon_deg is None and feature.error is None:
         raise ValueError(
-            f"{feature.name!r} has neither a position nor an error: give the map point a latlon_deg, or say "
-            "in error= why there is none"
+            f"{feature.name!r} has neither a position nor an error: give the map point a latlon_deg, or the "
+            "reason for its absence as error="
         )
     point = {
         "name": feature.name,
@@ -205,5 +205,5 @@ def _latlon(latlon_deg: Sequence[float]) -> list[float]:
 
 
 def _number(value: float) -> float:
-    """Four significant digits are all that anybody reads of a probability or a radius."""
+    """The number rounded to four significant digits, which keeps the page small."""
     return float(f"{value:.4g}")

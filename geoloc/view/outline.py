@@ -17,7 +17,7 @@ STEPS_PER_DEG = 400  # 0.0025 degrees, at most 278 m: finer than the source
 
 @dataclass(frozen=True)
 class WorldOutline:
-    """Lines of the world map. Each line is (n, 2) lat, lon in degrees, with longitudes that run on past 180.
+    """Lines of the world map. Each line is (n, 2) lat, lon in degrees, with longitudes that continue past 180.
 
     Attributes:
         land: closed rings, last point = first point. Holes are rings as well: fill by the even-odd rule.

@@ -1,9 +1,9 @@
-"""The report of an evaluation as one HTML file: no script, no network, nothing but text, SVG and small pictures.
+"""The report of an evaluation as one HTML file without scripts or network: text, SVG and small pictures.
 
     write_report_html("report.html", metrics, sample)
 
-`metrics` is what `metrics.json` holds; a part that was not computed leaves no empty frame behind. The page's content
-security policy allows its one style sheet and embedded pictures, and nothing else, whatever an image is called.
+`metrics` is what `metrics.json` holds; parts that were not computed are left out. The page's content
+security policy allows its one style sheet and embedded pictures only, so that an image's name cannot run code.
 """
 
 import base64
@@ -28,16 +28,16 @@ MAX_GROUPS = 30  # rows of a breakdown on the page; metrics.json has them all
 
 @dataclass(frozen=True)
 class WorstCase:
-    """An image that went wrong.
+    """An image with a large error.
 
     Attributes:
         name: its id.
         distance_km: NaN without a prediction.
         true_latlon_deg: where it was taken.
-        predicted_latlon_deg: where the model says; None for nowhere.
+        predicted_latlon_deg: predicted position; None if there is none.
         true_place: name of the place where it was taken.
-        predicted_place: name of the place that the model says.
-        thumbnail_jpeg: a small JPEG file, if the image is at hand.
+        predicted_place: name of the predicted place.
+        thumbnail_jpeg: a small JPEG file, if the image is available.
     """
 
     name: str
@@ -51,7 +51,7 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class ReportImages:
-    """What of the single images the page shows.
+    """Data of single images for the page.
 
     Attributes:
         latlon_deg: (m, 2) true places of a sample, for the map.
@@ -61,7 +61,7 @@ class ReportImages:
         cdf_share: (k,) the share of all images within them.
         worst: the largest errors.
         pictures: files beside the page that show predictions, each with a line of text.
-        num_images: of which the map's are a sample.
+        num_images: number of all images; the map shows a sample.
     """
 
     latlon_deg: NDArray[np.float64]
@@ -80,7 +80,7 @@ def write_report_html(
     """Write the page.
 
     Args:
-        path: an existing file is replaced at once.
+        path: an existing file is replaced atomically.
         metrics: as `metrics.json`.
         images: the sample, the error curve and the worst cases.
         title: the heading.

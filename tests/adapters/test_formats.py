@@ -165,7 +165,7 @@ def test_the_command_lists_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "checkpoints/earthview/README.md" in run("earthview")
     assert "GeoScore 3361" in run("osv5m/baseline")
     assert [entry["name"] for entry in json.loads(run("--json"))] == names
-    assert "'nobody' is not on the list of models" in run("nobody")
+    assert "'nobody' is not in the list of models" in run("nobody")
 
 
 def test_paths_that_are_no_model(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_names_that_lead_elsewhere(hub: HubServer, tmp_path: Path, name: str) ->
     refused(
         hub,
         with_manifest(GOOD | {name: b"{}"}),
-        "which is no plain name inside the folder: geoloc publ",
+        "which is not a plain name inside the folder: geoloc does not publ",
         tmp_path,
     )
     assert not any("outside" in path for _, path, _ in hub.requests)
@@ -133,19 +133,19 @@ def test_a_manifest_without_end(hub: HubServer, tmp_path: Path, monkeypatch: pyt
     [
         (
             GOOD["model.safetensors"][:-1],
-            "sent 'model.safetensors' with 6999 bytes and sha256 .*promises 7000",
+            "sent 'model.safetensors' with 6999 bytes and sha256 .*lists 7000",
         ),
         (GOOD["model.safetensors"] + b"!", "sends more than 7000 bytes for 'model.safetensors'"),
         (
             b"W" + GOOD["model.safetensors"][1:],
-            "sent 'model.safetensors' with 7000 bytes and sha256 .* take an older",
+            "sent 'model.safetensors' with 7000 bytes and sha256 .* use an older",
         ),
         (
             b"../../../etc/passwd",
             "sent 'model.safetensors' with 19 bytes",
         ),  # how the Hub answers for a symbolic link
         (b"", "sent 'model.safetensors' with 0 bytes"),
-        (None, "does not hold 'model.safetensors', which its manifest lists: the push was not whole"),
+        (None, "does not hold 'model.safetensors', which its manifest lists: the push was incomplete"),
     ],
 )
 def test_files_that_are_not_what_was_promised(
@@ -165,7 +165,7 @@ def test_a_hub_whose_commit_is_a_path(
     monkeypatch.setattr(Repository, "find", lambda *_: "../../../outside")
     hub.repositories["model", "me/evil"].commits["../../../outside"] = {}
     with pytest.raises(
-        IntegrityError, match=r"is at '\.\./\.\./\.\./outside', which is no commit: check HF_ENDPOINT"
+        IntegrityError, match=r"is at '\.\./\.\./\.\./outside', which is not a commit: check HF_ENDPOINT"
     ):
         cached("me/evil", "model")
 
@@ -176,7 +176,7 @@ def test_a_disk_without_room(hub: HubServer, tmp_path: Path, monkeypatch: pytest
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(
-        OSError, match=r"needs 0.0 GB more and 0.0 GB are free: make room, or pull to another disk"
+        OSError, match=r"needs 0.0 GB more and 0.0 GB are free: free some space, or pull to another disk"
     ):
         cached("me/x", "model")
     assert hub.received("model.safetensors") == []

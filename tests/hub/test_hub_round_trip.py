@@ -169,7 +169,7 @@ def test_a_database_by_the_commands(hub: HubServer, geoloc: Run, tmp_path: Path)
     assert len(ReferenceDatabase.open(tmp_path / "part")) < 500
     code, _, err = geoloc("push", database.folder, "me/refs", "--metrics", tmp_path)
     assert code == 2
-    assert "--metrics belongs on the card of a model" in err
+    assert "--metrics is for the card of a model" in err
     code, _, err = geoloc("pull", "me/refs", tmp_path / "x", "--subfolder", "a")
     assert code == 2
     assert "--subfolder is for models" in err

@@ -105,7 +105,7 @@ def test_a_push_that_is_cut_goes_on(hub: HubServer, folder: Path) -> None:
 
 
 def test_what_is_not_pushed(hub: HubServer, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'x' is no repository of the Hub: it is called org/name"):
+    with pytest.raises(ConfigError, match=r"'x' is not the name of a Hub repository: the form is org/name"):
         push(folder, "x", "model", "")
     (folder / "evil.pkl").write_bytes(b"\x80")
     write_manifest(folder)

@@ -68,7 +68,7 @@ def test_modes_of_pictures_that_keep_their_shape():
     assert views_of(image, native, "resized").shape == (1, 3, 32, 32)
     assert views_of(image, native, "five_crops").shape == (5, 3, 96, 96)
     assert views_of(ramp(50, 50), native, "four_turns").shape == (4, 3, 50, 50)
-    with pytest.raises(ConfigError, match=r"four_turns needs pictures of one shape.*96 x 160"):
+    with pytest.raises(ConfigError, match=r"four_turns needs square inputs.*96 x 160"):
         views_of(image, native, "four_turns")
 
 

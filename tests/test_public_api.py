@@ -1,6 +1,8 @@
 """The public surface is a list, and the list is true."""
 
 import ast
+import importlib
+import pkgutil
 import sys
 import types
 from pathlib import Path
@@ -53,6 +55,27 @@ def test_type_checkers_see_what_is_loaded() -> None:
         for alias in node.names
     }
     assert seen == geoloc._HOME
+
+
+ROOMS = sorted(path.parent.name for path in Path(geoloc.__file__).parent.glob("*/__init__.pyi"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_package_exports_names_of_its_own_modules(room: str) -> None:
+    package = importlib.import_module(f"geoloc.{room}")
+    submodules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    assert package.__all__
+    assert len(set(package.__all__)) == len(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert name not in submodules  # importing the submodule would replace the name
+        assert getattr(value, "__module__", f"geoloc.{room}.").startswith(f"geoloc.{room}.")
+        assert getattr(value, "__doc__", None), name
+
+
+def test_every_package_with_a_public_part_exports_it() -> None:
+    with_code = {path.parent.name for path in Path(geoloc.__file__).parent.glob("*/__init__.py")}
+    assert with_code - set(ROOMS) == {"cli", "files", "images"}  # a command, and two that import eagerly
 
 
 def test_an_unknown_name_says_what_there_is() -> None:

@@ -1,1 +1,5 @@
 """Data sets: layouts on disk, sample tables, samplers, batches and shards."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Resumable jobs: finished shards survive a kill at any moment."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Scores: pure functions of coordinates and distances, no torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

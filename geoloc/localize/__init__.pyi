@@ -1,0 +1,9 @@
+from .embedder import Embedder as Embedder
+from .geolocalizer import Geolocalizer as Geolocalizer
+from .job import LocalizeJob as LocalizeJob
+from .sampler import LocationSampler as LocationSampler
+from .sampler import SamplingOptions as SamplingOptions
+from .session import Session as Session
+from .session import SessionOptions as SessionOptions
+from .session import open_session as open_session
+from .zero_shot import ZeroShot as ZeroShot

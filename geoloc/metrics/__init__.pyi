@@ -1,0 +1,13 @@
+from .bootstrap import Interval as Interval
+from .bootstrap import intervals as intervals
+from .bootstrap import paired_differences as paired_differences
+from .distances import Distance as Distance
+from .distances import haversine_km as haversine_km
+from .protocols import Protocol as Protocol
+from .protocols import get_protocol as get_protocol
+from .recall import recall_at_k as recall_at_k
+from .recall import retrieval_recall as retrieval_recall
+from .scores import accuracy_within_km as accuracy_within_km
+from .scores import geoscore as geoscore
+from .scores import summarise as summarise
+from .tally import Tally as Tally

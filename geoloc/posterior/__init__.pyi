@@ -1,0 +1,17 @@
+from .calibration import Calibration as Calibration
+from .cells import choose_cells as choose_cells
+from .distribution import Posterior as Posterior
+from .evidence import CellEvidence as CellEvidence
+from .evidence import Evidence as Evidence
+from .fit import calibrate as calibrate
+from .mixture import posterior_of as posterior_of
+from .modes import Mode as Mode
+from .pipeline import Pipeline as Pipeline
+from .pipeline import QueryOutputs as QueryOutputs
+from .point import PointOptions as PointOptions
+from .prediction import Candidate as Candidate
+from .prediction import Prediction as Prediction
+from .reranker import Reranker as Reranker
+from .reranker import RerankerConfig as RerankerConfig
+from .retrieve import Retriever as Retriever
+from .utility import Utility as Utility

@@ -3,7 +3,7 @@
     index = CellIndex(quadtree, database.segments)
     candidates = index.search(embedding, [chosen_cells], k=20, sources=["aerial"])
 
-The rows of a cell are slices of the segments, found by their Morton codes; nothing is copied. A row belongs
+The rows of a cell are slices of the segments (`CellSlices`); nothing is copied. A row belongs
 to the cell that `Quadtree.assign` gives it, so a row in an empty leaf is found in the nearest cell, as a photo taken
 there is labelled. The only module that imports FAISS.
 """
@@ -66,7 +66,7 @@ class CellIndex:
     takes milliseconds. Any number of threads may search at the same time.
 
     Args:
-        quadtree: of the cells; its root must be the whole Earth, like that of the Morton codes.
+        quadtree: of the cells, with any root; a row in no cell is found in the nearest one.
         segments: of a `ReferenceDatabase`, or arrays with the names of `SegmentRows`.
         structure: "exact" multiplies the stored vectors themselves. "flat", "fp16", "sq8" and "pq" are
             FAISS's inverted lists with that code for a vector, a copy in memory (4D, 2D, D or about D / 8
@@ -75,8 +75,7 @@ class CellIndex:
         device: "cpu", or a torch device such as "cuda", to which "exact" then copies the vectors.
 
     Raises:
-        ConfigError: the tree does not cover the Earth, segments differ in width, or structure and device do
-            not go together.
+        ConfigError: segments differ in width, or structure and device do not go together.
     """
 
     def __init__(
@@ -87,11 +86,6 @@ class CellIndex:
         structure: Structure = "exact",
         device: str = "cpu",
     ) -> None:
-        if not quadtree.is_world:
-            raise ConfigError(
-                "reference rows are sorted by Morton codes of the whole Earth, but the root of this quadtree "
-                f"is the box {list(quadtree.root_deg)}; build it with root='world'"
-            )
         if structure not in get_args(Structure):
             raise ConfigError(
                 f"structure must be one of {', '.join(get_args(Structure))}; found {structure!r}"

@@ -1,6 +1,8 @@
-"""Slices of segments that make up each cell, found by the Morton codes of rows.
+"""Slices of segments that make up each cell of any quadtree.
 
-A row belongs to the cell that `Quadtree.assign` gives it, those in empty leaves included.
+A row belongs to the cell that `Quadtree.assign` gives it: the cell that contains it, else the nearest one. Rows are
+sorted by Morton codes of the whole Earth. In a tree over the whole Earth a cell is one range of codes; in a tree with
+another root, such as OSV-5M's, its rows form several runs, which are found by assigning every row.
 """
 
 from collections.abc import Sequence
@@ -10,12 +12,14 @@ import numpy as np
 from geoloc.search.scan import IntArray, SegmentRows, Slice
 from quadtree import Quadtree
 
+_ASSIGNED_ROWS = 1 << 20  # at a time, to bound the memory
+
 
 class CellSlices:
     """The slices of segments that make up each cell, in the order of cells, then segments, then rows.
 
     Args:
-        quadtree: of the cells; its root is the whole Earth.
+        quadtree: of the cells, with any root.
         segments: with the rows.
 
     Attributes:
@@ -63,6 +67,8 @@ class CellSlices:
 
 def _cell_slices(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, IntArray, IntArray]:
     """Cell, start and stop of slices that hold every row of a segment once, by ascending start."""
+    if not quadtree.is_world:
+        return _runs(quadtree, segment)
     # As uint64: a search with signed integers would convert, and so read, the whole column.
     bounds = np.searchsorted(segment.morton, quadtree.morton_ranges.astype(np.uint64))
     cell, (start, stop) = np.arange(quadtree.num_cells), bounds.T
@@ -83,3 +89,16 @@ def _cell_slices(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, In
     # Slices of one cell that follow each other without a gap become one.
     is_first = np.diff(cell, prepend=-1) != 0
     return cell[is_first], start[is_first], np.append(start[is_first][1:], len(segment.morton))
+
+
+def _runs(quadtree: Quadtree, segment: SegmentRows) -> tuple[IntArray, IntArray, IntArray]:
+    """As `_cell_slices`, by assigning every row; neighbours on the Z-order curve mostly share a cell."""
+    num_rows = len(segment.row_id)
+    latlon_deg = np.asarray(segment.latlon_deg)
+    parts = [
+        quadtree.assign(latlon_deg[start : start + _ASSIGNED_ROWS])
+        for start in range(0, num_rows, _ASSIGNED_ROWS)
+    ]
+    cell = np.concatenate([np.zeros(0, np.int64), *parts])
+    start = np.flatnonzero(np.diff(cell, prepend=-1) != 0)
+    return cell[start], start, np.append(start[1:], num_rows)[: len(start)]

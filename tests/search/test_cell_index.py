@@ -214,6 +214,55 @@ def test_flat_faiss_lists_are_brute_force_over_those_cells(search) -> None:
     assert_same(found, brute_force(TREE, segments, query, cells, k, sources))
 
 
+# A tree such as OSV-5M's: its root is the box of its points, and its leaves leave holes.
+DATA_TREE = build_quadtree(
+    np.random.default_rng(1).normal((20, 60), (15, 40), (3000, 2)).clip((-70, -170), (80, 175)),
+    max_points_per_cell=60,
+    max_depth=8,
+    root="data",
+)
+
+
+@given(search=searches())
+@settings(max_examples=40)
+def test_cells_of_a_tree_with_holes_are_brute_force_over_those_cells(search) -> None:
+    segments, query, cells, k, sources = search
+    cells = [[cell % DATA_TREE.num_cells for cell in ids] for ids in cells]
+    found = CellIndex(DATA_TREE, segments).search(query, cells, k, sources)
+    assert_same(found, brute_force(DATA_TREE, segments, query, cells, k, sources))
+    flat = CellIndex(DATA_TREE, segments, structure="flat").search(query, cells, k, sources)
+    assert_same(flat, found)
+
+
+def test_2000_choices_of_cells_of_a_tree_with_holes_are_brute_force() -> None:
+    """Rows at the poles, at the antimeridian, outside the root and in holes of the tree included."""
+    rng = np.random.default_rng(2)
+    edges = [[90.0, 0.0], [-90.0, 10.0], [89.999, -180.0], [0.0, -180.0], [5.0, 179.9999], [-40.0, -179.9999]]
+    latlon_deg = np.concatenate([places(1500, rng), edges])
+    segment = segment_of(latlon_deg, rng)
+    cell_of_row, is_outside = DATA_TREE.assign(segment.latlon_deg, return_is_empty=True)
+    assert is_outside.sum() > 100
+    cells = [rng.choice(cell_of_row, size).tolist() for size in rng.integers(1, 9, 2000)]
+    query = unit(rng.standard_normal((2000, DIM)))
+    found = CellIndex(DATA_TREE, [segment]).search(query, cells, 5)
+    similarity = similarities(segment, query)
+    for q, ids in enumerate(cells):
+        rows = np.flatnonzero(np.isin(cell_of_row, ids) & ~segment.deleted)
+        best = rows[np.lexsort((segment.row_id[rows], -similarity[rows, q]))][:5]
+        assert found.row_id[q, : len(best)].tolist() == segment.row_id[best].tolist()
+        assert (found.row_id[q, len(best) :] == -1).all()
+
+
+def test_every_row_is_found_in_some_cell_of_any_tree() -> None:
+    rng = np.random.default_rng(3)
+    segment = segment_of(places(700, rng), rng)
+    for tree in (TREE, DATA_TREE, build_quadtree([[10.0, 20.0]], root="data")):
+        index = CellIndex(tree, [segment])
+        assert index.num_rows_in(np.arange(tree.num_cells)).sum() == 700
+        found = index.search(unit(rng.standard_normal((1, DIM))), [np.arange(tree.num_cells)], 700)
+        assert set(found.row_id[0].tolist()) == set(segment.row_id.tolist())
+
+
 @given(search=searches(), width=st.sampled_from([1, 7, 64]))
 @settings(max_examples=25)
 def test_batches_boards_and_single_queries_agree_to_the_last_bit(search, width: int) -> None:
@@ -481,9 +530,6 @@ def test_what_cannot_be_searched_is_refused() -> None:
         CellIndex(TREE, segments, structure="flat", device="cuda")
     with pytest.raises(ConfigError, match=r"vectors of one width; found \[8, 24\]"):
         CellIndex(TREE, [*segments, replace(segments[0], vectors=segments[0].vectors[:, :8])])
-    data_tree = build_quadtree(places(500, rng), max_points_per_cell=50, root="data")
-    with pytest.raises(ConfigError, match="build it with root='world'"):
-        CellIndex(data_tree, segments)
 
 
 # Neighbours at a border

@@ -214,7 +214,7 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         ),
         (["build", "x", *AERIAL, "--min-coverage", "0"], "min_coverage is 0.0"),
         (["build", "x", *AERIAL, "--metadata", "photos.csv"], "--metadata is about photos: add --street"),
-        (["build", "x", *STREET, "--column", "latitude"], "--column is 'latitude'; expected our name"),
+        (["build", "x", *STREET, "--column", "latitude"], "--column is 'latitude'; expected geoloc's name"),
         (["build", "x", *STREET, "--street", "more"], "one --metadata describes one --street"),
         (["build", "photos", *STREET], "photos"),
         (["info", "gone"], "there is no reference database gone"),

@@ -46,18 +46,22 @@ def tiny_quadtree(num_points: int = 60) -> Quadtree:
 
 
 def tiny_geolocalizer(
-    calibration: Calibration | None = CALIBRATION, seed: int = 0, **network: Any
+    calibration: Calibration | None = CALIBRATION,
+    seed: int = 0,
+    quadtree: Quadtree | None = None,
+    **network: Any,
 ) -> Geolocalizer:
     """A model in working order.
 
     Args:
         calibration: None for a model that was never calibrated.
         seed: another seed, other answers.
+        quadtree: of its cells; None is `tiny_quadtree()`.
         network: parts of NetworkConfig to replace, such as `offsets=None` or `cells=None`.
     """
     parts = {"cells": CellHeadConfig(), "offsets": OffsetHeadConfig(hidden_dims=(16,))} | network
     config = NetworkConfig(**({"backbone": BackboneConfig(custom=VIT, features="pooled")} | parts))
-    tree = tiny_quadtree() if config.cells is not None else None
+    tree = (quadtree or tiny_quadtree()) if config.cells is not None else None
     torch.manual_seed(seed)
     backbone = Backbone(config.backbone)
     cells = (None, None) if tree is None else (tree.bounds_deg, tree.center_latlon_deg)

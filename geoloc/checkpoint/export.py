@@ -199,7 +199,9 @@ class _Answers:
         database = checkpoint.reference
         self.answers = database is not None or self.pipeline.has_location_head
         device = str(self.pipeline.runner.device)
-        self.retriever = None if database is None else Retriever(database, checkpoint.quadtree, device=device)
+        self.retriever = (
+            None if database is None else Retriever([database], checkpoint.quadtree, device=device)
+        )
 
     def latlon_deg(self, batch: NDArray[np.float32]) -> NDArray[np.float64]:
         images = [self.pipeline.runner.as_input(image) for image in batch]

@@ -5,6 +5,8 @@
     quadtree.parquet   the cells (absent for a model without a cell head)
     reranker.safetensors  the fitted reranker, if there is one
     reference/         the model's own reference database, if there is one
+    references/NAME/   further databases, of its own network or of others
+    embedders/N/       these other networks, each a checkpoint
     calibration.json   temperature, kernel width, conformal levels
     README.md          the card
     manifest.json      sha256 of every file; verified before anything else is read
@@ -17,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile, copymode
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from geoloc.checkpoint.parts import EmbedderPart, Part, PartConfig, part_configs
 from geoloc.errors import CheckpointError, ConfigError, FingerprintMismatchError, IntegrityError
 from geoloc.files import MANIFEST_NAME, atomic_write, replace_folder, verify_manifest, write_manifest
 from geoloc.images.preprocess import Preprocess
@@ -67,7 +70,10 @@ class Exported:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of the folder, as `Geolocalizer` takes it; `exported` is set exactly for an OnnxRunner."""
+    """Content of the folder, as `Geolocalizer` takes it; `exported` is set exactly for an OnnxRunner.
+
+    A composed model has `parts`; where `uses_location_heads` is false, its own network only embeds.
+    """
 
     name: str
     network: GeoNetwork | OnnxRunner
@@ -78,10 +84,13 @@ class Checkpoint:
     reranker: Reranker | None = None
     reference: ReferenceDatabase | None = None
     exported: Exported | None = None
+    parts: tuple[Part, ...] = ()
+    uses_location_heads: bool = True
 
     def pipeline(self) -> Pipeline:
         """The stages from images to posteriors."""
-        return Pipeline(self.name, runner_of(self.network, self.preprocess), self.quadtree, self.reranker)
+        runner = runner_of(self.network, self.preprocess)
+        return Pipeline(self.name, runner, self.quadtree, self.reranker, self.uses_location_heads)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,8 @@ class _Config:
     quadtree_fingerprint: str | None
     reranker: RerankerConfig | None = None
     exported: Exported | None = None
+    parts: tuple[PartConfig, ...] = ()
+    uses_location_heads: bool = True
 
 
 def write_checkpoint(
@@ -140,11 +151,14 @@ def write_checkpoint(
         quadtree_fingerprint=None if quadtree is None else quadtree.fingerprint,
         reranker=None if checkpoint.reranker is None else checkpoint.reranker.config,
         exported=exported,
+        parts=part_configs(checkpoint.parts),
+        uses_location_heads=checkpoint.uses_location_heads,
     )
     with replace_folder(folder) as fresh:
         plain = to_plain(config)
-        if exported is None:  # absent in the first checkpoints
-            del plain["exported"]
+        for name, usual in (("exported", None), ("parts", []), ("uses_location_heads", True)):
+            if plain[name] == usual:  # absent in the first checkpoints
+                del plain[name]
         _write_json(fresh / "config.json", plain)
         _write_json(fresh / "calibration.json", to_plain(checkpoint.calibration))
         with atomic_write(fresh / "README.md", "w") as file:
@@ -168,6 +182,16 @@ def write_checkpoint(
             copymode(fresh / "config.json", fresh / RERANKER_NAME)
         if checkpoint.reference is not None:
             checkpoint.reference.copy_to(fresh / REFERENCE_NAME)
+        for part, names in zip(checkpoint.parts, config.parts, strict=True):
+            part.database.copy_to(fresh / names.database)
+            if (
+                part.embedder is not None
+                and names.embedder is not None
+                and not (fresh / names.embedder).exists()
+            ):
+                write_checkpoint(
+                    replace(part.embedder.checkpoint, reference=None, parts=()), fresh / names.embedder
+                )
         return _saved(write_manifest(fresh), config, network)
 
 
@@ -243,9 +267,34 @@ def read_checkpoint(
         reference = ReferenceDatabase.open(
             folder / REFERENCE_NAME, model_fingerprint=saved.embedding_fingerprint
         )
+    parts = []
+    embedders: dict[str, EmbedderPart] = {}
+    for names in config.parts:
+        embedder = None
+        if names.embedder is not None:
+            _check_listed(folder, listed, [f"{names.embedder}/{MANIFEST_NAME}"])
+            if names.embedder not in embedders:
+                embedders[names.embedder] = EmbedderPart(
+                    *read_checkpoint(folder / names.embedder, device, num_threads)
+                )
+            embedder = embedders[names.embedder]
+        _check_listed(folder, listed, [f"{names.database}/{MANIFEST_NAME}"])
+        fingerprint = (saved if embedder is None else embedder.saved).embedding_fingerprint
+        database = ReferenceDatabase.open(folder / names.database, model_fingerprint=fingerprint)
+        parts.append(Part(database, embedder))
     card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     checkpoint = Checkpoint(
-        config.name, network, preprocess, quadtree, calibration, card, reranker, reference, exported
+        config.name,
+        network,
+        preprocess,
+        quadtree,
+        calibration,
+        card,
+        reranker,
+        reference,
+        exported,
+        tuple(parts),
+        config.uses_location_heads,
     )
     return checkpoint, saved
 

@@ -5,8 +5,9 @@ The only place that decides it. A name is a bundled model, a folder, a file of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from geoloc.errors import ConfigError, NotFoundError
 from geoloc.hub.foreign import foreign, is_foreign
 from geoloc.hub.repository import NotOursError
 from geoloc.hub.resolve import resolve
+from geoloc.reference.manifest import ModelOrigin
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,18 @@ class ModelSource:
         return _path_of(self.given, self.revision, self.subfolder)
 
     @property
+    def origin(self) -> ModelOrigin:
+        """How the model is loaded again, with the commit of a repository on the Hub as its revision."""
+        local = Path(self.given).expanduser().exists()
+        commit = None if local else re.search(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])", str(self.path))
+        values = {key: value for key, value in asdict(self.options).items() if value is not None}
+        plain = {
+            key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+        }
+        return ModelOrigin(self.name, commit[0] if commit else self.revision, self.subfolder, plain)
+
+    @property
     def is_published(self) -> bool:
         """Whether it is in another system's format. A checkpoint of geoloc without its manifest is a broken one."""
         path = self.path
@@ -80,7 +94,9 @@ def resolve_model(
         ConfigError: an option that does not exist, or that a model which samples locations does not take.
     """
     known = [field.name for field in fields(Options)]
-    given = dict(options or {})
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in (options or {}).items()
+    }
     if unknown := [option for option in given if option not in known]:
         raise ConfigError(
             f"from_pretrained has no option {unknown[0]!r}; those of published files are {', '.join(known)}"

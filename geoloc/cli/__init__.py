@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from geoloc import __version__
+from geoloc.cli.compose import compose as _compose
 from geoloc.cli.console import EXIT_ERROR, new_app, say
 from geoloc.cli.data import data_app
 from geoloc.cli.embed import embed as _embed
@@ -35,6 +36,7 @@ app = new_app(
 app.command()(_localize)
 app.command()(_recall)
 app.command()(_embed)
+app.command()(_compose)
 app.command()(_train)
 app.command()(_push)
 app.command()(_pull)

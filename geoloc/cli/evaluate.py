@@ -9,7 +9,7 @@ import typer
 from geoloc.cli.console import check_folder, count, km, new_app, radius, say
 from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
-from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption
+from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, reference_names
 from geoloc.cli.parsing import parse_renaming
 from geoloc.errors import ConfigError, NotFoundError
 
@@ -163,7 +163,7 @@ def evaluate_benchmark(
         int | None,
         typer.Option("--utm-epsg", help="vg, msls-740: EPSG code for images whose names have no zone."),
     ] = None,
-    reference: ReferenceOption = "own",
+    reference: ReferenceOption = None,
     query: QueryOption = "central_crop",
     top_k: Annotated[
         int | None,
@@ -218,7 +218,7 @@ def evaluate_benchmark(
         model,
         SessionOptions(
             query=cast("QueryMode", query),
-            reference=reference,
+            reference=reference_names(reference),
             top_k=top_k or (max(rules.recall_at) if rules.retrieval else 10),
         ),
         batch_size=batch_size,

@@ -21,6 +21,7 @@ from geoloc.cli.models import (
     QueryOption,
     ReferenceOption,
     TopKOption,
+    reference_names,
 )
 from geoloc.errors import BadImageError, ConfigError
 
@@ -49,7 +50,7 @@ def localize(
         str, typer.Option("--model", "-m", help="A bundled model, a folder, a published file or a Hub id.")
     ] = "earthview",
     model_option: ModelOption = [],  # noqa: B006  typer copies it
-    reference: ReferenceOption = "own",
+    reference: ReferenceOption = None,
     query: QueryOption = "central_crop",
     output: Annotated[
         Path | None,
@@ -120,7 +121,7 @@ def localize(
     # Options are checked before a model is loaded.
     options = SessionOptions(
         query=cast("QueryMode", query),
-        reference=reference,
+        reference=reference_names(reference),
         top_k=top_k,
         utility=utility,
         abstain_above_km=abstain_above_km,

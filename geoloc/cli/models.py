@@ -1,6 +1,6 @@
 """The model options of the commands, and loading."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
 
 ReferenceOption = Annotated[
-    str,
+    list[str] | None,
     typer.Option(
         "--reference",
         metavar="DIR|own|none",
-        help="Reference database to search inside the chosen cells; own is the one that came with the model, "
-        "if there is one.",
+        help="Reference database to search inside the chosen cells; several may be given. own, the default, came with "
+        "the model. A database of another model is searched with that model's vectors.",
     ),
 ]
 QueryOption = Annotated[
@@ -41,6 +41,22 @@ MaxPrecisionOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, …")]
+
+
+def reference_names(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The value of `SessionOptions.reference` for `--reference`.
+
+    Raises:
+        ConfigError: none beside others.
+    """
+    names = tuple(given or ("own",))
+    if "none" not in names:
+        return names
+    if len(names) > 1:
+        raise ConfigError(
+            f"--reference none searches nothing, but {', '.join(names)} were given: leave none out"
+        )
+    return ()
 
 
 def load_model(

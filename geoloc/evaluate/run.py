@@ -252,7 +252,9 @@ def _model_facts(work: LocalizeWork) -> dict[str, Any]:
         "model": f"{session.name} ({session.model_identity[:12]})",
         "preprocessing of the model": str(session.preprocess),
         "query mode": session.options.query,
-        "references": "none" if digest == "none" else f"{session.options.reference} ({digest[:12]})",
+        "references": "none"
+        if digest == "none"
+        else f"{', '.join(session.options.reference)} ({digest[:12]})",
     }
 
 

@@ -20,6 +20,7 @@ from geoloc.models.onnx.runner import OnnxRunner
 from geoloc.models.runner import check_finite
 from geoloc.posterior.pipeline import Images
 from geoloc.reference.embedder import mean_of_views
+from geoloc.reference.manifest import ModelOrigin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,12 +40,16 @@ class Embedder:
     Attributes:
         name, preprocess: as given.
         runner: runs the network, by torch or by onnxruntime.
+        origin: how it was loaded; a database remembers it. None for a network in memory.
     """
+
+    origin: ModelOrigin | None = None
 
     def __init__(self, name: str, network: GeoNetwork | OnnxRunner, preprocess: Preprocess) -> None:
         self.name, self.preprocess = name, preprocess
         self.runner = runner_of(network, preprocess)
         self._saved: Saved | None = None
+        self._checkpoint: Checkpoint | None = None
 
     @classmethod
     def from_pretrained(
@@ -82,15 +87,16 @@ class Embedder:
             CheckpointError: the tensors do not fit the network of config.json, or the quadtree cannot be read.
             FingerprintMismatchError: the quadtree is not the one that the cell head was trained on.
         """
-        return cls.of_checkpoint(
-            *read_model(resolve_model(name, revision, subfolder, options), device, num_threads)
-        )
+        source = resolve_model(name, revision, subfolder, options)
+        model = cls.of_checkpoint(*read_model(source, device, num_threads))
+        model.origin = source.origin
+        return model
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, saved: Saved | None = None) -> Self:
         """The embedder of a checkpoint in memory, with its identity if it is on the disk."""
         embedder = cls(checkpoint.name, checkpoint.network, checkpoint.preprocess)
-        embedder._saved = saved
+        embedder._saved, embedder._checkpoint = saved, checkpoint
         return embedder
 
     @property
@@ -138,6 +144,28 @@ class Embedder:
             CheckpointError: the model was neither loaded nor saved.
         """
         return self._as_saved().embedding_fingerprint
+
+    def as_checkpoint(self) -> Checkpoint:
+        """The checkpoint that this network was loaded from, in memory.
+
+        Raises:
+            CheckpointError: it was not loaded from one.
+        """
+        if self._checkpoint is None:
+            raise CheckpointError(
+                f"{self.name!r} was not loaded from a checkpoint: load it by from_pretrained, which keeps what a copy "
+                "of it needs"
+            )
+        return self._checkpoint
+
+    @property
+    def saved(self) -> Saved:
+        """Identity of the checkpoint on the disk.
+
+        Raises:
+            CheckpointError: the model was neither loaded nor saved.
+        """
+        return self._as_saved()
 
     def _as_saved(self) -> Saved:
         if self._saved is None:

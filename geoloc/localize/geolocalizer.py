@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 from geoloc.checkpoint.folder import Checkpoint, Exported, Saved, write_checkpoint
 from geoloc.checkpoint.publish import push_checkpoint
@@ -24,6 +24,8 @@ from geoloc.images.decode import ImageSource
 from geoloc.images.preprocess import Preprocess
 from geoloc.images.query import MERGES, Merge, QueryMode, check_query_mode
 from geoloc.localize.embedder import Embedder
+from geoloc.localize.references import Reference, References, chosen_databases, with_embedders
+from geoloc.localize.search import Search, load_inputs, located_by_gallery, plan_search, run_networks
 from geoloc.models.onnx.runner import OnnxRunner
 from geoloc.posterior.calibration import Calibration
 from geoloc.posterior.pipeline import Images, Pipeline
@@ -37,13 +39,12 @@ from quadtree import Quadtree
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from geoloc.checkpoint.export import ExportReport
+    from geoloc.localize.keywords import LocalizeKeywords
     from geoloc.models.network import GeoNetwork
     from geoloc.posterior.fit import LabelledBatch
-
-Reference = ReferenceDatabase | Literal["own"] | None
 
 
 class Geolocalizer(Embedder):
@@ -58,10 +59,12 @@ class Geolocalizer(Embedder):
         card: text of the checkpoint's README.md.
         reranker: None takes plain fusion with default scales.
         reference: the model's own database, searched unless another one is given.
+        references: further databases with their embedders, searched beside it.
+        uses_location_heads: False ignores the network's cell and regression heads.
 
     Attributes:
         pipeline: the stages from preprocessed images to posteriors.
-        quadtree, calibration, card, reference: as given; the others as of `Embedder`.
+        quadtree, calibration, card, reference, references: as given; the others as of `Embedder`.
 
     Raises:
         ConfigError: the quadtree is not that of the network's cell head.
@@ -77,16 +80,17 @@ class Geolocalizer(Embedder):
         card: str = "",
         reranker: Reranker | None = None,
         reference: ReferenceDatabase | None = None,
+        references: References | None = None,
+        uses_location_heads: bool = True,
     ) -> None:
         super().__init__(name, network, preprocess)
-        self.pipeline = Pipeline(name, self.runner, quadtree, reranker)
+        self.pipeline = Pipeline(name, self.runner, quadtree, reranker, uses_location_heads)
         self.quadtree = quadtree
         self.calibration = calibration or Calibration()
         self.card = card
-        self.reference = reference
+        self.reference, self.references = reference, references or References()
         self._exported: Exported | None = None
-        self._retriever: Retriever | None = None
-        self._retriever_version = -1
+        self._search: tuple[Any, Search] | None = None
 
     # --- Checkpoints ------------------------------------------------------------------------------------------
 
@@ -102,6 +106,8 @@ class Geolocalizer(Embedder):
             checkpoint.card,
             checkpoint.reranker,
             checkpoint.reference,
+            References.of_parts(checkpoint.parts),
+            checkpoint.uses_location_heads,
         )
         model._saved, model._exported = saved, checkpoint.exported
         return model
@@ -115,6 +121,20 @@ class Geolocalizer(Embedder):
     def reranker(self, reranker: Reranker | None) -> None:
         self.pipeline.reranker = reranker
 
+    @staticmethod
+    def compose(
+        classifier: str | Path | Geolocalizer | None,
+        references: Sequence[str | Path | ReferenceDatabase],
+        *,
+        name: str | None = None,
+        device: Any = "cpu",
+        num_threads: int | None = None,
+    ) -> Geolocalizer:
+        """Put a classifier and databases of any models together; see `geoloc.localize.compose`."""
+        from geoloc.localize.compose import compose
+
+        return compose(classifier, references, name=name, device=device, num_threads=num_threads)
+
     def as_checkpoint(self) -> Checkpoint:
         """The checkpoint of this model in memory."""
         return Checkpoint(
@@ -127,6 +147,8 @@ class Geolocalizer(Embedder):
             self.reranker,
             self.reference,
             self._exported,
+            self.references.as_parts(),
+            self.pipeline.uses_location_heads,
         )
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
@@ -203,31 +225,11 @@ class Geolocalizer(Embedder):
 
     @overload
     def localize(  # type: ignore[overload-overlap]  # a str is a Sequence, too
-        self,
-        images: ImageSource,
-        *,
-        query: QueryMode = ...,
-        reference: Reference = ...,
-        utility: str | Utility | None = ...,
-        top_k: int = ...,
-        abstain_above_km: float | None = ...,
-        max_precision_km: float | None = ...,
-        places: bool = ...,
-        batch_size: int = ...,
+        self, images: ImageSource, **keywords: Unpack[LocalizeKeywords]
     ) -> Prediction: ...
     @overload
     def localize(
-        self,
-        images: Sequence[ImageSource],
-        *,
-        query: QueryMode = ...,
-        reference: Reference = ...,
-        utility: str | Utility | None = ...,
-        top_k: int = ...,
-        abstain_above_km: float | None = ...,
-        max_precision_km: float | None = ...,
-        places: bool = ...,
-        batch_size: int = ...,
+        self, images: Sequence[ImageSource], **keywords: Unpack[LocalizeKeywords]
     ) -> list[Prediction]: ...
     def localize(
         self,
@@ -247,7 +249,8 @@ class Geolocalizer(Embedder):
         Args:
             images: path, bytes, PIL image, or (h, w, 3) uint8 array; or a list of them.
             query: how an image becomes network inputs, see `geoloc.images.query`.
-            reference: a database to search; "own" is the model's, if it has one, and None searches none.
+            reference: a database to search, or several; "own" is all of the model's, and None searches none. The
+                embedders of databases that other models made are loaded from what their manifests say.
             utility: what the point maximises: "geoscore", "median" or "within:25km"; None is the model's default.
             top_k: number of candidates to report, at least 1; there may be fewer.
             abstain_above_km: set `abstained` where the 90 % radius is larger.
@@ -267,12 +270,13 @@ class Geolocalizer(Embedder):
         # A str and bytes are Sequences, too.
         is_single = isinstance(images, str | bytes) or not isinstance(images, Sequence)
         sources = cast("Sequence[ImageSource]", [images] if is_single else images)
+        search = self.search_of(reference)
         predictions: list[Prediction] = []
         for start in range(0, len(sources), batch_size):
             inputs = []
             for index, image in enumerate(sources[start : start + batch_size], start):
                 try:
-                    inputs.append(self.load_query(image, query))
+                    inputs.append(load_inputs(super().load_query, image, query, search.references))
                 except BadImageError as error:
                     if is_single:
                         raise
@@ -313,58 +317,76 @@ class Geolocalizer(Embedder):
             As `localize`, without BadImageError.
         """
         chosen = self.pipeline.default_utility if utility is None else Utility.parse(utility)
-        retriever = self.retriever(reference)
-        database = None if retriever is None else retriever.database
+        search = self.search_of(reference)
+        retriever = search.retriever
         options = PointOptions(
             chosen,
-            self.calibration.levels(chosen.name, None if database is None else database.identity),
+            self.calibration.levels(chosen.name, None if retriever is None else retriever.identity),
             top_k,
             abstain_above_km,
             max_precision_km,
             places,
-            repr(self.name) + ("" if database is None else f" with the references in {database.folder}"),
+            repr(self.name) + ("" if retriever is None else f" with the references in {retriever.folders}"),
             self.pipeline.near_km,
         )
-        outputs = self.pipeline.run(images, embed=retriever is not None, merge=merge)
-        posteriors, candidates = self.pipeline.posteriors(outputs, self.calibration, retriever, top_k)
+        outputs = run_networks(self.pipeline, images, search, merge)
+        located = located_by_gallery(self.pipeline, outputs, self.calibration, search)
+        posteriors, candidates = self.pipeline.posteriors(
+            outputs, self.calibration, retriever, top_k, located
+        )
         best_cells = [self.pipeline.best_cell(outputs, self.calibration, b) for b in range(len(posteriors))]
-        return options.predictions(posteriors, candidates, best_cells, self.quadtree)
+        return options.predictions(posteriors, candidates, best_cells, self.pipeline.quadtree)
 
-    def retriever(self, reference: Reference) -> Retriever | None:
-        """The search of a database inside this model's cells; opened once, and again when the database changes.
-
-        A model that only embeds searches the whole database.
+    def search_of(self, reference: Reference) -> Search:
+        """What is searched for a choice of references; opened once, and again when a database changes.
 
         Raises:
             ConfigError: the model cannot search.
-            FingerprintMismatchError: the database was made with another model or quadtree.
+            FingerprintMismatchError: no embedder fits a database, or it is bound to another quadtree.
         """
-        database = self.reference if reference == "own" else reference
-        if database is None:
-            return None
-        if isinstance(database, str | Path):
-            raise ConfigError(
-                f'reference is {str(database)!r}; expected a ReferenceDatabase, "own" or None: '
-                "ReferenceDatabase.open(folder) opens one"
-            )
-        known = self._retriever
-        if known is not None and known.database is database and self._retriever_version == database.version:
-            return known
-        if self.quadtree is None and self.runner.config.regression is not None:
-            raise ConfigError(
-                f"the model {self.name!r} answers by regression and has no cells, inside which references are "
-                "searched: give reference=None, or take a model with cells or one that only embeds"
-            )
-        database.check_fingerprints(model=self.embedding_fingerprint)
-        self._retriever = Retriever(database, self.quadtree, device=str(self.device))
-        self._retriever_version = database.version
-        return self._retriever
+        databases = chosen_databases(reference, self.own_databases)
+        state = [(id(database), database.version) for database in databases]
+        if self._search is None or self._search[0] != state:
+            references = with_embedders(self, databases, self.references.embedders)
+            # The plan keeps the databases, so that their ids stay theirs.
+            plan = plan_search(self.pipeline, references, str(self.device), self.reference)
+            self._search = (state, plan)
+        return self._search[1]
 
-    def check_answers(self, reference: Reference) -> None:
-        """Refuse, before any image is read, a model that cannot answer with this database.
+    def load_query(
+        self, source: ImageSource, query: QueryMode = "central_crop", reference: Reference = None
+    ) -> Any:
+        """Decode one image for the model's own network, and for the embedders of references that need others.
+
+        Returns:
+            The views of the query mode, (V, 3, h, w); or `geoloc.localize.search.QueryInputs`.
 
         Raises:
-            As `retriever`; ConfigError where a model that only embeds has nothing to search.
+            BadImageError: the image is unusable.
+            ConfigError: there is no such mode.
+        """
+        references = References() if reference is None else self.search_of(reference).references
+        return load_inputs(super().load_query, source, query, references)
+
+    def retriever(self, reference: Reference) -> Retriever | None:
+        """The search of a choice of references; see `search_of`."""
+        return self.search_of(reference).retriever
+
+    @property
+    def own_databases(self) -> list[ReferenceDatabase]:
+        """All databases of the model."""
+        own = [] if self.reference is None else [self.reference]
+        return [*own, *self.references.databases]
+
+    def reference_identity(self, reference: Reference) -> str:
+        """Digest of a choice of references; "none" without any."""
+        return self.search_of(reference).identity
+
+    def check_answers(self, reference: Reference) -> None:
+        """Refuse, before any image is read, a model that cannot answer with these references.
+
+        Raises:
+            As `search_of`; ConfigError where a model that only embeds has nothing to search.
         """
         if self.retriever(reference) is None:
             self.pipeline.check_location_head()

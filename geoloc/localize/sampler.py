@@ -38,7 +38,6 @@ from geoloc.posterior.pipeline import CITY_RADIUS_KM
 from geoloc.posterior.point import PointOptions
 from geoloc.posterior.prediction import Candidate, Prediction
 from geoloc.posterior.utility import Utility
-from geoloc.reference.database import ReferenceDatabase
 from quadtree.sphere import latlon_to_unit, unit_to_latlon, validate_latlon_deg
 
 FloatArray = NDArray[np.float64]
@@ -166,7 +165,9 @@ class LocationSampler:
         parts = [self._weights_digest, self.kind, self.preprocess.to_dict(), self.sampling, self.calibration]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def load_query(self, source: ImageSource, query: QueryMode = "central_crop") -> Tensor:
+    def load_query(
+        self, source: ImageSource, query: QueryMode = "central_crop", reference: object = None
+    ) -> Tensor:
         """The input of one image as a single view, (1, 3, S, S); there is no other query mode.
 
         Raises:
@@ -239,7 +240,7 @@ class LocationSampler:
         self,
         images: Sequence[Tensor],
         *,
-        reference: ReferenceDatabase | None = None,
+        reference: object = None,
         merge: Merge = "mean",
         utility: str | Utility | None = None,
         top_k: int = 5,
@@ -270,7 +271,11 @@ class LocationSampler:
         candidates = [candidates_of_samples(unit, top_k) for unit in units]
         return asked.predictions(posteriors, candidates, [("", None)] * len(units))
 
-    def check_answers(self, reference: ReferenceDatabase | None) -> None:
+    def reference_identity(self, reference: object) -> str:
+        """Always "none"."""
+        return "none"
+
+    def check_answers(self, reference: object) -> None:
         """Refuse a database: the model has no embedding to search it with.
 
         Raises:

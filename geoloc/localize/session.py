@@ -1,6 +1,6 @@
 """Inference session: a loaded model with its reference database and the options of its answers.
 
-    session = open_session("earthview", SessionOptions(reference="refs/", top_k=10))
+    session = open_session("earthview", SessionOptions(reference=("refs/",), top_k=10))
     session.localize([session.load("photo.jpg")])
 
 A session is what jobs, commands and services run. Whether a name is a checkpoint, a published model or a model that
@@ -27,8 +27,8 @@ from geoloc.posterior.utility import Utility
 
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.references import Reference
     from geoloc.localize.sampler import LocationSampler
-    from geoloc.reference.database import ReferenceDatabase
 
 MAX_TOP_K = 1000
 
@@ -39,7 +39,7 @@ class SessionOptions:
 
     Attributes:
         query: how an image becomes network inputs, see `geoloc.images.query`.
-        reference: folder of the reference database, "own" (the model's) or "none".
+        reference: folders of reference databases, among them "own" (those of the model); () searches none.
         top_k: number of candidates, 1 to 1000; there may be fewer.
         utility: what the point maximises: "geoscore", "median" or "within:25km"; None is the model's default.
         abstain_above_km: a larger 90 % radius makes the prediction abstain.
@@ -50,7 +50,7 @@ class SessionOptions:
     """
 
     query: QueryMode = "central_crop"
-    reference: str = "own"
+    reference: tuple[str, ...] = ("own",)
     top_k: int = 5
     utility: str | None = None
     abstain_above_km: float | None = None
@@ -74,7 +74,7 @@ class Session:
     Args:
         model: that answers.
         options: of the answers; their `reference` is only a name here.
-        database: that is searched; None searches none.
+        reference: what is searched, see `Geolocalizer.localize`.
 
     Attributes:
         name: of the model.
@@ -91,14 +91,14 @@ class Session:
         self,
         model: Geolocalizer | LocationSampler,
         options: SessionOptions,
-        database: ReferenceDatabase | None = None,
+        reference: Reference = None,
     ) -> None:
         self.name: str = model.name
         self.preprocess: Preprocess = model.preprocess
         self.options = options
-        self.database_identity = "none" if database is None else database.identity
-        self._model, self._database = model, database
-        model.check_answers(database)  # now, before any image is read
+        self._model, self._reference = model, reference
+        model.check_answers(reference)  # now, before any image is read
+        self.database_identity = model.reference_identity(reference)
 
     @property
     def model_identity(self) -> str:
@@ -125,7 +125,7 @@ class Session:
         Raises:
             BadImageError: the image is unusable.
         """
-        return self._model.load_query(source, self.options.query)
+        return self._model.load_query(source, self.options.query, self._reference)
 
     def localize(self, inputs: Sequence[Any]) -> list[Prediction]:
         """One prediction for each input.
@@ -137,7 +137,7 @@ class Session:
         options = self.options
         found = self._model.localize_batch(
             list(inputs),
-            reference=self._database,
+            reference=self._reference,
             merge=MERGES.get(options.query, "mean"),
             utility=options.utility,
             top_k=options.top_k,
@@ -175,22 +175,20 @@ def open_session(
     if resolved.samples_locations:
         from geoloc.localize.sampler import LocationSampler
 
-        if options.query != "central_crop" or options.reference not in ("own", "none"):
+        if options.query != "central_crop" or options.reference not in (("own",), ()):
             raise ConfigError(
                 f"{name!r} samples locations from one image and searches no references: leave --query and "
                 "--reference out"
             )
         return Session(LocationSampler.of(resolved, device=device, num_threads=num_threads), options)
     from geoloc.localize.geolocalizer import Geolocalizer
+    from geoloc.localize.references import opened
 
     model = Geolocalizer.of_checkpoint(*read_model(resolved, device, num_threads))
-    database = model.reference
-    if options.reference != "own":
-        database = None if options.reference == "none" else _open_database(options.reference)
-    return Session(model, options, database)
-
-
-def _open_database(folder: str) -> ReferenceDatabase:
-    from geoloc.reference.database import ReferenceDatabase
-
-    return ReferenceDatabase.open(folder)
+    if options.reference == ("own",):
+        return Session(model, options, "own")
+    own = model.own_databases
+    databases = [
+        database for name in options.reference for database in (own if name == "own" else opened([name]))
+    ]
+    return Session(model, options, databases or None)

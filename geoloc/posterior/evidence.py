@@ -5,11 +5,13 @@ Arrays over Q queries, padded to C cells and K candidates.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geoloc.search.candidates import Candidates
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, latlon_to_unit
 
 FloatArray = NDArray[np.float64]
@@ -38,21 +40,39 @@ class CellEvidence:
     scale_km: FloatArray
 
     @staticmethod
+    def of_rows(
+        cells: Sequence[NDArray[np.int64]],
+        units: Sequence[FloatArray],
+        probability: Sequence[FloatArray],
+        scale_km: Sequence[FloatArray],
+    ) -> CellEvidence:
+        """Pad the rows of each query: cells (k,), points (k, 3), probabilities (k,) and kernel widths (k,)."""
+        q, c = len(cells), max(1, *(len(row) for row in cells))
+        padded = CellEvidence(
+            np.full((q, c), -1, np.int64), np.zeros((q, c, 3)), np.zeros((q, c)), np.ones((q, c))
+        )
+        padded.unit[..., 2] = 1.0
+        for i, row in enumerate(cells):
+            padded.cell_id[i, : len(row)] = row
+            padded.unit[i, : len(row)] = units[i]
+            padded.probability[i, : len(row)] = probability[i]
+            padded.scale_km[i, : len(row)] = scale_km[i]
+        return padded
+
+    @staticmethod
     def padded(
         cells: list[NDArray[np.int64]], units: list[FloatArray], probs: FloatArray, scale_km: FloatArray
     ) -> CellEvidence:
         """Pad rows: cells and points per query, probabilities of all cells (Q, all), scales (all,)."""
-        q, c = len(cells), max(1, *(len(row) for row in cells))
-        cell_id = np.full((q, c), -1, np.int64)
-        unit = np.zeros((q, c, 3))
-        unit[..., 2] = 1.0
-        for i, (row, points) in enumerate(zip(cells, units, strict=True)):
-            cell_id[i, : len(row)] = row
-            unit[i, : len(row)] = points
-        there = cell_id >= 0
-        safe = np.where(there, cell_id, 0)
-        probability = np.where(there, np.take_along_axis(probs, safe, 1), 0.0)
-        return CellEvidence(cell_id, unit, probability, np.where(there, scale_km[safe], 1.0))
+        of_cells = [row[ids] for row, ids in zip(probs, cells, strict=True)]
+        return CellEvidence.of_rows(cells, units, of_cells, [scale_km[ids] for ids in cells])
+
+    @staticmethod
+    def none(num_queries: int) -> CellEvidence:
+        """No chosen cells for any of Q queries."""
+        nothing = [np.zeros(0)] * num_queries
+        ids = [np.zeros(0, np.int64)] * num_queries
+        return CellEvidence.of_rows(ids, [np.zeros((0, 3))] * num_queries, nothing, nothing)
 
     def density(self, unit: FloatArray) -> FloatArray:
         """Density of the classifier per square km at points, (Q, K, 3) -> (Q, K); at least `NOWHERE`."""
@@ -73,6 +93,7 @@ class Evidence:
         similarity: (Q, K) cosine of query and reference; 0 in padding.
         present: (Q, K) False in padding.
         source: (Q, K) 0 aerial, 1 street, 2 location; 0 in padding.
+        database: (Q, K) index of the database; 0 in padding.
         unit: (Q, K, 3) positions of the references; the north pole in padding.
         cell_log_prob: (Q, K) of the cell that holds the reference.
         column: (Q, K) column of that cell in `cells`; -1 where it was not chosen.
@@ -85,6 +106,7 @@ class Evidence:
     similarity: FloatArray
     present: NDArray[np.bool_]
     source: NDArray[np.int64]
+    database: NDArray[np.int64]
     unit: FloatArray
     cell_log_prob: FloatArray
     column: NDArray[np.int64]
@@ -93,6 +115,11 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.present)
+
+    @property
+    def group(self) -> NDArray[np.int64]:
+        """(Q, K) number of the candidate's database and source: similarities of one group have one scale."""
+        return self.database * SOURCES + self.source
 
     def __getitem__(self, rows: NDArray[np.int64]) -> Evidence:
         """The queries with these indices, (m,)."""
@@ -109,6 +136,7 @@ class Evidence:
             np.zeros((q, 0)),
             np.zeros((q, 0), np.bool_),
             np.zeros((q, 0), np.int64),
+            np.zeros((q, 0), np.int64),
             np.zeros((q, 0, 3)),
             np.zeros((q, 0)),
             np.zeros((q, 0), np.int64),
@@ -119,33 +147,36 @@ class Evidence:
     @staticmethod
     def of_candidates(
         cells: CellEvidence,
-        row_id: NDArray[np.int64],
-        similarity: NDArray[np.float32],
-        latlon_deg: FloatArray,
-        source: NDArray[np.uint8],
+        found: Candidates,
+        database: NDArray[np.int64],
         cell_log_prob: FloatArray,
         cell_id: NDArray[np.int64] | None = None,
     ) -> Evidence:
-        """From the result of a search, see `geoloc.search.candidates.Candidates`.
+        """From the result of a search.
 
         Args:
-            cell_id: (Q, K) the cells that hold the candidates; None without cells.
+            cells: the chosen cells.
+            found: (Q, K) candidates.
+            database: (Q, K) index of their database.
+            cell_log_prob: (Q, K) of the cells that hold them.
+            cell_id: (Q, K) these cells; None without cells.
         """
-        present = row_id >= 0
-        column = np.full(row_id.shape, -1, np.int64)
+        present = found.is_present
+        column = np.full(present.shape, -1, np.int64)
         if cell_id is not None:
             same = (cell_id[..., None] == cells.cell_id[:, None]) & (cells.cell_id[:, None] >= 0)
             column = np.where(present & same.any(-1), same.argmax(-1), -1)
-        latlon_deg = np.where(present[..., None], latlon_deg, (90.0, 0.0))
+        latlon_deg = np.where(present[..., None], found.latlon_deg, (90.0, 0.0))
         return Evidence(
             cells,
-            np.where(present, similarity, 0.0).astype(np.float64),
+            np.where(present, found.similarity, 0.0).astype(np.float64),
             present,
-            np.where(present, source, 0).astype(np.int64),
+            np.where(present, found.source, 0).astype(np.int64),
+            np.where(present, database, 0),
             latlon_to_unit(latlon_deg),
             np.where(present, cell_log_prob, 0.0),
             column,
-            row_id,
+            found.row_id,
             latlon_deg,
         )
 

@@ -39,7 +39,7 @@ def calibrate(
     levels = {} if only_embeds else _levels(pipeline, outputs, truths, fitted, None)
     of_references = {}
     if retriever is not None:
-        of_references[retriever.database.identity] = _levels(pipeline, outputs, truths, fitted, retriever)
+        of_references[retriever.identity] = _levels(pipeline, outputs, truths, fitted, retriever)
     return replace(fitted, mass_levels=levels, reference_levels=of_references)
 
 

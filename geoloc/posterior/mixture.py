@@ -87,14 +87,15 @@ def candidates_of(
     q: int,
     top_k: int,
     paths: tuple[str, ...],
-    keys: Callable[[NDArray[np.int64], FloatArray], list[str]] | None,
+    keys: Callable[[NDArray[np.int64], FloatArray, NDArray[np.int64]], list[tuple[str, str]]] | None,
 ) -> list[Candidate]:
     """The most probable cells and references of one query, best first.
 
     Args:
         top_k: largest number of candidates.
         paths: of all cells.
-        keys: looks up references' keys by row id and place; needed where there are references.
+        keys: looks up references' keys and the names of their databases, see `Retriever.keys`; needed where there are
+            references.
     """
     cells = evidence.cells
     chosen = np.flatnonzero(cells.cell_id[q] >= 0)
@@ -103,9 +104,13 @@ def candidates_of(
     best = np.argsort(-probability, kind="stable")[:top_k]
     latlon = unit_to_latlon(np.concatenate([cells.unit[q, chosen], evidence.unit[q, found]])[best])
     of_reference = found[best[best >= len(chosen)] - len(chosen)]
-    names: list[str] = []
+    names: list[tuple[str, str]] = []
     if len(of_reference) and keys is not None:
-        names = keys(evidence.row_id[q, of_reference], evidence.latlon_deg[q, of_reference])
+        names = keys(
+            evidence.row_id[q, of_reference],
+            evidence.latlon_deg[q, of_reference],
+            evidence.database[q, of_reference],
+        )
     name = iter(names)
     result = []
     for place, (lat, lon) in zip(best.tolist(), latlon.tolist(), strict=True):
@@ -117,5 +122,5 @@ def candidates_of(
             column = found[place - len(chosen)]
             source = SOURCES[evidence.source[q, column]]
             similarity = float(evidence.similarity[q, column])
-            result.append(Candidate(lat, lon, share, source, similarity, next(name)))
+            result.append(Candidate(lat, lon, share, source, similarity, *next(name)))
     return result

@@ -53,6 +53,7 @@ class Candidate:
             "aerial", "street" or "location" for a reference; "sample" for a sample of a generative model.
         similarity: cosine between query and reference embedding; None without a reference.
         key: path of the cell, or key of the reference; "" without either.
+        database: folder name of the database that holds the reference; "" without a reference.
     """
 
     lat: float
@@ -61,6 +62,7 @@ class Candidate:
     source: str
     similarity: float | None
     key: str
+    database: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, coordinates with six decimals."""
@@ -70,6 +72,7 @@ class Candidate:
             "source": self.source,
             "similarity": None if self.similarity is None else round(self.similarity, 6),
             "key": self.key,
+            "database": self.database,
         }
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -30,7 +30,8 @@ class RerankerConfig:
 
     Attributes:
         hidden_dim: of the network over candidates; 0 is plain fusion.
-        candidates_per_source: number of candidates of each source.
+        candidates_per_source: number of candidates of each source of each database.
+        num_databases: number of databases; each has similarities of its own.
 
     Raises:
         ConfigError: an impossible value.
@@ -38,20 +39,26 @@ class RerankerConfig:
 
     hidden_dim: int = 32
     candidates_per_source: int = 64
+    num_databases: int = 1
 
     def __post_init__(self) -> None:
-        if self.hidden_dim < 0 or self.candidates_per_source < 1:
+        if self.hidden_dim < 0 or self.candidates_per_source < 1 or self.num_databases < 1:
             raise ConfigError(
-                f"reranker: hidden_dim is {self.hidden_dim} and candidates_per_source is "
-                f"{self.candidates_per_source}; expected at least 0 and at least 1"
+                f"reranker: hidden_dim is {self.hidden_dim}, candidates_per_source {self.candidates_per_source} and "
+                f"num_databases {self.num_databases}; expected at least 0, 1 and 1"
             )
+
+    @property
+    def num_groups(self) -> int:
+        """Number of pairs of a database and a source, as `Evidence.group` counts them."""
+        return SOURCES * self.num_databases
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by name."""
         shapes: dict[str, tuple[int, ...]] = {
-            "similarity_scale": (SOURCES,),
-            "similarity_bias": (SOURCES,),
-            "log_kernel_km": (SOURCES,),
+            "similarity_scale": (self.num_groups,),
+            "similarity_bias": (self.num_groups,),
+            "log_kernel_km": (self.num_groups,),
             "gate_logit": (),
         }
         h = self.hidden_dim
@@ -98,19 +105,20 @@ class Reranker:
         self.parameters = {name: np.asarray(values, np.float64) for name, values in parameters.items()}
 
     @classmethod
-    def default(cls, kernel_km: float = DEFAULT_KERNEL_KM) -> Reranker:
+    def default(cls, kernel_km: Sequence[float] = (DEFAULT_KERNEL_KM,)) -> Reranker:
         """Plain fusion with default scales, for a model without a fitted reranker.
 
         Args:
-            kernel_km: standard deviation of the distance between a photo and its reference.
+            kernel_km: of each database, standard deviation of the distance between a photo and its reference.
         """
+        config = RerankerConfig(hidden_dim=0, num_databases=len(kernel_km))
         guess = {
-            "similarity_scale": np.full(SOURCES, 20.0),
-            "similarity_bias": np.zeros(SOURCES),
-            "log_kernel_km": np.full(SOURCES, np.log(kernel_km)),
+            "similarity_scale": np.full(config.num_groups, 20.0),
+            "similarity_bias": np.zeros(config.num_groups),
+            "log_kernel_km": np.repeat(np.log(np.asarray(kernel_km, np.float64)), SOURCES),
             "gate_logit": np.zeros(()),
         }
-        return cls(RerankerConfig(hidden_dim=0), guess)
+        return cls(config, guess)
 
     def plain(self) -> Reranker:
         """The reranker without its network: plain fusion as fitted."""
@@ -123,9 +131,9 @@ class Reranker:
         if evidence.present.shape[1] == 0:
             nothing = np.zeros_like(evidence.similarity)
             return MixtureWeights(nothing, np.ones_like(nothing), evidence.cells.probability, has_any)
-        of, source, present, column = self.parameters, evidence.source, evidence.present, evidence.column
-        log_odds = of["similarity_scale"][source] * evidence.similarity + of["similarity_bias"][source]
-        log_scale = np.maximum(of["log_kernel_km"][source], LEAST_LOG_KERNEL_KM)
+        of, group, present, column = self.parameters, evidence.group, evidence.present, evidence.column
+        log_odds = of["similarity_scale"][group] * evidence.similarity + of["similarity_bias"][group]
+        log_scale = np.maximum(of["log_kernel_km"][group], LEAST_LOG_KERNEL_KM)
         gate = np.full(len(present), of["gate_logit"])
         probability, num_cells = evidence.cells.probability, evidence.cells.cell_id.shape[1]
         logits = np.log(probability + 1e-30)

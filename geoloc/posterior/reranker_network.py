@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoloc.errors import ConfigError
-from geoloc.posterior.evidence import FEATURES, NOWHERE, SOURCES, Evidence, chord_km, features
+from geoloc.posterior.evidence import FEATURES, NOWHERE, Evidence, chord_km, features
 from geoloc.posterior.reranker import LEAST_LOG_KERNEL_KM, Reranker, RerankerConfig
 
 FloatArray = NDArray[np.float64]
@@ -32,9 +32,9 @@ class RerankerNetwork(nn.Module):
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         self.config = config
-        self.similarity_scale = nn.Parameter(torch.full((SOURCES,), 20.0))
-        self.similarity_bias = nn.Parameter(torch.zeros(SOURCES))
-        self.log_kernel_km = nn.Parameter(torch.full((SOURCES,), 3.0))
+        self.similarity_scale = nn.Parameter(torch.full((config.num_groups,), 20.0))
+        self.similarity_bias = nn.Parameter(torch.zeros(config.num_groups))
+        self.log_kernel_km = nn.Parameter(torch.full((config.num_groups,), 3.0))
         self.gate_logit = nn.Parameter(torch.zeros(()))
         h = config.hidden_dim
         if h:
@@ -44,12 +44,12 @@ class RerankerNetwork(nn.Module):
             for parameter in (*self.score[-1].parameters(), *self.global_head[-1].parameters()):
                 nn.init.zeros_(parameter)  # starts as plain fusion
 
-    def log_odds(self, similarity: Tensor, source: Tensor) -> Tensor:
-        """Similarities of all sources on one scale, (Q, K), (Q, K) -> (Q, K)."""
-        return self.similarity_scale[source] * similarity + self.similarity_bias[source]
+    def log_odds(self, similarity: Tensor, group: Tensor) -> Tensor:
+        """Similarities of all databases and sources on one scale, (Q, K), (Q, K) -> (Q, K)."""
+        return self.similarity_scale[group] * similarity + self.similarity_bias[group]
 
     def forward(
-        self, log_odds: Tensor, source: Tensor, present: Tensor, column: Tensor, num_cells: int, seen: Tensor
+        self, log_odds: Tensor, group: Tensor, present: Tensor, column: Tensor, num_cells: int, seen: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log weights within each cell (Q, K), support of cells (Q, C), log widths in km (Q, K), gate logits (Q,).
 
@@ -57,7 +57,7 @@ class RerankerNetwork(nn.Module):
             column: (Q, K) which of the C = `num_cells` chosen cells holds the candidate; -1 is none of them.
             seen: (Q, K, F) features.
         """
-        log_scale = self.log_kernel_km[source].clamp(min=LEAST_LOG_KERNEL_KM)
+        log_scale = self.log_kernel_km[group].clamp(min=LEAST_LOG_KERNEL_KM)
         gate = self.gate_logit.expand(len(log_odds))
         support_of_candidate = torch.zeros_like(log_odds)
         if self.config.hidden_dim:
@@ -83,14 +83,14 @@ class RerankerNetwork(nn.Module):
         )
 
     def _inputs(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Tensor]:
-        source = torch.from_numpy(evidence.source)
-        log_odds = self.log_odds(torch.from_numpy(evidence.similarity).float(), source)
+        group = torch.from_numpy(evidence.group)
+        log_odds = self.log_odds(torch.from_numpy(evidence.similarity).float(), group)
         seen = np.zeros((*evidence.present.shape, len(FEATURES)))
         if self.config.hidden_dim:
             seen = features(evidence, log_odds.detach().double().numpy())
         return (
             log_odds,
-            source,
+            group,
             torch.from_numpy(evidence.present),
             torch.from_numpy(evidence.column),
             evidence.cells.cell_id.shape[1],
@@ -165,16 +165,16 @@ def fit_reranker(
         probability = torch.from_numpy(evidence.cells.probability).float()
         elsewhere = torch.from_numpy(evidence.cell_log_prob).float().exp()
         raw = torch.from_numpy(evidence.similarity).float()
-        source, present, column = (
-            torch.from_numpy(a) for a in (evidence.source, evidence.present, evidence.column)
+        group, present, column = (
+            torch.from_numpy(a) for a in (evidence.group, evidence.present, evidence.column)
         )
         num_cells = probability.shape[1]
         covered = _covered(present, column, num_cells).float()
 
         def loss(rows: Tensor, seen: Tensor) -> Tensor:
-            log_odds = network.log_odds(raw[rows], source[rows])
+            log_odds = network.log_odds(raw[rows], group[rows])
             log_within, support, log_scale, gate = network(
-                log_odds, source[rows], present[rows], column[rows], num_cells, seen
+                log_odds, group[rows], present[rows], column[rows], num_cells, seen
             )
             cells, mass = _masses(probability[rows], support, elsewhere[rows], column[rows])
             kernel = -0.5 * (off_km[rows] / log_scale.exp()) ** 2 - 2 * log_scale - float(np.log(2 * np.pi))

@@ -1,11 +1,13 @@
-"""Retrieval of candidates: inside a model's chosen cells, or in the whole database for a model without cells.
+"""Retrieval of candidates: inside a model's chosen cells, or in whole databases for a model without cells.
 
-Each source is searched separately.
+Each source of each database is searched separately.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,98 +19,139 @@ from geoloc.reference.rows import SOURCES, Source
 from geoloc.search.candidates import NO_ROW, Candidates
 from geoloc.search.cell_index import CellIndex, Structure, with_border_neighbours
 from quadtree import Quadtree, build_quadtree
-from quadtree.sphere import unit_to_latlon
+from quadtree.sphere import latlon_to_unit, unit_to_latlon
 
 # Majority voting of the VG benchmark: a row that is c times among the best n of the views gains 0.01 c / n.
 VOTES_OF_BEST = (1, 5, 10)
 VOTE = 0.01
 
+Views = Sequence[NDArray[np.float32]]  # query embeddings of one tower, (Q, D) for each view
+
 
 class Retriever:
-    """Search of a database inside the cells of a quadtree.
+    """Search of databases inside the cells of a quadtree, each with the query embedding of its own tower.
 
     Args:
-        database: in its present state; after a change make a new retriever.
-        quadtree: of the model, over the whole Earth; None for a model without cells.
+        databases: one or several, in their present state; after a change make a new retriever.
+        quadtree: of the classifier's cells; None searches everywhere.
+        towers: for each database the index of its query embedding; None is 0 for all.
+        kernel_km: for each database the distance between a photo and its reference that is expected until a reranker
+            is fitted; None leaves it to the pipeline.
+        names: of the databases, in candidates; None takes their folders' names.
         structure: see `CellIndex`.
         device: see `CellIndex`.
 
+    Attributes:
+        databases, quadtree, towers, kernel_km: as given.
+        sources: (database, source) of all kinds of references that there are, by index and name.
+
     Raises:
-        FingerprintMismatchError: the database is bound to another quadtree.
-        ConfigError: the quadtree does not cover the Earth.
+        FingerprintMismatchError: a database is bound to another quadtree.
+        ConfigError: structure and device do not go together.
     """
 
     def __init__(
         self,
-        database: ReferenceDatabase,
+        databases: Sequence[ReferenceDatabase],
         quadtree: Quadtree | None,
+        towers: Sequence[int] | None = None,
+        kernel_km: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
         *,
         structure: Structure = "exact",
         device: str = "cpu",
     ) -> None:
         if quadtree is not None:
-            database.check_fingerprints(quadtree=quadtree.fingerprint)
-        self.database, self.quadtree = database, quadtree
+            for database in databases:
+                database.check_fingerprints(quadtree=quadtree.fingerprint)
+        self.databases, self.quadtree, self.kernel_km = tuple(databases), quadtree, kernel_km
+        self._names = names or [database.folder.name for database in self.databases]
+        self.towers = tuple(towers) if towers is not None else (0,) * len(self.databases)
         tree = quadtree or build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # one cell, the Earth
-        self._index = CellIndex(tree, database.segments, structure=structure, device=device)
-        present = np.zeros(len(SOURCES), np.int64)
-        for segment in database.segments:
-            present += np.bincount(segment.source[~segment.deleted], minlength=len(SOURCES))
-        names: tuple[Source, ...] = SOURCES
-        self.sources = tuple(name for name, n in zip(names, present, strict=True) if n)
+        self._indexes = [
+            CellIndex(tree, database.segments, structure=structure, device=device)
+            for database in self.databases
+        ]
+        kinds: tuple[Source, ...] = SOURCES
+        self.sources = tuple(
+            (number, name)
+            for number, database in enumerate(self.databases)
+            for name, num_rows in zip(kinds, _rows_by_source(database), strict=True)
+            if num_rows
+        )
+
+    @property
+    def identity(self) -> str:
+        """Digest of the databases; of a single one its own."""
+        identities = [database.identity for database in self.databases]
+        return identities[0] if len(identities) == 1 else sha256("\n".join(identities).encode()).hexdigest()
+
+    @property
+    def folders(self) -> str:
+        """The databases' folders, for messages."""
+        return ", ".join(str(database.folder) for database in self.databases)
+
+    @cached_property
+    def cell_unit(self) -> NDArray[np.float64]:
+        """(C, 3) representative points of the quadtree's cells."""
+        return np.zeros((0, 3)) if self.quadtree is None else latlon_to_unit(self.quadtree.center_latlon_deg)
 
     def in_cells(
-        self, queries: Sequence[NDArray[np.float32]], cells: CellEvidence, k: int, merge: Merge = "mean"
-    ) -> Candidates:
-        """The best k references of each source in each query's cells, (Q, K) with K up to k times the sources.
+        self, queries: Sequence[Views], cells: CellEvidence, k: int, merge: Merge = "mean"
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        """The best k references of each database and source in each query's cells, and their database.
 
         Neighbours of the best cell are searched, too, where its point lies within its kernel's width of them.
 
         Args:
-            queries: V views, each (Q, D) unit vectors: one, unless views are merged after the search.
+            queries: of each tower V views, each (Q, D) unit vectors: one, unless views are merged after the search.
             cells: the chosen cells.
-            k: per source.
+            k: per database and source.
             merge: of several views: "nearest" keeps each reference's best similarity, "vote" adds a bonus for
                 references that many views find.
+
+        Returns:
+            (Q, K) candidates with K up to k for each of `sources`, and (Q, K) the index of the database.
         """
         assert self.quadtree is not None  # without one, `everywhere` searches
         asked = [
             with_border_neighbours(self.quadtree, ids[ids >= 0], unit_to_latlon(unit[0]), float(scale[0]))
             for ids, unit, scale in zip(cells.cell_id, cells.unit, cells.scale_km, strict=True)
         ]
-        return self._of_sources(
-            [[self._index.search(query, asked, k, [source]) for query in queries] for source in self.sources],
-            k,
-            merge,
+        return self._found(
+            lambda index, query, source: index.search(query, asked, k, [source]), queries, k, merge
         )
 
-    def everywhere(self, queries: Sequence[NDArray[np.float32]], k: int, merge: Merge = "mean") -> Candidates:
-        """The best k references of each source in the whole database."""
-        return self._of_sources(
-            [
-                [self._index.search_everywhere(query, k, [source]) for query in queries]
-                for source in self.sources
-            ],
-            k,
-            merge,
+    def everywhere(
+        self, queries: Sequence[Views], k: int, merge: Merge = "mean"
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        """The best k references of each database and source on the planet; see `in_cells`."""
+        return self._found(
+            lambda index, query, source: index.search_everywhere(query, k, [source]), queries, k, merge
         )
 
-    def _of_sources(self, found: list[list[Candidates]], k: int, merge: Merge) -> Candidates:
-        parts = [views[0] if len(views) == 1 else merge_views(views, k, merge) for views in found]
-        if len(parts) == 1:
-            return parts[0]
+    def _found(
+        self,
+        search: Callable[[CellIndex, NDArray[np.float32], Source], Candidates],
+        queries: Sequence[Views],
+        k: int,
+        merge: Merge,
+    ) -> tuple[Candidates, NDArray[np.int64]]:
+        parts, owners = [], []
+        for number, source in self.sources:
+            views = [search(self._indexes[number], query, source) for query in queries[self.towers[number]]]
+            part = views[0] if len(views) == 1 else merge_views(views, k, merge)
+            parts.append(part)
+            owners.append(np.full(part.row_id.shape, number, np.int64))
         if not parts:
-            return Candidates.nothing(0, 0)
-        return Candidates(
-            *(
-                np.concatenate([getattr(part, name) for part in parts], 1)
-                for name in ("row_id", "similarity", "latlon_deg", "source")
-            )
-        )
+            return Candidates.nothing(0, 0), np.zeros((0, 0), np.int64)
+        names = ("row_id", "similarity", "latlon_deg", "source")
+        together = Candidates(*(np.concatenate([getattr(part, name) for part in parts], 1) for name in names))
+        return together, np.concatenate(owners, 1)
 
     def evidence(
         self,
-        queries: Sequence[NDArray[np.float32]],
+        queries: Sequence[Views],
         cells: CellEvidence,
         probs: NDArray[np.float64],
         k: int,
@@ -116,29 +159,39 @@ class Retriever:
     ) -> Evidence:
         """Cells and the candidates in them; arguments as for `in_cells`, and all cells' probabilities (Q, all).
 
-        Without a quadtree the whole database is searched, and candidates have no cell.
+        Without a quadtree the whole databases are searched, and candidates have no cell.
         """
         if not self.sources:
             return Evidence.nothing(cells)
         if self.quadtree is None:
-            found = self.everywhere(queries, k, merge)
-            no_preference = np.zeros(found.row_id.shape)
-            return Evidence.of_candidates(
-                cells, found.row_id, found.similarity, found.latlon_deg, found.source, no_preference
-            )
-        found = self.in_cells(queries, cells, k, merge)
+            found, owner = self.everywhere(queries, k, merge)
+            return Evidence.of_candidates(cells, found, owner, np.zeros(found.row_id.shape))
+        found, owner = self.in_cells(queries, cells, k, merge)
         there = found.row_id != NO_ROW
         cell_id = self.quadtree.assign(np.where(there[..., None], found.latlon_deg, 0.0).reshape(-1, 2))
         cell_id = cell_id.reshape(there.shape)
         log_prob = np.log(np.take_along_axis(probs, cell_id, 1) + 1e-9)
-        return Evidence.of_candidates(
-            cells, found.row_id, found.similarity, found.latlon_deg, found.source, log_prob, cell_id
-        )
+        return Evidence.of_candidates(cells, found, owner, log_prob, cell_id)
 
-    def keys(self, row_id: NDArray[np.int64], latlon_deg: NDArray[np.float64]) -> list[str]:
-        """The references' keys, (m,), (m, 2) -> m."""
-        column = self.database.rows(row_id, latlon_deg, ["key"]).column("key")
-        return [str(key) for key in column.to_pylist()]
+    def keys(
+        self, row_id: NDArray[np.int64], latlon_deg: NDArray[np.float64], database: NDArray[np.int64]
+    ) -> list[tuple[str, str]]:
+        """The references' keys and the names of their databases, (m,), (m, 2), (m,) -> m."""
+        found = [("", "")] * len(row_id)
+        for number in np.unique(database).tolist():
+            rows = np.flatnonzero(database == number)
+            table = self.databases[number].rows(row_id[rows], latlon_deg[rows], ["key"])
+            for row, key in zip(rows.tolist(), table.column("key").to_pylist(), strict=True):
+                found[row] = (str(key), self._names[number])
+        return found
+
+
+def _rows_by_source(database: ReferenceDatabase) -> NDArray[np.int64]:
+    """Number of rows of each source that are not deleted, (3,)."""
+    present = np.zeros(len(SOURCES), np.int64)
+    for segment in database.segments:
+        present += np.bincount(segment.source[~segment.deleted], minlength=len(SOURCES))
+    return present
 
 
 def merge_views(views: Sequence[Candidates], k: int, merge: Merge) -> Candidates:

@@ -80,7 +80,14 @@ class ReferenceDatabase(SegmentStore):
         if not isinstance(model_fingerprint, str) or not model_fingerprint or quadtree_fingerprint == "":
             raise ConfigError("a fingerprint is a string of at least one character")
         vector_format = VectorFormat(dim, dtype)
-        manifest = Manifest(vector_format.dim, vector_format.dtype, model_fingerprint, quadtree_fingerprint)
+        origin = getattr(model, "origin", None)
+        manifest = Manifest(
+            vector_format.dim,
+            vector_format.dtype,
+            model_fingerprint,
+            quadtree_fingerprint,
+            model=None if origin is None else origin.beside(Path(folder)),
+        )
         with new_folder(Path(folder)) as temporary:
             manifest.write(temporary)
         return ReferenceDatabase.open(folder, model=model)

@@ -3,9 +3,10 @@
 It is the only file of a database that changes.
 """
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,35 @@ SEGMENTS, TOMBSTONES = "segments", "tombstones"  # folders
 REMEDY: Final = "fetch or build the database again"
 
 _NUMBER: Final = re.compile(r"[0-9]{4,9}")
+
+
+@dataclass(frozen=True)
+class ModelOrigin:
+    """How the model that embedded the references is loaded.
+
+    Attributes:
+        name: as `Embedder.from_pretrained` takes it; a local file or folder relative to the database's folder.
+        revision: commit of a repository on the Hub; None elsewhere.
+        subfolder: of the folder or repository.
+        options: of a published file, see `geoloc.adapters.options.Options`.
+    """
+
+    name: str
+    revision: str | None = None
+    subfolder: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def beside(self, folder: Path) -> "ModelOrigin":
+        """The same for a database in `folder`: a local path becomes relative to it."""
+        if not Path(self.name).expanduser().exists():
+            return self
+        path = os.path.realpath(Path(self.name).expanduser())
+        return replace(self, name=os.path.relpath(path, os.path.realpath(folder)))
+
+    def path_from(self, folder: Path) -> str:
+        """The name for a database in `folder`: an existing path, or the name as it is."""
+        path = folder / self.name
+        return str(path) if path.exists() else self.name
 
 
 @dataclass(frozen=True)
@@ -38,6 +68,7 @@ class Manifest:
         tombstones: segment name -> number of deleted rows, if any.
         shards: name of an append -> its first row id and number of rows.
         files: as in `geoloc.files.write_manifest`.
+        model: how the model that embedded the references is loaded, if known.
     """
 
     dim: int
@@ -51,6 +82,7 @@ class Manifest:
     tombstones: Mapping[str, int] = field(default_factory=dict)
     shards: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    model: ModelOrigin | None = None
 
     @property
     def vector_format(self) -> VectorFormat:
@@ -63,7 +95,10 @@ class Manifest:
         return next((name for name in self.files if name.startswith(f"{TOMBSTONES}/")), None)
 
     def _facts(self) -> dict[str, Any]:
-        return {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
+        facts = {"schema_version": MANIFEST_SCHEMA_VERSION, "kind": KIND, **asdict(self)}
+        if self.model is None:  # absent in the first databases
+            del facts["model"]
+        return facts
 
     @property
     def digest(self) -> str:
@@ -103,8 +138,13 @@ class Manifest:
             raise IntegrityError(f"{origin} is not a reference database: its manifest is of another kind")
         try:
             manifest = Manifest(
-                **{name: facts[name] for name in Manifest.__dataclass_fields__ if name != "shards"},
+                **{
+                    name: facts[name]
+                    for name in Manifest.__dataclass_fields__
+                    if name not in ("shards", "model")
+                },
                 shards={name: (first, num) for name, (first, num) in facts["shards"].items()},
+                model=ModelOrigin(**facts["model"]) if "model" in facts else None,
             )
             manifest._check()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -121,6 +161,12 @@ class Manifest:
         shards = [number for pair in self.shards.values() for number in pair]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a fingerprint is not a string")
+        if self.model is not None:
+            names = (self.model.name, self.model.subfolder, self.model.revision or "")
+            if not all(isinstance(text, str) for text in names) or not isinstance(
+                self.model.options, Mapping
+            ):
+                raise ValueError("the model is not described by texts")
         if not all(type(count) is int and 0 <= count < 2**62 for count in (*counts, *shards)):
             raise ValueError("a counter is not a whole number")
         expected = set()

@@ -109,7 +109,9 @@ def write_parts(destination: Path, like: Manifest, parts: Sequence[Part], next_r
     Raises:
         OutputMismatchError: the destination exists and is not empty.
     """
-    manifest = Manifest(like.dim, like.dtype, like.model_fingerprint, like.quadtree_fingerprint)
+    manifest = Manifest(
+        like.dim, like.dtype, like.model_fingerprint, like.quadtree_fingerprint, model=like.model
+    )
     with new_folder(destination) as temporary:
         manifest = add_merged(temporary, manifest, parts)
         replace(manifest, next_row_id=next_row_id).write(temporary)

@@ -30,7 +30,7 @@ from geoloc.errors import ConfigError, FingerprintMismatchError, NotFoundError
 from geoloc.files import safe_join
 from geoloc.reference import inspecting, rewriting
 from geoloc.reference.choosing import criterion
-from geoloc.reference.manifest import Manifest
+from geoloc.reference.manifest import Manifest, ModelOrigin
 from geoloc.reference.opening import load
 from geoloc.reference.rows import SCHEMA, ReferenceRows
 from geoloc.reference.segments import Part, Segment, VectorFormat, to_arrow
@@ -75,21 +75,33 @@ class SegmentStore:
         self._manifest, self._segments = load(self.folder, self._manifest, self._segments)
         return self._manifest.version != before
 
-    def check_fingerprints(self, *, model: str | None = None, quadtree: str | None = None) -> None:
+    def check_fingerprints(
+        self, *, model: str | None = None, quadtree: str | None = None, model_name: str = ""
+    ) -> None:
         """Check that a model or a quadtree is the one that this database was made with; None is not checked.
+
+        Args:
+            model: its embedding fingerprint.
+            quadtree: its fingerprint.
+            model_name: of the model, for the message.
 
         Raises:
             FingerprintMismatchError: it is another one. A database that is bound to no quadtree fits all.
         """
-        for what, here, there in (
-            ("model", model, self.model_fingerprint),
-            ("quadtree", quadtree, self.quadtree_fingerprint),
+        origin = "" if self.model_origin is None else self.model_origin.name
+        for what, here, there, names in (
+            ("model", model, self.model_fingerprint, (model_name, origin)),
+            ("quadtree", quadtree, self.quadtree_fingerprint, ("", "")),
         ):
             if here is not None and there is not None and here != there:
-                so_said = ", or say the options (--model-option) that it was built with" * (what == "model")
+                given, made_with = (
+                    f"{name} ({_short(digest)})" if name else _short(digest)
+                    for name, digest in zip(names, (here, there), strict=True)
+                )
+                options = ", or give the options (--model-option) that it was built with" * (what == "model")
                 raise FingerprintMismatchError(
-                    f"{self.folder} was made with the {what} {_short(there)}, and {_short(here)} was to use "
-                    f"it: take the database of that {what}, or build one with it{so_said}"
+                    f"{self.folder} was made with the {what} {made_with}, and {given} was to use "
+                    f"it: take the database of that {what}, or build one with it{options}"
                 )
 
     # --- Content -----------------------------------------------------------------------------------------------
@@ -113,6 +125,11 @@ class SegmentStore:
     def model_fingerprint(self) -> str:
         """Fingerprint of the model that embedded the references."""
         return self._manifest.model_fingerprint
+
+    @property
+    def model_origin(self) -> ModelOrigin | None:
+        """How the model that embedded the references is loaded, if known."""
+        return self._manifest.model
 
     @property
     def quadtree_fingerprint(self) -> str | None:

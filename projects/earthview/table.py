@@ -129,7 +129,7 @@ def score(model: Geolocalizer, read: list[Labelled]) -> tuple[dict[str, Any], fl
     assert model.quadtree is not None
     points, truths, radii, ranks, took_s = [], [], [], [], 0.0
     retriever = model.retriever("own")
-    levels = model.calibration.levels("geoscore", None if retriever is None else retriever.database.identity)
+    levels = model.calibration.levels("geoscore", None if retriever is None else retriever.identity)
     for reading, latlon_deg in read:
         start = time.perf_counter()
         posteriors, _ = model.pipeline.posteriors(reading, model.calibration, retriever, top_k=1)
@@ -177,15 +177,9 @@ def _everywhere(model: Geolocalizer, reading: QueryOutputs) -> Evidence:
     retriever, reranker = model.retriever("own"), model.reranker
     assert retriever is not None
     assert reranker is not None
-    found = retriever.everywhere(reading.queries, reranker.config.candidates_per_source)
-    n = len(found)
-    nothing = CellEvidence(
-        np.full((n, 1), -1), np.tile([0.0, 0.0, 1.0], (n, 1, 1)), np.zeros((n, 1)), np.ones((n, 1))
-    )
+    found, database = retriever.everywhere(reading.queries, reranker.config.candidates_per_source)
     flat = np.zeros(found.similarity.shape)
-    return Evidence.of_candidates(
-        nothing, found.row_id, found.similarity, found.latlon_deg, found.source, flat
-    )
+    return Evidence.of_candidates(CellEvidence.none(len(found)), found, database, flat)
 
 
 def _fit_everywhere(model: Geolocalizer, read: list[Labelled]) -> Reranker:

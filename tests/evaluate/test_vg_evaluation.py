@@ -110,7 +110,7 @@ def brute_force_recall(data_set: Path, model_folder: Path, is_counted: str) -> d
     vectors, points = {}, {}
     for split, paths in files.items():
         vectors[split] = np.concatenate(
-            [model.pipeline.run(model.load(path)[None], embed=True).queries[0] for path in paths]
+            [model.pipeline.run(model.load(path)[None], embed=True).queries[0][0] for path in paths]
         )
         points[split] = np.array([[float(field) for field in path.name.split("@")[5:7]] for path in paths])
     order = np.argsort(-(vectors["queries"] @ vectors["database"].T), axis=1)

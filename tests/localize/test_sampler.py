@@ -258,7 +258,7 @@ def test_an_evaluation_and_a_batch_of_a_model_that_draws(
     assert '"references": "none"' in metrics
     assert "PLONK_OSV_5M" in metrics
     work = LocalizeWork(
-        str(folder), SessionOptions(reference=str(tmp_path / "refs")), model_options={"tower": str(tower)}
+        str(folder), SessionOptions(reference=(str(tmp_path / "refs"),)), model_options={"tower": str(tower)}
     )
     with pytest.raises(ConfigError, match="searches no references: leave --query and --reference out"):
         work.identity()

@@ -141,7 +141,7 @@ def test_without_references_it_is_refused(tmp_path: Path) -> None:
     regressing = street_model(regression=RegressionHeadConfig())
     regressing.save_pretrained(tmp_path / "regressing")
     database = ReferenceDatabase.create(tmp_path / "more", model=regressing)
-    with pytest.raises(ConfigError, match="answers by regression and has no cells"):
+    with pytest.raises(ConfigError, match="have no references, so there is nothing to search"):
         regressing.localize(tiny_image(), reference=database)
 
 
@@ -151,13 +151,13 @@ def test_views_are_averaged_as_vectors_or_searched_one_by_one(tmp_path: Path) ->
     assert len(views) > 1
     single = model.network.embed_images(views, "query")
     mean = torch.nn.functional.normalize(single.mean(0), dim=-1)
-    (together,) = model.pipeline.run([views], embed=True).queries
+    ((together,),) = model.pipeline.run([views], embed=True).queries
     np.testing.assert_allclose(together[0], mean.numpy(), atol=1e-6)
-    one_by_one = model.pipeline.run([views], embed=True, merge="nearest").queries
+    one_by_one = model.pipeline.run([views], embed=True, merge="nearest").queries[0]
     np.testing.assert_allclose(np.concatenate(one_by_one), single.numpy(), atol=1e-6)
     # Pictures in shapes of their own go one after the other.
     shapes = [model.load(tiny_image(1)), views]
-    (mixed,) = model.pipeline.run(shapes, embed=True).queries
+    ((mixed,),) = model.pipeline.run(shapes, embed=True).queries
     np.testing.assert_allclose(mixed[1], mean.numpy(), atol=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_cells_and_a_head_over_maps_go_together(tmp_path: Path) -> None:
     pictures = torch.stack([model.load(tiny_image(seed)) for seed in range(3)])
     read = model.pipeline.run(pictures, embed=True)
     np.testing.assert_allclose(read.heads.cell_logits, model.network(pictures).cell_logits, atol=1e-6)
-    np.testing.assert_allclose(read.queries[0], model.embed_reference(pictures, "street"), atol=1e-6)
+    np.testing.assert_allclose(read.queries[0][0], model.embed_reference(pictures, "street"), atol=1e-6)
 
 
 def test_a_model_that_only_embeds_is_fitted_and_calibrated_with_references(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_folder_is_no_database(tmp_path: Path) -> None:
 def test_large_pictures_go_through_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = street_model()
     pictures = [model.load(tiny_image(seed)) for seed in range(3)]
-    expected = model.pipeline.run(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    expected = model.pipeline.run(pictures, embed=True).queries[0][0], embed_images(model, pictures, "street")
     seen: list[int] = []
     model.network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     feature_map = model.network.backbone.feature_map
@@ -238,7 +238,7 @@ def test_large_pictures_go_through_the_network_alone(monkeypatch: pytest.MonkeyP
     )
     for module in ("geoloc.models.torch_runner", "geoloc.reference.embedder"):
         monkeypatch.setattr(f"{module}.ALONE_PX", pictures[0].shape[-1] ** 2 - 1)
-    found = model.pipeline.run(pictures, embed=True).queries[0], embed_images(model, pictures, "street")
+    found = model.pipeline.run(pictures, embed=True).queries[0][0], embed_images(model, pictures, "street")
     assert set(seen) == {1}
     assert len(seen) >= 6
     for ours, before in zip(found, expected, strict=True):

@@ -53,6 +53,7 @@ def test_a_row_of_a_prediction():
                 "source": "cell",
                 "similarity": None,
                 "key": "0312",
+                "database": "",
             },
             {
                 "lat": -33.9,
@@ -61,6 +62,7 @@ def test_a_row_of_a_prediction():
                 "source": "aerial",
                 "similarity": 0.75,
                 "key": "tile-7",
+                "database": "",
             },
         ],
     }

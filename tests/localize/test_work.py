@@ -124,7 +124,7 @@ def test_query_modes_that_give_no_one_embedding_are_refused():
 
 
 def test_what_is_loaded_is_not_pickled(world):
-    work = LocalizeWork(str(world / "model"), SessionOptions(reference=str(world / "refs")))
+    work = LocalizeWork(str(world / "model"), SessionOptions(reference=(str(world / "refs"),)))
     work.identity()
     assert "session" in work.__dict__
     arrived = pickle.loads(pickle.dumps(work))
@@ -249,7 +249,7 @@ def test_what_the_commands_refuse(world, tmp_path, command, options, kind, compl
 
 
 def test_coarse_tables_are_those_of_the_model(world, tmp_path):
-    options = SessionOptions(reference=str(world / "refs"), max_precision_km=800.0)
+    options = SessionOptions(reference=(str(world / "refs"),), max_precision_km=800.0)
     row = localize(world, tmp_path / "out.csv", options=options)[6]
     model = tiny_geolocalizer().from_pretrained(world / "model")
     database = ReferenceDatabase.open(world / "refs")
@@ -258,7 +258,7 @@ def test_coarse_tables_are_those_of_the_model(world, tmp_path):
     assert {candidate["key"] for candidate in row["candidates"] if candidate["source"] == "aerial"} == {""}
     assert row["radius_90_km"] is None  # nothing was calibrated with this database
     with pytest.raises(OutputMismatchError, match=r"max_precision_km is 800\.0 there and null here"):
-        localize(world, tmp_path / "out.csv", options=SessionOptions(reference=str(world / "refs")))
+        localize(world, tmp_path / "out.csv", options=SessionOptions(reference=(str(world / "refs"),)))
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "url"])

@@ -45,6 +45,7 @@ def test_to_dict_exactly() -> None:
                 "source": "cell",
                 "similarity": None,
                 "key": "0312",
+                "database": "",
             },
             {
                 "lat": -10.0,
@@ -53,6 +54,7 @@ def test_to_dict_exactly() -> None:
                 "source": "street",
                 "similarity": 0.987654,
                 "key": "photo-7",
+                "database": "",
             },
         ],
     }

@@ -7,12 +7,13 @@ import torch
 from geoloc.posterior.evidence import CellEvidence, Evidence, features
 from geoloc.posterior.reranker import Reranker
 from geoloc.posterior.reranker_network import RerankerConfig, RerankerNetwork, _covered, _masses
+from geoloc.search.candidates import Candidates
 from quadtree.sphere import latlon_to_unit
 
 Q, K, C = 5, 12, 4
 
 
-def made_up(seed: int) -> Evidence:
+def made_up(seed: int, num_databases: int = 1) -> Evidence:
     """Candidates of three sources in and beside cells; one query has none, and others have padding."""
     rng = np.random.default_rng(seed)
     latlon = np.stack([rng.uniform(-5, 5, (Q, K)), rng.uniform(-5, 5, (Q, K))], -1)
@@ -26,25 +27,29 @@ def made_up(seed: int) -> Evidence:
     row_id[0] = -1
     return Evidence.of_candidates(
         cells,
-        row_id,
-        rng.uniform(0.2, 1, (Q, K)).astype(np.float32),
-        latlon,
-        rng.integers(0, 3, (Q, K)).astype(np.uint8),
+        Candidates(
+            row_id,
+            rng.uniform(0.2, 1, (Q, K)).astype(np.float32),
+            latlon,
+            rng.integers(0, 3, (Q, K)).astype(np.uint8),
+        ),
+        rng.integers(0, num_databases, (Q, K)),
         np.log(rng.uniform(0.01, 0.5, (Q, K))),
         rng.integers(0, C + 2, (Q, K)),
     )
 
 
+@pytest.mark.parametrize("num_databases", [1, 3])
 @pytest.mark.parametrize("hidden_dim", [0, 8])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_what_the_fitted_network_says(hidden_dim, seed):
+def test_it_is_what_the_fitted_network_says(hidden_dim, seed, num_databases):
     torch.manual_seed(seed)
-    reranker = RerankerNetwork(RerankerConfig(hidden_dim=hidden_dim)).double()
+    reranker = RerankerNetwork(RerankerConfig(hidden_dim=hidden_dim, num_databases=num_databases)).double()
     for parameter in reranker.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    evidence = made_up(seed)
+    evidence = made_up(seed, num_databases)
     source, present, column = (
-        torch.from_numpy(a) for a in (evidence.source, evidence.present, evidence.column)
+        torch.from_numpy(a) for a in (evidence.group, evidence.present, evidence.column)
     )
     with torch.no_grad():
         log_odds = reranker.log_odds(torch.from_numpy(evidence.similarity), source)

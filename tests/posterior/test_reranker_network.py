@@ -8,6 +8,7 @@ from geoloc.errors import ConfigError
 from geoloc.posterior.evidence import NOWHERE, CellEvidence, Evidence, chord_km, features
 from geoloc.posterior.reranker import Reranker, RerankerConfig
 from geoloc.posterior.reranker_network import RerankerNetwork, fit_reranker
+from geoloc.search.candidates import Candidates
 from quadtree.sphere import haversine_km, latlon_to_unit
 
 
@@ -37,10 +38,8 @@ def made_up(num_queries: int, seed: int, *, telling: float = 1.0, k: int = 12) -
     source = np.zeros((num_queries, k), np.uint8)
     evidence = Evidence.of_candidates(
         cells,
-        row_id,
-        similarity.astype(np.float32),
-        place,
-        source,
+        Candidates(row_id, similarity.astype(np.float32), place, source),
+        np.zeros((num_queries, k), np.int64),
         np.full((num_queries, k), np.log(0.9)),
         np.zeros((num_queries, k), np.int64),
     )
@@ -109,10 +108,13 @@ def test_references_that_tell_nothing_leave_the_gate_shut():
     away = latlon_to_unit(np.random.default_rng(0).uniform(-60, 60, (400, 12, 2)))
     useless = Evidence.of_candidates(
         evidence.cells,
-        evidence.row_id,
-        evidence.similarity.astype(np.float32),
-        np.random.default_rng(0).uniform(-60, 60, (400, 12, 2)),
-        evidence.source.astype(np.uint8),
+        Candidates(
+            evidence.row_id,
+            evidence.similarity.astype(np.float32),
+            np.random.default_rng(0).uniform(-60, 60, (400, 12, 2)),
+            evidence.source.astype(np.uint8),
+        ),
+        evidence.database,
         evidence.cell_log_prob,
         np.zeros((400, 12), np.int64),
     )
@@ -130,6 +132,7 @@ def test_padding_changes_nothing_and_no_candidate_is_no_gate():
         np.pad(evidence.similarity, pad),
         np.pad(evidence.present, pad),
         np.pad(evidence.source, pad),
+        np.pad(evidence.database, pad),
         np.concatenate([evidence.unit, np.tile([0.0, 0, 1], (40, 5, 1))], 1),
         np.pad(evidence.cell_log_prob, pad),
         np.pad(evidence.column, pad, constant_values=-1),
@@ -155,10 +158,13 @@ def test_features_by_hand():
     place = np.array([[[0.0, 1.0], [0.0, 1.2], [0.0, 30.0]]])
     evidence = Evidence.of_candidates(
         cells,
-        np.array([[0, 1, 2]]),
-        np.array([[0.5, 0.7, 0.6]], np.float32),
-        place,
-        np.array([[0, 1, 2]], np.uint8),
+        Candidates(
+            np.array([[0, 1, 2]]),
+            np.array([[0.5, 0.7, 0.6]], np.float32),
+            place,
+            np.array([[0, 1, 2]], np.uint8),
+        ),
+        np.zeros((1, 3), np.int64),
         np.log([[0.5, 0.5, 0.01]]),
     )
     log_odds = np.array([[1.0, 3.0, 2.0]])
@@ -183,7 +189,7 @@ def test_nothing_to_fit_and_impossible_sizes_are_refused():
     evidence.present[:] = False
     with pytest.raises(ConfigError, match="no query has a candidate"):
         fit_reranker(evidence, truth, RerankerConfig())
-    with pytest.raises(ConfigError, match=r"candidates_per_source is 0; expected"):
+    with pytest.raises(ConfigError, match=r"candidates_per_source 0 and"):
         RerankerConfig(candidates_per_source=0)
 
 
@@ -197,10 +203,13 @@ def two_cells() -> Evidence:
     )
     return Evidence.of_candidates(
         cells,
-        np.array([[0, 1, 2, 3]]),
-        np.array([[0.2, 0.6, 0.5, 0.9]], np.float32),
-        np.array([[[0.0, 1.0], [0.0, 20.0], [0.0, 21.0], [0.0, 40.0]]]),
-        np.zeros((1, 4), np.uint8),
+        Candidates(
+            np.array([[0, 1, 2, 3]]),
+            np.array([[0.2, 0.6, 0.5, 0.9]], np.float32),
+            np.array([[[0.0, 1.0], [0.0, 20.0], [0.0, 21.0], [0.0, 40.0]]]),
+            np.zeros((1, 4), np.uint8),
+        ),
+        np.zeros((1, 4), np.int64),
         np.log([[0.5, 0.3, 0.3, 0.02]]),
         np.array([[4, 9, 9, 7]]),
     )

@@ -51,12 +51,12 @@ def cells_of(rng, num_queries, most=4):
 
 def test_candidates_are_those_of_brute_force_over_the_chosen_cells_and_near_neighbours(world):
     database, latlon, source, vectors = world
-    retriever = Retriever(database, TREE)
-    assert retriever.sources == ("aerial", "street")
+    retriever = Retriever([database], TREE)
+    assert retriever.sources == ((0, "aerial"), (0, "street"))
     rng = np.random.default_rng(1)
     queries, k = unit_rows(rng, 12), 7
     cells, probs = cells_of(rng, 12)
-    evidence = retriever.evidence([queries], cells, probs, k)
+    evidence = retriever.evidence([[queries]], cells, probs, k)
     owner = TREE.assign(latlon)
     similarity = queries @ vectors.T
     for q in range(12):
@@ -82,7 +82,8 @@ def test_candidates_are_those_of_brute_force_over_the_chosen_cells_and_near_neig
 def test_everywhere_is_brute_force_over_the_planet(world):
     database, _, source, vectors = world
     queries = unit_rows(np.random.default_rng(2), 5)
-    found = Retriever(database, TREE).everywhere([queries], 9)
+    found, owner = Retriever([database], TREE).everywhere([[queries]], 9)
+    assert not owner.any()
     similarity = queries @ vectors.T
     for q in range(5):
         expected = []
@@ -94,12 +95,13 @@ def test_everywhere_is_brute_force_over_the_planet(world):
 
 def test_keys_are_looked_up_by_row_and_place(world):
     database, latlon, _, _ = world
-    assert Retriever(database, TREE).keys(np.array([5, 0, 77]), latlon[[5, 0, 77]]) == ["r5", "r0", "r77"]
+    keys = Retriever([database], TREE).keys(np.array([5, 0, 77]), latlon[[5, 0, 77]], np.zeros(3, np.int64))
+    assert keys == [("r5", "refs"), ("r0", "refs"), ("r77", "refs")]
 
 
 def test_a_database_of_another_quadtree_is_refused(world):
     with pytest.raises(FingerprintMismatchError, match="quadtree"):
-        Retriever(world[0], tiny_quadtree(num_points=90))
+        Retriever([world[0]], tiny_quadtree(num_points=90))
 
 
 def one(rows, similarity, k=4):

@@ -94,6 +94,18 @@ def test_use_a_published_model(hub: HubServer, model: Geolocalizer, database: Re
     ):
         hub.repositories["model", name] = Repository()
         hub.repositories["model", name].commit(files, "published")
+    Path("osv5m").mkdir()
+    Path("osv5m/baseline").symlink_to("../saved")  # a folder comes before a name on the Hub
+    database.copy_to("street")
+    other = tiny_geolocalizer(
+        None, seed=1, embeddings={role: EmbeddingHeadConfig(dim=6) for role in ("query", "aerial")}
+    )
+    other.save_pretrained("other")
+    aerial = ReferenceDatabase.create("aerial", model=Geolocalizer.from_pretrained("other"))
+    aerial.append(
+        ReferenceRows(rng.uniform(-60, 60, (9, 2)), source="aerial", key=list("abcdefghi")),
+        np.eye(9, 6, dtype=np.float32) + 0.1,
+    )
     names = run("use-a-published-model.md", commit=commit, labelled=labelled)
     assert names["latlon_deg"].shape == (1, 64, 2)
     assert np.isfinite(names["log_density"]).all()
@@ -102,6 +114,10 @@ def test_use_a_published_model(hub: HubServer, model: Geolocalizer, database: Re
     assert names["model"].calibration.num_images == 20
     assert Geolocalizer.from_pretrained("my-model").calibration == names["model"].calibration
     assert 0 < len(names["database"]) < 300
+    databases = {
+        c.database for c in Geolocalizer.from_pretrained("mine").localize("photo.jpg", top_k=99).candidates
+    }
+    assert databases >= {"street"}
 
 
 def test_publish_yours(hub: HubServer, model: Geolocalizer, database: ReferenceDatabase) -> None:

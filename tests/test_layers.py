@@ -65,7 +65,7 @@ DOORS = {
     "pytorch_metric_learning": ["geoloc/models/losses/pairs.py"],
     "rasterio": ["geoloc/reference/aerial/geotiff.py"],
     "ray": ["geoloc/jobs/ray_engine.py"],
-    "shapely": ["geoloc/reference/aerial/region.py"],
+    "shapely": ["geoloc/geo/regions/polygons.py"],
     "simplejpeg": ["geoloc/images/decode.py"],
     "timm": ["geoloc/models/image_tower.py"],
     "torchvision": [],  # geoloc/torchvision_cpu.py makes it importable for others, and we want no more of it

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geoloc.errors import ConfigError, NotFoundError
+from geoloc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from geoloc.geo.regions import Region
 
 BoundsOption = Annotated[
     str | None,
@@ -61,17 +63,18 @@ def _as_many(option: str, text: str | None, num: int, meant: str) -> Sequence[fl
     return numbers
 
 
-def parse_region(text: str | None) -> Any:
-    """Parse `--region`: a box as numbers, or the path of a GeoJSON file; None without it.
+def parse_region(text: str | None) -> "Region | None":
+    """Parse `--region` as `geoloc.geo.regions.parse_region` does; None without it.
 
     Raises:
-        NotFoundError: it is neither.
+        ConfigError: it is not a region, or a name with several meanings.
+        NotFoundError: there is no such file or name.
     """
-    if text is None or Path(text).suffix.lower() in (".geojson", ".json"):
-        return text
-    if re.fullmatch(r"[-+.\d,\seE]+", text):
-        return parse_numbers("--region", text)
-    raise NotFoundError(f"--region is {text!r}; expected south, west, north, east with commas, or a .geojson")
+    if text is None:
+        return None
+    from geoloc.geo.regions import parse_region as parse
+
+    return parse(text)
 
 
 def parse_zooms(text: str | None) -> tuple[int, int] | None:

@@ -61,7 +61,11 @@ _Gsd = Annotated[
 ]
 _Region = Annotated[
     str | None,
-    typer.Option(metavar="S,W,N,E|GEOJSON", help="What to cover; without it, wherever there is imagery."),
+    typer.Option(
+        metavar="S,W,N,E|LAT,LON,KM|GEOJSON|NAME",
+        help="What to cover: a box, a circle, polygons, a country (SE) or a part of one (SE/Skane); without it, wherever "
+        "there is imagery.",
+    ),
 ]
 _Mercator = Annotated[bool, typer.Option("--mercator", help="Cells of a fixed side in Web Mercator instead.")]
 _Coverage = Annotated[float, typer.Option(help="Share of a cell's finest view that must have imagery.")]

@@ -187,14 +187,18 @@ class Places:
         return column_of_words
 
     @cached_property
-    def _tree(self) -> "tuple[cKDTree, NDArray[np.int64]]":
-        """Tree over distinct coordinates, and the first row of the table at each."""
-        from scipy.spatial import cKDTree
-
+    def first_rows(self) -> NDArray[np.int64]:
+        """(m,) ascending rows, the first at each of the distinct coordinates: those that `nearest` returns."""
         # Complex numbers sort by latitude, then longitude: faster than unique rows.
         _, first_row = np.unique(self.latlon_deg @ (1, 1j), return_index=True)
-        first_row.sort()
-        return cKDTree(latlon_to_unit(self.latlon_deg[first_row])), first_row
+        return np.sort(first_row).astype(np.int64)
+
+    @cached_property
+    def _tree(self) -> "cKDTree":
+        """Tree over distinct coordinates."""
+        from scipy.spatial import cKDTree
+
+        return cKDTree(latlon_to_unit(self.latlon_deg[self.first_rows]))
 
     @cached_property
     def _tree_in_degrees(self) -> "cKDTree":
@@ -227,13 +231,12 @@ class Places:
             InvalidCoordinateError: a latitude is outside [-90, 90], or a value is not finite.
         """
         points = validate_latlon_deg(latlon_deg).reshape(-1, 2)
-        tree, first_row = self._tree
         order = _by_square_degree(points)
-        chord_sorted, position_sorted = tree.query(latlon_to_unit(points[order]))
+        chord_sorted, position_sorted = self._tree.query(latlon_to_unit(points[order]))
         chord = np.empty(len(points))
         chord[order] = chord_sorted
         place_id = np.empty(len(points), dtype=np.int64)
-        place_id[order] = first_row[position_sorted]
+        place_id[order] = self.first_rows[position_sorted]
         distance_km = 2 * EARTH_MEAN_RADIUS_KM * np.arcsin(np.minimum(chord / 2, 1.0))
         return NearestPlaces(self, place_id, distance_km)
 

@@ -14,9 +14,9 @@ from geoloc.reference.build import BuildReport, BuildTarget, run_build
 from geoloc.reference.embedder import ReferenceEmbedder
 
 if TYPE_CHECKING:
+    from geoloc.geo.regions import RegionLike
     from geoloc.photos.positioned import Photos
     from geoloc.reference.aerial.open import SourceLike
-    from geoloc.reference.aerial.region import RegionLike
     from geoloc.reference.locations import LocationEncoder
 
 

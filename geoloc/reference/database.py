@@ -28,10 +28,10 @@ from geoloc.reference.store import SegmentStore
 from geoloc.reference.writing import new_folder
 
 if TYPE_CHECKING:
+    from geoloc.geo.regions import RegionLike
     from geoloc.hub.push import Pushed
     from geoloc.photos.positioned import Photos
     from geoloc.reference.aerial.open import SourceLike
-    from geoloc.reference.aerial.region import RegionLike
     from geoloc.reference.locations import LocationEncoder
 
 
@@ -152,7 +152,8 @@ class ReferenceDatabase(SegmentStore):
             cell_size_m: side of a cell, the same at every latitude.
             gsd_m_per_px: ground resolutions, of one view each; a model that does not see them together gives
                 the mean of their vectors.
-            region: south, west, north, east; a GeoJSON or its path; None is all imagery.
+            region: what `geoloc.geo.regions.parse_region` reads: a box, a circle, a GeoJSON or the name of a country or of
+                a part of one; None is all imagery.
             mercator: cells of a fixed side in Web Mercator instead, whose views shrink with them.
             heading_deg: direction that is up in the views.
             min_coverage: a cell whose finest view has less imagery than this share is left out, and counted.

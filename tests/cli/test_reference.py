@@ -201,9 +201,9 @@ def test_interrupted_it_says_how_to_go_on(reference: Run, monkeypatch: pytest.Mo
         (["build", "x", *AERIAL, "--gsd-m-per-px", "fine"], "--gsd-m-per-px is 'fine'; expected numbers"),
         (
             ["build", "x", *AERIAL, "--region", "Boston"],
-            "--region is 'Boston'; expected south, west, north, east",
+            "there is no region 'Boston'; similar are",
         ),
-        (["build", "x", *AERIAL, "--region", "1,2,3"], "a box needs four numbers"),
+        (["build", "x", *AERIAL, "--region", "1,2"], "a box has four, S,W,N,E, and a circle three"),
         (["build", "x", *AERIAL, "--street", "gone"], "there is no folder of photos gone: check the path"),
         (["build", "x", *AERIAL, "--locations", "gone.parquet"], "gone.parquet"),
         (["build", "x", *AERIAL, "--cell-size-m", "0"], "cell_size_m"),

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoloc.errors import ConfigError
+from geoloc.geo.regions import Region
 from geoloc.geo.tiles import MERCATOR_RADIUS_M, WORLD_SIDE_M, mercator_latlon_deg, mercator_xy_m
 from geoloc.geo.wgs84 import QUARTER_MERIDIAN_M, longitude_step_deg, meridian_arc_m, meridian_latitude_deg
-from geoloc.reference.aerial.region import Region, wrapped
+from geoloc.reference.aerial.region import wrapped
 from geoloc.reference.aerial.source import Bounds, FloatArray
 
 IntArray = NDArray[np.int64]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pyproj import Geod
 
 from geoloc.errors import ConfigError
+from geoloc.geo.regions import Box, Polygons
 from geoloc.reference.aerial.cells import CellGrid, blocks
-from geoloc.reference.aerial.region import Box, Polygons
 
 GEOD = Geod(ellps="WGS84")
 

@@ -63,7 +63,7 @@ _Region = Annotated[
     str | None,
     typer.Option(
         metavar="S,W,N,E|LAT,LON,KM|GEOJSON|NAME",
-        help="What to cover: a box, a circle, polygons, a country (SE) or a part of one (SE/Skane); without it, wherever "
+        help="What to cover: a box, circle, polygons, country (SE) or part of one (SE/Skane); without it, wherever "
         "there is imagery.",
     ),
 ]

@@ -152,7 +152,7 @@ class ReferenceDatabase(SegmentStore):
             cell_size_m: side of a cell, the same at every latitude.
             gsd_m_per_px: ground resolutions, of one view each; a model that does not see them together gives
                 the mean of their vectors.
-            region: what `geoloc.geo.regions.parse_region` reads: a box, a circle, a GeoJSON or the name of a country or of
+            region: what `geoloc.geo.regions.parse_region` reads: a box, circle, GeoJSON, or name of a country or of
                 a part of one; None is all imagery.
             mercator: cells of a fixed side in Web Mercator instead, whose views shrink with them.
             heading_deg: direction that is up in the views.

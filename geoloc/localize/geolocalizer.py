@@ -345,11 +345,12 @@ class Geolocalizer(Embedder):
             FingerprintMismatchError: no embedder fits a database, or it is bound to another quadtree.
         """
         databases = chosen_databases(reference, self.own_databases)
-        state = [(id(database), database.version) for database in databases]
+        state = (reference == "own", [(id(database), database.version) for database in databases])
         if self._search is None or self._search[0] != state:
             references = with_embedders(self, databases, self.references.embedders)
             # The plan keeps the databases, so that their ids stay theirs.
-            plan = plan_search(self.pipeline, references, str(self.device), self.reference)
+            is_own = reference == "own" or not references.embedders
+            plan = plan_search(self.pipeline, references, str(self.device), self.reference, is_fitted=is_own)
             self._search = (state, plan)
         return self._search[1]
 
@@ -400,7 +401,8 @@ class Geolocalizer(Embedder):
 
         Args:
             batches: preprocessed images (B, 3, S, S) and their coordinates (B, 2); a few thousand images, not trained
-                on, like those that the model will meet.
+                on, like those that the model will meet. Where references need other embedders, images are a list of
+                the results of `load_query(image, reference=…)`.
             data: what they are, in words, for the card.
             reference: a database; then levels for predictions with it are fitted as well.
 
@@ -408,9 +410,9 @@ class Geolocalizer(Embedder):
             ConfigError: there are no images, or the network has no location head.
             InvalidCoordinateError: a coordinate is not on Earth.
         """
-        from geoloc.posterior.fit import calibrate
+        from geoloc.localize.fitting import calibration_of
 
-        self.calibration = calibrate(self.pipeline, batches, data, self.retriever(reference))
+        self.calibration = calibration_of(self, batches, data, reference)
         self._mark_unsaved()
         return self.calibration
 
@@ -433,14 +435,9 @@ class Geolocalizer(Embedder):
         Raises:
             ConfigError: there are no images, no database, or no candidate for any image.
         """
-        from geoloc.posterior.fit import fit_reranker_of
+        from geoloc.localize.fitting import fitted_reranker
 
-        retriever = self.retriever(reference)
-        if retriever is None:
-            raise ConfigError(f"the model {self.name!r} has no references of its own; give a database")
-        self.reranker = fitted = fit_reranker_of(
-            self.pipeline, self.calibration, batches, retriever, config or RerankerConfig()
-        )
+        self.reranker = fitted = fitted_reranker(self, batches, reference, config or RerankerConfig())
         self._mark_unsaved()
         return fitted
 

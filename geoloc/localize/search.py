@@ -73,7 +73,12 @@ class Search:
 
 
 def plan_search(
-    pipeline: Pipeline, references: References, device: str, own: ReferenceDatabase | None = None
+    pipeline: Pipeline,
+    references: References,
+    device: str,
+    own: ReferenceDatabase | None = None,
+    *,
+    is_fitted: bool = True,
 ) -> Search:
     """Decide what is searched, and in which cells.
 
@@ -85,6 +90,7 @@ def plan_search(
         references: all databases.
         device: of the rows that are searched.
         own: the model's own database, which is called "reference" in candidates, as in its checkpoint.
+        is_fitted: whether the model's reranker was fitted with such references.
 
     Raises:
         FingerprintMismatchError: a database is bound to another quadtree.
@@ -108,7 +114,15 @@ def plan_search(
         config = pipeline.runner.config if embedder is None else embedder.runner.config
         is_near = embeds_places(config) and not is_gallery(database)
         kernels_km.append(PLACE_RADIUS_KM if is_near else DEFAULT_KERNEL_KM)
-    retriever = Retriever(references.databases, tree, references.towers, kernels_km, names, device=device)
+    retriever = Retriever(
+        references.databases,
+        tree,
+        references.towers,
+        kernels_km,
+        names,
+        is_fitted=is_fitted and gallery is None,  # beside a gallery, the reranker is the gallery's softmax
+        device=device,
+    )
     return Search(references, retriever, gallery)
 
 
@@ -141,7 +155,7 @@ def load_inputs(
 
 
 def run_networks(
-    pipeline: Pipeline, images: Tensor | Sequence[Any], search: Search, merge: Merge
+    pipeline: Pipeline, images: Tensor | Sequence[Any], search: Search, merge: Merge = "mean"
 ) -> QueryOutputs:
     """Run the model's own network once and every other embedder once.
 

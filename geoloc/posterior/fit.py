@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from itertools import chain
 from typing import Any
@@ -26,20 +26,31 @@ LabelledBatch = tuple[Images, NDArray[np.float64]]  # preprocessed images (B, 3,
 UTILITIES = ("geoscore", "median")
 
 
+Run = Callable[[Images], QueryOutputs]  # runs the networks that the search needs
+Locate = Callable[
+    [QueryOutputs, Calibration], list[Posterior] | None
+]  # posteriors of a classifier without cells
+
+
 def calibrate(
-    pipeline: Pipeline, batches: Iterable[LabelledBatch], data: str, retriever: Retriever | None
+    pipeline: Pipeline,
+    batches: Iterable[LabelledBatch],
+    data: str,
+    retriever: Retriever | None,
+    run: Run,
+    locate: Locate,
 ) -> Calibration:
-    """See `Geolocalizer.calibrate`. One pass over the images, two over the network's outputs."""
-    outputs, truths = _read_all(pipeline, batches, embed=retriever is not None)
+    """See `Geolocalizer.calibrate`. One pass over the images, two over the networks' outputs."""
+    outputs, truths = _read_all(batches, run)
     if not truths:
         raise ConfigError("there are no images to calibrate with; give a few thousand, not trained on")
     only_embeds = outputs[0].heads.cell_logits is None and outputs[0].heads.latlon_rad is None
     widths = Calibration() if only_embeds else _fit_widths(pipeline, outputs, truths)
     fitted = replace(widths, num_images=sum(map(len, truths)), data=data)
-    levels = {} if only_embeds else _levels(pipeline, outputs, truths, fitted, None)
+    levels = {} if only_embeds else _levels(pipeline, outputs, truths, fitted, None, locate)
     of_references = {}
     if retriever is not None:
-        of_references[retriever.identity] = _levels(pipeline, outputs, truths, fitted, retriever)
+        of_references[retriever.identity] = _levels(pipeline, outputs, truths, fitted, retriever, locate)
     return replace(fitted, mass_levels=levels, reference_levels=of_references)
 
 
@@ -49,13 +60,17 @@ def fit_reranker_of(
     batches: Iterable[LabelledBatch],
     retriever: Retriever,
     config: RerankerConfig,
+    run: Run,
 ) -> Reranker:
     """See `Geolocalizer.fit_reranker`. Uses the model's present calibration of cells."""
-    outputs, truths = _read_all(pipeline, batches, embed=True)
+    outputs, truths = _read_all(batches, run)
     if not truths:
         raise ConfigError("there are no images to fit a reranker with; give a few thousand, not trained on")
     k = config.candidates_per_source
-    parts = [pipeline.evidence(batch, calibration, retriever, k)[1] for batch in outputs]
+    parts = [
+        pipeline.evidence(batch, calibration, retriever, k, pipeline.regressed(batch, calibration))[1]
+        for batch in outputs
+    ]
     return fit_reranker(joined(parts), latlon_to_unit(np.concatenate(truths)), config)
 
 
@@ -88,11 +103,11 @@ def _joined(parts: list[Any], padding: dict[str, Any], leave_out: str = "") -> d
 
 
 def _read_all(
-    pipeline: Pipeline, batches: Iterable[LabelledBatch], *, embed: bool
+    batches: Iterable[LabelledBatch], run: Run
 ) -> tuple[list[QueryOutputs], list[NDArray[np.float64]]]:
     outputs, truths = [], []
     for images, latlon_deg in batches:
-        outputs.append(pipeline.run(images, embed=embed))
+        outputs.append(run(images))
         truths.append(validate_latlon_deg(latlon_deg))
     return outputs, truths
 
@@ -103,8 +118,14 @@ def _levels(
     truths: list[NDArray[np.float64]],
     fitted: Calibration,
     retriever: Retriever | None,
+    locate: Locate,
 ) -> dict[str, dict[str, float]]:
-    of_each = (pipeline.posteriors(batch, fitted, retriever, top_k=1)[0] for batch in outputs)
+    of_each = (
+        pipeline.posteriors(
+            batch, fitted, retriever, 1, None if retriever is None else locate(batch, fitted)
+        )[0]
+        for batch in outputs
+    )
     utilities = dict.fromkeys((*UTILITIES, pipeline.default_utility.name))
     return mass_levels(chain.from_iterable(of_each), np.concatenate(truths), utilities)
 

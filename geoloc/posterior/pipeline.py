@@ -143,8 +143,8 @@ class Pipeline:
         Of databases that the fitted reranker does not know, the scales are default values.
         """
         num_databases = 1 if retriever is None else len(retriever.databases)
-        fitted = self.reranker
-        if fitted is not None and fitted.config.num_databases == num_databases:
+        fitted, may_use = self.reranker, retriever is None or retriever.is_fitted
+        if fitted is not None and may_use and fitted.config.num_databases == num_databases:
             return fitted
         own_km = PLACE_RADIUS_KM if self.is_place_recognition else DEFAULT_KERNEL_KM
         return Reranker.default(

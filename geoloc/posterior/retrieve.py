@@ -38,11 +38,12 @@ class Retriever:
         kernel_km: for each database the distance between a photo and its reference that is expected until a reranker
             is fitted; None leaves it to the pipeline.
         names: of the databases, in candidates; None takes their folders' names.
+        is_fitted: whether the model's fitted reranker may be used, if it is for so many databases.
         structure: see `CellIndex`.
         device: see `CellIndex`.
 
     Attributes:
-        databases, quadtree, towers, kernel_km: as given.
+        databases, quadtree, towers, kernel_km, is_fitted: as given.
         sources: (database, source) of all kinds of references that there are, by index and name.
 
     Raises:
@@ -58,6 +59,7 @@ class Retriever:
         kernel_km: Sequence[float] | None = None,
         names: Sequence[str] | None = None,
         *,
+        is_fitted: bool = True,
         structure: Structure = "exact",
         device: str = "cpu",
     ) -> None:
@@ -65,6 +67,7 @@ class Retriever:
             for database in databases:
                 database.check_fingerprints(quadtree=quadtree.fingerprint)
         self.databases, self.quadtree, self.kernel_km = tuple(databases), quadtree, kernel_km
+        self.is_fitted = is_fitted
         self._names = names or [database.folder.name for database in self.databases]
         self.towers = tuple(towers) if towers is not None else (0,) * len(self.databases)
         tree = quadtree or build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # one cell, the Earth

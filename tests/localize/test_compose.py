@@ -22,6 +22,7 @@ from geoloc.localize.session import SessionOptions, open_session
 from geoloc.models.config import EmbeddingHeadConfig, RegressionHeadConfig
 from geoloc.posterior.cells import choose_cells
 from geoloc.posterior.pipeline import CELL_MASS, MAX_CELLS
+from geoloc.posterior.reranker import RerankerConfig
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import ReferenceRows
 from geoloc.search.cell_index import with_border_neighbours
@@ -223,6 +224,28 @@ def test_a_regression_decides_where_is_searched(parts: dict[str, Any], tmp_path:
     # Half of the mass stays with the classifier, whose kernel is 500 km wide.
     assert abs(prediction.lat - point.lat) < 15
     assert sum(c.probability for c in prediction.candidates) == pytest.approx(1, abs=0.06)
+
+
+def test_a_composition_is_fitted_and_calibrated(parts: dict[str, Any], tmp_path: Path) -> None:
+    folder = parts["folder"]
+    model = Geolocalizer.compose(folder / "classifier", [folder / "street", folder / "aerial"])
+    rng = np.random.default_rng(0)
+
+    def labelled(first: int) -> list[Any]:
+        images = [model.load_query(tiny_image(first + n), reference="own") for n in range(12)]
+        return [(images, np.stack([rng.uniform(-80, 80, 12), rng.uniform(-180, 180, 12)], 1))]
+
+    fitted = model.fit_reranker(labelled(0), config=RerankerConfig(hidden_dim=0))
+    assert fitted.parameters["similarity_scale"].shape == (6,)
+    model.calibrate(labelled(20), "made up", reference="own")
+    prediction = model.localize(tiny_image(50), places=False)
+    assert set(prediction.radius_km) == {50, 90}
+    model.save_pretrained(tmp_path / "fitted")
+    again = Geolocalizer.from_pretrained(tmp_path / "fitted")
+    assert again.localize(tiny_image(50), places=False).to_dict() == prediction.to_dict()
+    # The scales are not those of another database.
+    other = model.localize(tiny_image(50), reference=ReferenceDatabase.open(folder / "aerial"), places=False)
+    assert other.radius_km == {}
 
 
 def test_an_embedder_that_is_another_one_now_is_named(parts: dict[str, Any], tmp_path: Path) -> None:

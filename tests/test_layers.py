@@ -50,7 +50,7 @@ NEIGHBOURS = {
 
 # A third party -> the only files or folders that import it, where there may be some
 DOORS = {
-    "faiss": ["geoloc/search/cell_index.py"],
+    "faiss": ["geoloc/search/structures/"],
     "fsspec": ["geoloc/photos/sources.py"],
     "huggingface_hub": ["geoloc/hub/"],
     "hydra": ["geoloc/cli/"],

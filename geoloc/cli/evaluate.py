@@ -9,7 +9,14 @@ import typer
 from geoloc.cli.console import check_folder, count, km, new_app, radius, say
 from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
-from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, ReferenceOption, reference_names
+from geoloc.cli.models import (
+    BatchSizeOption,
+    DeviceOption,
+    QueryOption,
+    ReferenceOption,
+    StructureOption,
+    reference_names,
+)
 from geoloc.cli.parsing import parse_renaming
 from geoloc.errors import ConfigError, NotFoundError
 
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
     from geoloc.evaluate.report import EvaluationRun
     from geoloc.files.tables import PointTable
     from geoloc.images.query import QueryMode
+    from geoloc.search.structures import Structure
 
 evaluate_app = new_app(help="Score predictions, or a model on a benchmark, under a named protocol.")
 
@@ -164,6 +172,7 @@ def evaluate_benchmark(
         typer.Option("--utm-epsg", help="vg, msls-740: EPSG code for images whose names have no zone."),
     ] = None,
     reference: ReferenceOption = None,
+    structure: StructureOption = "exact",
     query: QueryOption = "central_crop",
     top_k: Annotated[
         int | None,
@@ -219,6 +228,7 @@ def evaluate_benchmark(
         SessionOptions(
             query=cast("QueryMode", query),
             reference=reference_names(reference),
+            structure=cast("Structure", structure),
             top_k=top_k or (max(rules.recall_at) if rules.retrieval else 10),
         ),
         batch_size=batch_size,

@@ -20,6 +20,7 @@ from geoloc.cli.models import (
     MaxPrecisionOption,
     QueryOption,
     ReferenceOption,
+    StructureOption,
     TopKOption,
     reference_names,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from geoloc.localize.job import LocalizeJob
     from geoloc.localize.rows import LocalizeWork
     from geoloc.localize.table import Row
+    from geoloc.search.structures import Structure
     from geoloc.view.map_html import MapPoint
 
 FEW_IMAGES = 20  # rows of a printed table when the predictions are also saved
@@ -51,6 +53,7 @@ def localize(
     ] = "earthview",
     model_option: ModelOption = [],  # noqa: B006  typer copies it
     reference: ReferenceOption = None,
+    structure: StructureOption = "exact",
     query: QueryOption = "central_crop",
     output: Annotated[
         Path | None,
@@ -122,6 +125,7 @@ def localize(
     options = SessionOptions(
         query=cast("QueryMode", query),
         reference=reference_names(reference),
+        structure=cast("Structure", structure),
         top_k=top_k,
         utility=utility,
         abstain_above_km=abstain_above_km,

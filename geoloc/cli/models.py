@@ -19,6 +19,15 @@ ReferenceOption = Annotated[
         "the model. A database of another model is searched with that model's vectors.",
     ),
 ]
+StructureOption = Annotated[
+    str,
+    typer.Option(
+        "--structure",
+        metavar="NAME",
+        help="How references are searched: exact, or FAISS's flat, fp16, sq8, pq; for models without cells also hnsw "
+        "and ivfpq, which are built once and kept in ~/.cache/geoloc. Similarities are always those of exact.",
+    ),
+]
 QueryOption = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 from geoloc.cli.console import check_folder, count, say
 from geoloc.cli.jobs import Engine, EngineOption, GpusOption, ThreadsOption, Workers, WorkersOption
 from geoloc.cli.model_options import ModelOption, model_options
-from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption
+from geoloc.cli.models import BatchSizeOption, DeviceOption, QueryOption, StructureOption
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,7 @@ def recall(
             help="Queries without any right photo are left out (Deep VG benchmark), or a miss (CosPlace).",
         ),
     ] = WithoutPositive.LEFT_OUT,
+    structure: StructureOption = "exact",
     query: QueryOption = "central_crop",
     batch_size: BatchSizeOption = 16,
     engine: EngineOption = Engine.LOCAL,
@@ -85,15 +86,17 @@ def recall(
     device: DeviceOption = "cpu",
     threads: ThreadsOption = 1,
 ) -> None:
-    """Recall@k of a model's embeddings: every query against every photo of the database, by exact search.
+    """Recall@k of a model's embeddings: every query against every photo of the database.
 
     Embeddings are kept beside the report, in OUTPUT.embeddings/: an interrupted run continues, and a run
     with other counting options reuses them.
     """
     from geoloc.evaluate.recall_set import RecallRules, open_recall_set, score_recall_set, write_recall_report
     from geoloc.localize.embed import EmbedOptions, EmbedWork
+    from geoloc.search.structures import check_structure
 
     check_folder(output)
+    searched_by = check_structure(structure)
     rules = RecallRules(
         tuple(at or RecallRules.at), "miss" if without_positive is WithoutPositive.MISS else "left_out"
     )
@@ -109,7 +112,9 @@ def recall(
     )
     work = EmbedWork(model, options, model_options(model_option))
     vectors, problems = _embed(work, [*found.database, *found.queries], output, crew)
-    report = score_recall_set(found, vectors[: len(found.database)], vectors[len(found.database) :], rules)
+    report = score_recall_set(
+        found, vectors[: len(found.database)], vectors[len(found.database) :], rules, searched_by
+    )
     known = work.on_cpu.embedder
     facts = {
         "model": f"{known.name} ({known.identity[:12]})",

@@ -1,4 +1,4 @@
-"""Recall of place recognition: every query against every photo of the database, by exact search.
+"""Recall of place recognition: every query against every photo of the database.
 
     found = open_recall_set("pitts30k")                                        # images/test/{database,queries}
     found = open_recall_set("datasets/Pittsburgh", "pitts30k_test", images="photos/Pittsburgh")
@@ -11,7 +11,7 @@ Positives of a query are the photos within a radius (the Deep VG benchmark and S
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,11 @@ from geoloc.errors import ConfigError, NotFoundError
 from geoloc.files import replace_folder, write_manifest
 from geoloc.geo.near import rows_within_m
 from geoloc.metrics.recall import WithoutPositive, positive_ranks, recall_at_k
+from geoloc.reference.rows import SOURCES
+from geoloc.search.cell_index import CellIndex
+from geoloc.search.structures import Structure
+from quadtree import build_quadtree
+from quadtree.morton import encode
 
 IntArray = NDArray[np.int64]
 _UNREADABLE: Final = {"database": "never found", "queries": "misses"}
@@ -128,8 +133,9 @@ def score_recall_set(
     database: NDArray[np.float32],
     queries: NDArray[np.float32],
     rules: RecallRules | None = None,
+    structure: Structure = "exact",
 ) -> RecallReport:
-    """Recall of a set by exact search.
+    """Recall of a set.
 
     Unreadable photos have NaN vectors: such a query is a miss, such a photo of the database is never found.
 
@@ -138,6 +144,9 @@ def score_recall_set(
         database: (m, D) unit vectors.
         queries: (n, D) unit vectors.
         rules: None is the Deep VG benchmark's.
+        structure: "exact" ranks all photos, and ties count against the model. FAISS's structures, see `CellIndex`, find
+            the best of them, as many as the largest k of `rules`; a query whose positives are not among them never has
+            one.
 
     Raises:
         ConfigError: no query has a positive.
@@ -153,7 +162,11 @@ def score_recall_set(
         raise NotFoundError(f"no photo of the database of {found.name} could be read")
     new_row = np.cumsum(~is_lost) - 1
     positives = [new_row[rows[~is_lost[rows]]] for rows in found.positives]
-    ranks, best = positive_ranks(np.nan_to_num(queries), database[rows_left], positives)
+    known, asked = database[rows_left], np.nan_to_num(queries)
+    if structure == "exact":
+        ranks, best = positive_ranks(asked, known, positives)
+    else:
+        ranks, best = _found_ranks(asked, known, positives, max(rules.at), structure)
     best = rows_left[best]
     ranks[is_unreadable], best[is_unreadable] = np.iinfo(np.int64).max, -1
     counted = recall_at_k(ranks, has_positive, rules.at, rules.without_positive)
@@ -167,13 +180,65 @@ def score_recall_set(
             "rules": {
                 "right": found.rule,
                 "query without a right photo": rules.without_positive.replace("_", " "),
-                "search": "exact, by cosine; ties count against",
+                "search": "exact, by cosine; ties count against"
+                if structure == "exact"
+                else f"FAISS {structure}, by cosine",
             },
             "unreadable": {"database": int(is_lost.sum()), "queries": int(is_unreadable.sum())},
         },
         ranks,
         best,
     )
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """A database in memory, for `CellIndex`: all photos at one place, for the whole of it is searched."""
+
+    vectors: NDArray[np.float32]
+
+    @property
+    def row_id(self) -> NDArray[np.int64]:
+        return np.arange(len(self.vectors))
+
+    @property
+    def latlon_deg(self) -> NDArray[np.float64]:
+        return np.zeros((len(self.vectors), 2))
+
+    @property
+    def morton(self) -> NDArray[np.uint64]:
+        return encode(self.latlon_deg).astype(np.uint64)
+
+    @property
+    def source(self) -> NDArray[np.uint8]:
+        return np.full(len(self.vectors), SOURCES.index("street"), np.uint8)
+
+    @property
+    def deleted(self) -> NDArray[np.bool_]:
+        return np.zeros(len(self.vectors), np.bool_)
+
+    @property
+    def scales(self) -> None:
+        return None
+
+
+def _found_ranks(
+    queries: NDArray[np.float32],
+    database: NDArray[np.float32],
+    positives: Sequence[NDArray[np.int64]],
+    k: int,
+    structure: Structure,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `positive_ranks`, among the k photos that FAISS finds: wrong ones before the first positive, and the best."""
+    tree = build_quadtree([[0.0, 0.0]], max_points_per_cell=2)
+    photos = _Photos(np.ascontiguousarray(database))
+    found = CellIndex(tree, [photos], structure=structure).search_everywhere(queries, k, ["street"]).row_id
+    ranks = np.full(len(queries), np.iinfo(np.int64).max)
+    for q, rows in enumerate(positives):
+        hits = np.flatnonzero(np.isin(found[q], rows))
+        if len(hits):
+            ranks[q] = hits[0]
+    return ranks, np.maximum(found[:, 0], 0)
 
 
 def write_recall_report(

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from geoloc.localize.keywords import LocalizeKeywords
     from geoloc.models.network import GeoNetwork
     from geoloc.posterior.fit import LabelledBatch
+    from geoloc.search.structures import Structure
 
 
 class Geolocalizer(Embedder):
@@ -64,6 +65,7 @@ class Geolocalizer(Embedder):
 
     Attributes:
         pipeline: the stages from preprocessed images to posteriors.
+        structure: of the search of references, see `CellIndex`; at first "exact".
         quadtree, calibration, card, reference, references: as given; the others as of `Embedder`.
 
     Raises:
@@ -90,10 +92,10 @@ class Geolocalizer(Embedder):
         self.card = card
         self.reference, self.references = reference, references or References()
         self._exported: Exported | None = None
+        self.structure: Structure = "exact"
         self._search: tuple[Any, Search] | None = None
 
     # --- Checkpoints ------------------------------------------------------------------------------------------
-
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint, saved: Saved | None = None) -> Self:
         """The model of a checkpoint in memory, with its identity if it is on the disk."""
@@ -179,7 +181,7 @@ class Geolocalizer(Embedder):
     ) -> Pushed:
         """Publish the model on the Hugging Face Hub, in one commit; `from_pretrained(repo_id)` loads it again.
 
-        Log in first: `hf auth login`.
+        Log in first: `hf auth login`. The result is the commit, which `revision=` pins, and its address.
 
         Args:
             repo_id: "org/name"; the repository is made if it does not exist.
@@ -191,9 +193,6 @@ class Geolocalizer(Embedder):
             licence: of the weights, by the Hub's names, such as "apache-2.0"; None keeps that of the card.
             ledger: data and weights that the model was made from, for the card.
             half: store floating-point tensors as float16.
-
-        Returns:
-            The commit, which `revision=` pins, and its address.
 
         Raises:
             ConfigError: a name that no repository can have, or a file that is not a report.
@@ -345,12 +344,19 @@ class Geolocalizer(Embedder):
             FingerprintMismatchError: no embedder fits a database, or it is bound to another quadtree.
         """
         databases = chosen_databases(reference, self.own_databases)
-        state = (reference == "own", [(id(database), database.version) for database in databases])
+        versions = [(id(database), database.version) for database in databases]
+        state = (reference == "own", self.structure, versions)
         if self._search is None or self._search[0] != state:
             references = with_embedders(self, databases, self.references.embedders)
             # The plan keeps the databases, so that their ids stay theirs.
-            is_own = reference == "own" or not references.embedders
-            plan = plan_search(self.pipeline, references, str(self.device), self.reference, is_fitted=is_own)
+            plan = plan_search(
+                self.pipeline,
+                references,
+                str(self.device),
+                self.reference,
+                self.structure,
+                is_fitted=reference == "own" or not references.embedders,
+            )
             self._search = (state, plan)
         return self._search[1]
 
@@ -369,8 +375,9 @@ class Geolocalizer(Embedder):
         references = References() if reference is None else self.search_of(reference).references
         return load_inputs(super().load_query, source, query, references)
 
-    def retriever(self, reference: Reference) -> Retriever | None:
-        """The search of a choice of references; see `search_of`."""
+    def retriever(self, reference: Reference, structure: Structure | None = None) -> Retriever | None:
+        """The search of a choice of references, see `search_of`; from now on in `structure`, if that is given."""
+        self.structure = structure or self.structure
         return self.search_of(reference).retriever
 
     @property

@@ -32,6 +32,7 @@ from geoloc.posterior.retrieve import Retriever
 from geoloc.posterior.working_tree import working_tree
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import SOURCES
+from geoloc.search.structures import Structure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,7 @@ def plan_search(
     references: References,
     device: str,
     own: ReferenceDatabase | None = None,
+    structure: Structure = "exact",
     *,
     is_fitted: bool = True,
 ) -> Search:
@@ -90,11 +92,12 @@ def plan_search(
         references: all databases.
         device: of the rows that are searched.
         own: the model's own database, which is called "reference" in candidates, as in its checkpoint.
+        structure: of the search of references, see `CellIndex`; a gallery beside them is searched exactly.
         is_fitted: whether the model's reranker was fitted with such references.
 
     Raises:
         FingerprintMismatchError: a database is bound to another quadtree.
-        ConfigError: there is no reference at all, and cells are needed.
+        ConfigError: there is no reference at all, and cells are needed; or the structure does not search cells.
     """
     if not references.databases:
         return Search(references)
@@ -121,6 +124,7 @@ def plan_search(
         kernels_km,
         names,
         is_fitted=is_fitted and gallery is None,  # beside a gallery, the reranker is the gallery's softmax
+        structure=structure,
         device=device,
     )
     return Search(references, retriever, gallery)

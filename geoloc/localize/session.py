@@ -24,6 +24,7 @@ from geoloc.images.query import MERGES, QueryMode, check_query_mode
 from geoloc.posterior.coarse import CoarseGrid
 from geoloc.posterior.prediction import Prediction
 from geoloc.posterior.utility import Utility
+from geoloc.search.structures import Structure, check_structure
 
 if TYPE_CHECKING:
     from geoloc.localize.geolocalizer import Geolocalizer
@@ -40,6 +41,8 @@ class SessionOptions:
     Attributes:
         query: how an image becomes network inputs, see `geoloc.images.query`.
         reference: folders of reference databases, among them "own" (those of the model); () searches none.
+        structure: how they are searched: "exact", "flat", "fp16", "sq8", "pq", and for models without cells "hnsw" and
+            "ivfpq", see `geoloc.search.cell_index.CellIndex`.
         top_k: number of candidates, 1 to 1000; there may be fewer.
         utility: what the point maximises: "geoscore", "median" or "within:25km"; None is the model's default.
         abstain_above_km: a larger 90 % radius makes the prediction abstain.
@@ -51,6 +54,7 @@ class SessionOptions:
 
     query: QueryMode = "central_crop"
     reference: tuple[str, ...] = ("own",)
+    structure: Structure = "exact"
     top_k: int = 5
     utility: str | None = None
     abstain_above_km: float | None = None
@@ -58,6 +62,7 @@ class SessionOptions:
 
     def __post_init__(self) -> None:
         check_query_mode(self.query)
+        check_structure(self.structure)
         if not 1 <= self.top_k <= MAX_TOP_K:
             raise ConfigError(f"top_k is {self.top_k}; expected 1 to {MAX_TOP_K}")
         if self.abstain_above_km is not None and not self.abstain_above_km > 0:
@@ -72,7 +77,7 @@ class Session:
     """A loaded model that answers images with fixed options.
 
     Args:
-        model: that answers.
+        model: that answers; a `Geolocalizer` searches in the structure of the options from now on.
         options: of the answers; their `reference` is only a name here.
         reference: what is searched, see `Geolocalizer.localize`.
 
@@ -97,8 +102,15 @@ class Session:
         self.preprocess: Preprocess = model.preprocess
         self.options = options
         self._model, self._reference = model, reference
+        if hasattr(model, "structure"):  # a model that searches
+            model.structure = options.structure
         model.check_answers(reference)  # now, before any image is read
         self.database_identity = model.reference_identity(reference)
+        if options.structure != "exact" and self.database_identity == "none":
+            raise ConfigError(
+                f"structure is {options.structure!r}, but {model.name!r} has no references to search: give a "
+                "database, or leave the structure out"
+            )
 
     @property
     def model_identity(self) -> str:

@@ -17,7 +17,8 @@ from geoloc.posterior.evidence import CellEvidence, Evidence
 from geoloc.reference.database import ReferenceDatabase
 from geoloc.reference.rows import SOURCES, Source
 from geoloc.search.candidates import NO_ROW, Candidates
-from geoloc.search.cell_index import CellIndex, Structure, with_border_neighbours
+from geoloc.search.cell_index import CellIndex, with_border_neighbours
+from geoloc.search.structures import IndexCache, Structure, check_searches_cells
 from quadtree import Quadtree, build_quadtree
 from quadtree.sphere import latlon_to_unit, unit_to_latlon
 
@@ -48,7 +49,7 @@ class Retriever:
 
     Raises:
         FingerprintMismatchError: a database is bound to another quadtree.
-        ConfigError: structure and device do not go together.
+        ConfigError: there is no such structure, or it searches whole databases only and there are cells.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Retriever:
         device: str = "cpu",
     ) -> None:
         if quadtree is not None:
+            check_searches_cells(structure)
             for database in databases:
                 database.check_fingerprints(quadtree=quadtree.fingerprint)
         self.databases, self.quadtree, self.kernel_km = tuple(databases), quadtree, kernel_km
@@ -72,7 +74,13 @@ class Retriever:
         self.towers = tuple(towers) if towers is not None else (0,) * len(self.databases)
         tree = quadtree or build_quadtree([[0.0, 0.0]], max_points_per_cell=2)  # one cell, the Earth
         self._indexes = [
-            CellIndex(tree, database.segments, structure=structure, device=device)
+            CellIndex(
+                tree,
+                database.segments,
+                structure=structure,
+                device=device,
+                cache=IndexCache(database.folder, database.identity),
+            )
             for database in self.databases
         ]
         kinds: tuple[Source, ...] = SOURCES

@@ -9,9 +9,9 @@ there is labelled. The only module that imports FAISS.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,22 +32,25 @@ from geoloc.search.scan import (
     Rows,
     SegmentRows,
     Slice,
+    blocks_of,
     board_width,
     scan,
     search_one,
 )
+from geoloc.search.structures import (
+    EVERYWHERE,
+    IN_CELLS,
+    CellLists,
+    IndexCache,
+    Structure,
+    WholeIndex,
+    check_searches_cells,
+    check_structure,
+)
 from quadtree import Quadtree
 from quadtree.sphere import EARTH_MEAN_RADIUS_KM, box_distance_km, validate_latlon_deg
 
-Structure = Literal["exact", "flat", "fp16", "sq8", "pq"]
-
 _QUERIES_AT_ONCE: Final = 4096  # larger batches read a cell once for each so many queries
-
-# Rows that FAISS proposes for each one that is wanted; they are scored again from the stored vectors.
-_OVERSAMPLING: Final = {"flat": 2, "fp16": 2, "sq8": 4, "pq": 32}
-_TRAINING_ROWS: Final = 1 << 16
-_ADDED_ROWS: Final = 1 << 14  # at a time, as float32
-_PQ_DIMENSIONS: Final = 8  # to a byte
 _ALL_LISTS_ENTRIES: Final = 1 << 22  # list numbers handed to FAISS at once when it searches everywhere
 
 
@@ -70,12 +73,14 @@ class CellIndex:
         segments: of a `ReferenceDatabase`, or arrays with the names of `SegmentRows`.
         structure: "exact" multiplies the stored vectors themselves. "flat", "fp16", "sq8" and "pq" are
             FAISS's inverted lists with that code for a vector, a copy in memory (4D, 2D, D or about D / 8
-            bytes a row) that is built here from the segments and never read from a file; their proposals are scored
-            again from the stored vectors.
-        device: "cpu", or a torch device such as "cuda", to which "exact" then copies the vectors.
+            bytes a row) that is built here from the segments. "hnsw" (4D + 512 bytes a row) and "ivfpq" (about D / 8)
+            search the whole database only. What FAISS proposes is scored again from the stored vectors.
+        device: "cpu", or a torch device such as "cuda", to which "exact" then copies the vectors. FAISS's structures
+            but "hnsw" go there if FAISS is built for GPUs, and else stay on the CPU.
+        cache: where "hnsw" and "ivfpq" are kept, which take long to build; None keeps them in memory only.
 
     Raises:
-        ConfigError: segments differ in width, or structure and device do not go together.
+        ConfigError: segments differ in width, or there is no such structure.
     """
 
     def __init__(
@@ -85,17 +90,10 @@ class CellIndex:
         *,
         structure: Structure = "exact",
         device: str = "cpu",
+        cache: IndexCache | None = None,
     ) -> None:
-        if structure not in get_args(Structure):
-            raise ConfigError(
-                f"structure must be one of {', '.join(get_args(Structure))}; found {structure!r}"
-            )
-        is_host = device.partition(":")[0] == "cpu"
-        if structure != "exact" and not is_host:
-            raise ConfigError(
-                f"FAISS lists ({structure!r}) are searched on the CPU, but device is {device!r}; use "
-                "structure='exact' there"
-            )
+        self.structure = check_structure(structure)
+        is_host = structure != "exact" or device.partition(":")[0] == "cpu"
         self.num_cells = quadtree.num_cells
         filled = [segment for segment in segments if len(segment.row_id)]
         widths = sorted({segment.vectors.shape[1] for segment in filled})
@@ -107,9 +105,11 @@ class CellIndex:
         self._sources_in = [_sources_in(segment) for segment in filled]
         self._views: dict[frozenset[int], _View] = {}
         self._device_rows = None if is_host or not filled else DeviceRows(self._rows, device)
-        self._faiss = (
-            None if structure == "exact" or not filled else _FaissLists(structure, self._rows, self._lists)
-        )
+        self._faiss: CellLists | WholeIndex | None = None
+        if filled and structure in IN_CELLS[1:]:
+            self._faiss = CellLists(structure, self._rows, self._lists, device)
+        elif filled and structure in EVERYWHERE:
+            self._faiss = WholeIndex(structure, self._rows, device, cache)
 
     def num_rows_in(self, cell_ids: ArrayLike) -> IntArray:
         """Number of rows of cells, deleted rows and all sources included, (...) -> (...) int64."""
@@ -135,8 +135,10 @@ class CellIndex:
             sources: kinds of references that are searched.
 
         Raises:
-            ConfigError: shapes do not match, a query is not finite, k < 1, or no such cell or source exists.
+            ConfigError: shapes do not match, a query is not finite, k < 1, no such cell or source exists, or the
+                structure searches the whole database only.
         """
+        check_searches_cells(self.structure)
         queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
         if len(cells) != len(queries):
             raise ConfigError(
@@ -154,7 +156,7 @@ class CellIndex:
             return self._search(queries, wanted, k, codes)
         return _joined(
             self._search(queries[block], wanted[block], k, codes)
-            for block in _blocks(len(queries), _QUERIES_AT_ONCE)
+            for block in blocks_of(len(queries), _QUERIES_AT_ONCE)
         )
 
     def search_everywhere(
@@ -163,10 +165,10 @@ class CellIndex:
         """The best k rows of each query in the whole database; arguments, result and errors as for `search`."""
         queries, codes = self._checked_query(query, k), _source_codes(tuple(sources))
         step = _QUERIES_AT_ONCE
-        if self._faiss is not None:
+        if isinstance(self._faiss, CellLists):
             step = max(1, _ALL_LISTS_ENTRIES // (self.num_cells * len(SOURCES)))
         return _joined(
-            self._search(queries[block], None, k, codes) for block in _blocks(max(1, len(queries)), step)
+            self._search(queries[block], None, k, codes) for block in blocks_of(max(1, len(queries)), step)
         )
 
     def _search(
@@ -230,112 +232,6 @@ class CellIndex:
         return queries
 
 
-class _FaissLists:
-    """FAISS's inverted lists, one for each source and cell: number source * num_cells + cell.
-
-    Deleted rows are not in them. Ids are positions in `Rows`.
-    """
-
-    def __init__(self, structure: str, rows: Rows, lists: CellSlices) -> None:
-        import faiss
-
-        dim = rows.vectors[0].shape[1]
-        self._num_cells = len(lists.num_rows)
-        self._oversampling = _OVERSAMPLING[structure]
-        num_lists = self._num_cells * len(SOURCES)
-        self._quantizer = faiss.IndexFlatIP(dim)  # stays empty: the lists are given
-        arguments = (self._quantizer, dim, num_lists)
-        self._index: Any  # FAISS's type hints lack half of what is used here
-        if structure == "flat":
-            self._index = faiss.IndexIVFFlat(*arguments, faiss.METRIC_INNER_PRODUCT)
-        elif structure == "pq":
-            num_bytes = max(size for size in range(1, max(1, dim // _PQ_DIMENSIONS) + 1) if dim % size == 0)
-            self._index = faiss.IndexIVFPQ(*arguments, num_bytes, 8, faiss.METRIC_INNER_PRODUCT)
-            self._index.by_residual = False
-            self._index.pq.cp.min_points_per_centroid = 1
-            # k-means needs 256 points; a smaller database repeats its rows.
-            sample = _sample(rows)
-            self._index.pq.train(np.resize(sample, (max(len(sample), 256), dim)))
-        else:
-            code = faiss.ScalarQuantizer.QT_fp16 if structure == "fp16" else faiss.ScalarQuantizer.QT_8bit
-            self._index = faiss.IndexIVFScalarQuantizer(*arguments, code, faiss.METRIC_INNER_PRODUCT, False)
-            self._index.sq.train(_sample(rows))
-        self._index.is_trained = True
-        for segment in range(len(rows.segments)):
-            self._add(rows, lists, segment)
-
-    def _add(self, rows: Rows, lists: CellSlices, segment: int) -> None:
-        import faiss
-
-        columns = rows.segments[segment]
-        mine = np.flatnonzero(lists.segment == segment)
-        mine = mine[np.argsort(lists.start[mine])]  # they cover the segment
-        cell = np.repeat(lists.cell[mine], lists.stop[mine] - lists.start[mine])
-        for block in _blocks(len(cell), _ADDED_ROWS):
-            alive = np.flatnonzero(~columns.deleted[block]) + block.start
-            if len(alive) == 0:
-                continue
-            # Raw pointers keep no array alive: each needs a name until the call is over.
-            list_ids = columns.source[alive].astype(np.int64) * self._num_cells + cell[alive]
-            positions = alive + rows.first[segment]
-            vectors = rows.widened(segment, alive)
-            self._index.add_core(
-                len(alive), faiss.swig_ptr(vectors), faiss.swig_ptr(positions), faiss.swig_ptr(list_ids)
-            )
-
-    def contenders(
-        self, query: FloatArray, cells: list[list[int]] | None, k: int, codes: list[int]
-    ) -> tuple[IntArray, IntArray]:
-        """Query and position of the rows that FAISS proposes in the cells; None searches all cells."""
-        import faiss
-
-        if cells is None:
-            every = np.concatenate([np.arange(self._num_cells) + code * self._num_cells for code in codes])
-            list_ids = np.tile(every, (len(query), 1))
-        else:
-            width = max(len(ids) for ids in cells)
-            list_ids = np.full((len(query), len(codes), width), -1)
-            for chosen, ids in zip(list_ids, cells, strict=True):
-                chosen[:, : len(ids)] = ids
-            list_ids += np.where(list_ids >= 0, np.array(codes)[:, None] * self._num_cells, 0)
-            list_ids = list_ids.reshape(len(query), -1)
-        num_lists = list_ids.shape[1]
-        num_asked = min(k * self._oversampling, int(self._index.ntotal))
-        if num_lists == 0 or num_asked == 0:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        # The method of the same name reads the width from the index, which threads share; this one takes it as a
-        # parameter.
-        centroid_scores = np.zeros(list_ids.shape, dtype=np.float32)
-        scores = np.empty((len(query), num_asked), dtype=np.float32)
-        positions = np.empty((len(query), num_asked), dtype=np.int64)
-        parameters: Any = faiss.SearchParametersIVF()
-        parameters.nprobe = num_lists
-        self._index.search_preassigned_c(
-            len(query),
-            faiss.swig_ptr(query),
-            num_asked,
-            faiss.swig_ptr(list_ids),
-            faiss.swig_ptr(centroid_scores),
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(positions),
-            False,
-            parameters,
-        )
-        query_idx, rank = np.nonzero(positions >= 0)
-        return query_idx, positions[query_idx, rank]
-
-
-def _sample(rows: Rows) -> FloatArray:
-    """Up to `_TRAINING_ROWS` rows of the whole database as float32, always the same ones."""
-    num_rows = rows.num_rows
-    chosen = np.sort(np.random.default_rng(0).permutation(num_rows)[:_TRAINING_ROWS])
-    parts = []
-    for segment, first in enumerate(rows.first[:-1]):
-        mine = chosen[(chosen >= first) & (chosen < rows.first[segment + 1])] - first
-        parts.append(rows.widened(segment, mine))
-    return np.concatenate(parts)
-
-
 def _sources_in(segment: SegmentRows) -> frozenset[int]:
     return frozenset(code for code in range(len(SOURCES)) if (segment.source == code).any())
 
@@ -345,11 +241,6 @@ def _source_codes(sources: tuple[Source, ...]) -> frozenset[int]:
     if not sources or not set(sources) <= set(SOURCES):
         raise ConfigError(f"sources must be some of {', '.join(SOURCES)}, in a list; found {sources!r}")
     return frozenset(SOURCES.index(source) for source in sources)
-
-
-def _blocks(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
 
 
 def _joined(found: Iterable[Candidates]) -> Candidates:

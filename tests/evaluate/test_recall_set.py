@@ -17,6 +17,7 @@ from geoloc.errors import ConfigError, NotFoundError
 from geoloc.evaluate.recall_set import RecallRules, RecallSet, open_recall_set, score_recall_set
 from geoloc.localize.geolocalizer import Geolocalizer
 from geoloc.models.config import AggregationConfig, BackboneConfig, EmbeddingHeadConfig
+from geoloc.search.structures import Structure
 
 
 def geoloc(*arguments: object) -> tuple[int, str]:
@@ -170,6 +171,25 @@ def test_rows_are_those_of_the_whole_database() -> None:
     assert report.metrics["recall_at"]["3"] == pytest.approx(
         2 / 3
     )  # the third's only positive cannot be read
+
+
+@pytest.mark.parametrize("structure", ["flat", "hnsw", "ivfpq"])
+def test_structures_find_what_exact_search_finds(structure: Structure) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((700, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    database, queries = vectors[:600], vectors[600:].copy()
+    queries[:50] = database[:50]
+    positives = (*(np.array([q, 599 - q]) for q in range(99)), np.array([], np.int64))
+    names = tuple(map(str, range(700)))
+    found = RecallSet("x", names[:600], names[600:], positives, "by hand")
+    exact = score_recall_set(found, database, queries, RecallRules((1, 10)))
+    report = score_recall_set(found, database, queries, RecallRules((1, 10)), structure)
+    assert report.best[:50].tolist() == list(range(50))
+    assert report.metrics["recall_at"] == pytest.approx(exact.metrics["recall_at"], abs=0.02)
+    assert report.metrics["rules"]["search"] == f"FAISS {structure}, by cosine"
+    found_first = report.ranks < 10
+    np.testing.assert_array_equal(report.ranks[found_first], exact.ranks[found_first])
 
 
 def test_refusals(town: Path, model: Path, tmp_path: Path) -> None:

@@ -128,6 +128,25 @@ def test_the_point_is_the_place_that_was_recognised(tmp_path: Path) -> None:
     assert tiny_geolocalizer().pipeline.default_utility == Utility("geoscore")
 
 
+def test_the_structure_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, database = saved_with_references(street_model(), tmp_path)
+    exact = Session(model, SessionOptions(), database)
+    hnsw = Session(model, SessionOptions(structure="hnsw"), database)
+    assert exact.fingerprint != hnsw.fingerprint
+    known = model.retriever(database, "hnsw")
+    assert known is not None
+    assert model.retriever(database) is known  # later calls keep it
+    picture = exact.load(tiny_image(1))
+    assert hnsw.localize([picture]) == exact.localize([picture])
+    assert list((tmp_path / "cache").rglob("*-hnsw-*.faiss"))
+    assert model.retriever(database, "exact") is not known
+    with pytest.raises(ConfigError, match=r"structure is .hnsw., but .* has no references to search"):
+        Session(tiny_geolocalizer(), SessionOptions(structure="hnsw"))
+    with pytest.raises(ConfigError, match="structure must be one of exact"):
+        SessionOptions(structure="tree")  # type: ignore[arg-type]
+
+
 def test_without_references_it_is_refused(tmp_path: Path) -> None:
     model = street_model()
     with pytest.raises(ConfigError, match=r"it only embeds\. Give it a reference database to search"):

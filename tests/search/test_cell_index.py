@@ -525,9 +525,7 @@ def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(ConfigError, match="aerial, street, location"):
         index.search(query, [[0], [1]], 1, [])
     with pytest.raises(ConfigError, match="structure must be one of exact, flat"):
-        CellIndex(TREE, segments, structure="hnsw")
-    with pytest.raises(ConfigError, match="use structure='exact'"):
-        CellIndex(TREE, segments, structure="flat", device="cuda")
+        CellIndex(TREE, segments, structure="lsh")
     with pytest.raises(ConfigError, match=r"vectors of one width; found \[8, 24\]"):
         CellIndex(TREE, [*segments, replace(segments[0], vectors=segments[0].vectors[:, :8])])
 

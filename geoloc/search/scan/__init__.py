@@ -22,6 +22,7 @@ from geoloc.search.scan.rows import (
     Rows,
     SegmentRows,
     Slice,
+    blocks_of,
     widen,
 )
 from geoloc.search.scan.search import scan, search_one
@@ -38,6 +39,7 @@ __all__ = [
     "Rows",
     "SegmentRows",
     "Slice",
+    "blocks_of",
     "board_width",
     "scan",
     "search_one",

@@ -129,6 +129,12 @@ class Rows:
             yield segment, chosen, position[chosen] - self.first[segment]
 
 
+def blocks_of(length: int, step: int) -> Iterator[slice]:
+    """Slices of at most `step` that cover [0, length)."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
 def widened_blocks(narrow: NDArray[Any]) -> Iterator[tuple[slice, FloatArray]]:
     """Rows of each block and their float32 copies, which the next block overwrites."""
     buffer = np.empty((min(len(narrow), _WIDENED_ROWS), narrow.shape[1]), dtype=np.float32)

@@ -363,14 +363,9 @@ class Geolocalizer(Embedder):
     def load_query(
         self, source: ImageSource, query: QueryMode = "central_crop", reference: Reference = None
     ) -> Any:
-        """Decode one image for the model's own network, and for the embedders of references that need others.
+        """Decode one image for the model's own network, see `Embedder.load_query`, and for other embedders.
 
-        Returns:
-            The views of the query mode, (V, 3, h, w); or `geoloc.localize.search.QueryInputs`.
-
-        Raises:
-            BadImageError: the image is unusable.
-            ConfigError: there is no such mode.
+        With references that need other embedders the result is `geoloc.localize.search.QueryInputs`.
         """
         references = References() if reference is None else self.search_of(reference).references
         return load_inputs(super().load_query, source, query, references)
